@@ -1,0 +1,49 @@
+"""How Sphinx builds the documentation.
+
+Two tables are not written by hand: the methods, from their Cards, and the errors, from their classes.
+They are generated at the start of every build into docs/_generated/, where pages pull them in with
+
+    ```{include} _generated/methods.md
+    ```
+"""
+
+from pathlib import Path
+
+import apportion
+
+project = "apportion"
+author = "The apportion authors"
+copyright = author
+version = release = apportion.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build", "_generated"]  # the generated tables are parts of pages, not pages
+nitpicky = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"apportion {version}"
+
+
+def write_tables(app):
+    """Write the generated tables; an unchanged one keeps its date, so its pages are not rebuilt."""
+    from apportion.core.errors import errors_table
+    from apportion.core.registry import methods_table
+
+    folder = Path(app.srcdir) / "_generated"
+    folder.mkdir(exist_ok=True)
+    for name, table in (("methods", methods_table), ("errors", errors_table)):
+        path, text = folder / f"{name}.md", table()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def setup(app):
+    app.connect("builder-inited", write_tables)

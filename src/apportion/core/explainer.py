@@ -1,0 +1,77 @@
+"""Explainers: frozen recipes from a question to an attribution."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+from apportion.core.card import Card, Kind
+from apportion.core.config import Configurable
+
+if TYPE_CHECKING:
+    from apportion.core.attribution import Attribution
+    from apportion.core.field import Field
+    from apportion.core.question import Question
+    from apportion.core.score import Target
+    from apportion.core.tree import Tree
+
+
+class Passes(NamedTuple):
+    """Rows evaluated per example.
+
+    Attributes:
+        forward: rows sent forward.
+        backward: rows sent backward.
+        at_x: 1 where f(x) itself is needed besides; free where choosing the target already gave it.
+    """
+
+    forward: int
+    backward: int
+    at_x: int = 0
+
+
+@dataclass(frozen=True)
+class Explainer(Configurable):
+    """Base of the methods; a subclass is a frozen dataclass of parts with a Card and an `explain`."""
+
+    card: ClassVar[Card]
+
+    def __call__(
+        self, field: Field, x: Tree, *, target: Target = None, ids: Sequence[Any] | None = None, seed: int = 0
+    ) -> Attribution:
+        """Explain the field at x.
+
+        Args:
+            field: what is asked of which model.
+            x: examples on the first axis.
+            target: the output explained; None for each example's own top class.
+            ids: names of the examples, which key their random numbers; None uses their content.
+            seed: of all random numbers.
+
+        Returns:
+            Values on the field's site; positive raises the score.
+        """
+        return self.explain(field.bind(x, target=target, ids=ids, seed=seed))
+
+    @abstractmethod
+    def explain(self, q: Question) -> Attribution:
+        """Answer a bound question; wrappers call this of their base on derived questions."""
+
+    @abstractmethod
+    def passes(self) -> Passes:
+        """Count the rows evaluated per example: exact, or at most, as the Card says."""
+
+    @property
+    def kind(self) -> Kind:
+        """The question answered: the Card's, or the base's for a wrapper."""
+        if self.card.kind is not None:
+            return self.card.kind
+        base = getattr(self, "base", None)
+        return base.kind if isinstance(base, Explainer) else Kind.SENSITIVITY
+
+    @classmethod
+    def variants(cls) -> tuple[Self, ...]:
+        """Configurations the conformance suite runs: the default one and others worth covering."""
+        return (cls(),)

@@ -1,0 +1,399 @@
+"""Fields: what is asked of which model. It alone batches, sets precision and keeps the twin."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from apportion.core import tree
+from apportion.core.config import Configurable
+from apportion.core.errors import ApportionError, ConfigError, InputError, ModelError, NonFiniteError
+from apportion.core.score import Score, Target, as_score
+from apportion.core.site import Input, Probe, Site, SiteInfo
+from apportion.core.tree import Tree
+from apportion.core.twin import Twin, check_ready, fingerprint, unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from apportion.core.question import Question
+
+_LARGEST_CHUNK = 8192
+_CPU_BUDGET = 1 << 30
+
+
+@dataclass(frozen=True)
+class Normalize(Configurable):
+    """The affine normalization the model expects: z = (x - mean) / std per channel (axis 1).
+
+    >>> Normalize((0.5,), (0.25,))(torch.tensor([[[1.0]]]))
+    tensor([[[2.]]])
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ConfigError(f"Normalize(mean={self.mean}, std={self.std})", "as many positive std as mean")
+
+    def __call__(self, x: Float[Tensor, "R C *rest"]) -> Float[Tensor, "R C *rest"]:
+        """Normalize each channel."""
+        if x.ndim < 2 or x.shape[1] not in (len(self.mean), *([x.shape[1]] if len(self.mean) == 1 else [])):
+            raise InputError(f"input of shape {tuple(x.shape)} with {len(self.mean)} channel mean(s)", "matching axis 1")
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).reshape(shape)
+        std = torch.tensor(self.std, dtype=x.dtype, device=x.device).reshape(shape)
+        return (x - mean) / std
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Marks a tensor in `extra` that is the same for all examples and has no example axis."""
+
+    value: Tensor
+
+
+@dataclass
+class _Checked:
+    """What checking the model on one example showed.
+
+    Attributes:
+        outputs: the model's outputs for one example.
+        read: what the score reads of that example: the outputs or an inner site.
+        row_bytes: memory kept per row for the backward pass.
+        rows: rows spent.
+    """
+
+    outputs: Any
+    read: Any
+    row_bytes: int
+    rows: int
+
+
+class Field:
+    """A model, a score and a site: the scalar function that is explained.
+
+    The model is never touched: it runs as a twin whose weights are shared and need no gradient. A field
+    may be used from several threads; each has its own twin.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        score: Score | Callable[..., Tensor] | None = None,
+        site: Site | None = None,
+        *,
+        extra: Any = None,
+        bounds: tuple[float, float] | None = None,
+        normalize: Normalize | None = None,
+        precision: torch.dtype | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        allow_unused: bool = False,
+    ) -> None:
+        """State the question.
+
+        Args:
+            model: a module or any callable; `x` is passed as its argument, tuples as several, dicts by name.
+            score: reads one number per example off the outputs; the logit of the target unless given. A
+                callable takes the raw outputs and returns [rows].
+            site: where values are attributed; the model's input unless given.
+            extra: further arguments: a tuple (positional, after x) or a dict (by name). Tensors have one
+                entry per example on the first axis, unless wrapped in `Shared`.
+            bounds: lowest and highest admissible input, in the units of x.
+            normalize: the normalization between x and the network's own input.
+            precision: dtype the model runs in; None leaves it.
+            batch_size: rows per pass; "auto" fits memory and backs off when it runs out.
+            allow_unused: give zeros, with a warning, for an input the score does not depend on.
+
+        Raises:
+            ConfigError: an impossible option.
+            ModelError: something that cannot be called.
+        """
+        from apportion.core.score import Logit  # noqa: PLC0415 - default
+
+        self.model = unwrap(model)
+        self.score = as_score(Logit() if score is None else score)
+        self.site = Input() if site is None else site
+        if not isinstance(self.site, Site):
+            raise ConfigError(f"a {type(site).__name__} as site", "Input(), At(...) or AtOp(...)")
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ConfigError(f"batch_size={batch_size!r}", "a positive int or 'auto'")
+        if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
+            raise ConfigError(f"precision={precision!r}", "a floating-point torch.dtype or None")
+        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise ConfigError(f"bounds={bounds!r}", "(low, high) with low < high")
+        self.extra = extra if isinstance(extra, tuple | dict) or extra is None else (extra,)
+        self.bounds, self.normalize, self.precision = bounds, normalize, precision
+        self.allow_unused = allow_unused
+        self._batch_size = batch_size
+        self._chunk: int | None = None if batch_size == "auto" else batch_size
+        self._local = threading.local()
+
+    def __repr__(self) -> str:
+        return f"Field({type(self.model).__name__}, {self.score}, {self.site})"
+
+    def bind(self, x: Tree, target: Target = None, ids: Sequence[Any] | None = None, seed: int = 0) -> Question:
+        """Ask the field about examples: targets, extra arguments and random streams are fixed here, once.
+
+        Args:
+            x: examples on the first axis; a tensor, or a tuple, list or dict of tensors.
+            target: an int, a list or tensor of ints, a tuple indexing the output axes, or None for the top class.
+            ids: one hashable name per example; None uses a hash of its content.
+            seed: of all random numbers.
+
+        Raises:
+            InputError: wrong type, dtype, shape or device of x, or values out of bounds.
+            NonFiniteError: NaN or infinity in x or the outputs.
+            ModelError: the model is not in a state to be explained.
+            TargetError: the target does not fit the outputs.
+        """
+        from apportion.core.question import Question  # noqa: PLC0415 - mutual
+
+        return Question.bind(self, x, target, ids, seed)
+
+    def sites(self, x: Tree) -> list[SiteInfo]:
+        """List the tensors `At` can address, in the order of one forward pass on the first example."""
+        q = self.bind(x) if isinstance(self.site, Input) else Field(self.model, extra=self.extra).bind(x)
+        return q.sites()
+
+    @property
+    def chunk(self) -> int:
+        """Rows per pass at present."""
+        return self._chunk or 1
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether rows per pass are chosen here."""
+        return self._batch_size == "auto"
+
+    def shrink(self, to: int) -> None:
+        """Remember that only so many rows fit."""
+        self._chunk = max(1, to)
+
+    # -- the twin and the checks ------------------------------------------------------------------
+
+    def twin(self, refresh: bool = False) -> Twin:
+        """Give this thread's twin, built anew if the model's structure or storage changed."""
+        held = getattr(self._local, "twin", None)
+        if held is not None and not refresh:
+            return held[0]
+        is_module = isinstance(self.model, nn.Module)
+        now = fingerprint(self.model) if is_module else ()
+        if held is None or held[1] != now:
+            held = (Twin(self.model, self.precision), now, {})
+            self._local.twin = held
+        return held[0]
+
+    def admit(self, x: Tree) -> Tree:
+        """Check the user's input and detach it.
+
+        Raises:
+            InputError, NonFiniteError, ModelError: see `bind`.
+        """
+        flat, names = tree.leaves(x), tree.names(x)
+        for leaf, name in zip(flat, names, strict=True):
+            self._admit_leaf(leaf, name)
+        if not flat:
+            raise InputError("an empty tree as input", "at least one tensor")
+        counts = {int(leaf.shape[0]) for leaf in flat}
+        if len(counts) != 1:
+            shapes = {n: tuple(leaf.shape) for n, leaf in zip(names, flat, strict=True)}
+            raise InputError(f"inputs of shapes {shapes}", "the same number of examples on each first axis")
+        if counts == {0}:
+            raise InputError("an empty batch", "at least one example")
+        if self.normalize is not None and len(flat) > 1:
+            raise InputError("several inputs with normalize=", "a single tensor", "normalize inside the model")
+        check_ready(self.model, flat[0].device)
+        self._check_dtype(flat, names)
+        cast = self.precision
+        return tree.apply(lambda t: t.detach().to(cast) if cast and t.is_floating_point() else t.detach(), x)
+
+    def _admit_leaf(self, leaf: Any, name: str) -> None:
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"{name} is a {type(leaf).__name__}", "a torch.Tensor", "convert with torch.as_tensor")
+        if leaf.ndim == 0:
+            raise InputError(f"{name} is a single number", "examples on the first axis", "pass x[None]")
+        if isinstance(self.site, Input) and not leaf.is_floating_point():
+            raise InputError(
+                f"{name} has dtype {leaf.dtype}, which has no gradient",
+                "floating point",
+                "explain at the embedding, Field(model, site=At('name.of.the.embedding')), or pass it in extra=",
+            )
+        if leaf.is_floating_point():
+            finite = torch.isfinite(leaf)
+            if not bool(finite.all()):
+                bad = int((~finite).flatten(1).any(1).nonzero()[0]) if leaf.ndim > 1 else int((~finite).nonzero()[0])
+                raise NonFiniteError(f"{name} is NaN or infinite in example {bad}", "finite inputs")
+        if self.bounds is not None and isinstance(self.site, Input):
+            low, high = float(leaf.min()), float(leaf.max())
+            slack = 1e-6 * (self.bounds[1] - self.bounds[0])
+            if low < self.bounds[0] - slack or high > self.bounds[1] + slack:
+                raise InputError(f"{name} ranges over [{low:.4g}, {high:.4g}]", f"values within bounds {self.bounds}")
+
+    def _check_dtype(self, flat: list[Tensor], names: list[str]) -> None:
+        if self.precision is not None or not isinstance(self.model, nn.Module):
+            return
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        for leaf, name in zip(flat, names, strict=True):
+            if len(dtypes) == 1 and leaf.is_floating_point() and leaf.dtype not in dtypes:
+                own = next(iter(dtypes))
+                raise InputError(
+                    f"{name} is {leaf.dtype}, the model's weights are {own}",
+                    "one dtype",
+                    f"pass x.to({own}), or Field(..., precision={leaf.dtype})",
+                )
+
+    def split_extra(self, batch: int) -> tuple[Any, dict[str, Any]]:
+        """Give positional and named extra arguments, checked against the number of examples."""
+
+        def check(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] != batch:
+                raise InputError(
+                    f"an extra tensor of shape {tuple(value.shape)} for {batch} example(s)",
+                    "one entry per example on the first axis",
+                    "wrap it in ap.Shared(...) if it is the same for all examples",
+                )
+            return value
+
+        extra = tree.apply(check, self.extra) if self.extra else self.extra
+        return (extra, {}) if isinstance(extra, tuple) else ((), extra or {})
+
+    def check_model(self, q: Question) -> _Checked:
+        """Run the model on the first example, twice, and beside another; remember the outcome.
+
+        Raises:
+            ModelError: outputs change between equal calls, or depend on the other examples.
+        """
+        x = q.inputs
+        self.twin()
+        known: dict[Any, _Checked] = self._local.twin[2]
+        key = (self.score.site, *((tuple(t.shape[1:]), t.dtype, t.device) for t in tree.leaves(x)))
+        if key in known:
+            return known[key]
+        size = 0
+
+        def weigh(t: Tensor) -> Tensor:
+            nonlocal size
+            size += t.numel() * t.element_size()
+            return t
+
+        first = torch.zeros(1, dtype=torch.long)
+        with _kept_rng(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
+            one, read = q.look(first, grad=True)
+        spent = 1
+        with _kept_rng() as drew:
+            again, _ = q.look(first)
+        spent += 1
+        exact = tree.leaves(x)[0].device.type == "cpu"
+        if not _same(one, again, 0.0 if exact else 1e-5):
+            if drew():
+                raise ModelError("the model draws random numbers", "a deterministic forward pass", "switch the noise off")
+            raise ModelError(
+                "two calls with the same input gave different outputs",
+                "a model that keeps no state between calls",
+                "reset or remove its state (caches, counters, running statistics)",
+            )
+        if self._batch_size != 1:
+            pair = torch.tensor([0, min(1, len(q) - 1)])
+            both, _ = q.look(pair, vary=len(q) == 1)
+            spent += 2
+            if not _same(one, tree_first(both), 1e-3):
+                raise ModelError(
+                    "an example's output depends on the other examples of its batch",
+                    "independent examples",
+                    "call model.eval(); or pass batch_size=1",
+                )
+        inputs = sum(t[0].numel() * t.element_size() for t in tree.leaves(x))
+        checked = _Checked(one, read, size + 4 * inputs, spent)
+        known[key] = checked
+        if self._chunk is None:
+            self._chunk = _fitting_rows(checked.row_bytes, tree.leaves(x)[0].device)
+        return checked
+
+
+def tree_first(outputs: Any) -> Any:
+    """Take the first row of every tensor of arbitrary outputs."""
+    if isinstance(outputs, Tensor):
+        return outputs[:1] if outputs.ndim else outputs
+    if isinstance(outputs, dict):
+        return {k: tree_first(v) for k, v in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        return [tree_first(v) for v in outputs]
+    return outputs
+
+
+def _float_tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs.detach()] if outputs.is_floating_point() else []
+    held = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple | list) else ()
+    return [t for v in held for t in _float_tensors(v)]
+
+
+def _same(a: Any, b: Any, tolerance: float) -> bool:
+    for s, t in zip(_float_tensors(a), _float_tensors(b), strict=True):
+        if s.shape != t.shape:
+            return False
+        if not torch.equal(s, t) and not bool(((s - t).abs() <= tolerance * (1e-6 + s.abs().max())).all()):
+            return bool(torch.isnan(s).any())  # reported elsewhere, with where
+    return True
+
+
+@contextmanager
+def _kept_rng() -> Iterator[Callable[[], bool]]:
+    """Leave the global random state as it was, and tell whether it was used."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    used = False
+    try:
+        yield lambda: used
+    finally:
+        used = not torch.equal(cpu, torch.get_rng_state())
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            used = used or any(
+                not torch.equal(a, b) for a, b in zip(cuda, torch.cuda.get_rng_state_all(), strict=True)
+            )
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def _fitting_rows(row_bytes: int, device: torch.device) -> int:
+    """Choose rows per pass so that what the backward pass keeps fits into a share of free memory."""
+    if device.type == "cuda":
+        budget = torch.cuda.mem_get_info(device)[0] // 2
+    else:
+        budget = min(_CPU_BUDGET, _available_bytes() // 4)
+    return max(1, min(_LARGEST_CHUNK, budget // max(1, row_bytes)))
+
+
+def _available_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * _CPU_BUDGET
+
+
+def explain_failure(model: Any, error: Exception, rows: int, shapes: list[tuple[int, ...]]) -> ApportionError:
+    """Turn an exception from inside the model into one that says what was asked of it."""
+    kind = f"{type(model).__name__} raised {type(error).__name__} on {rows} row(s) of input shapes {shapes}: {error}"
+    if isinstance(model, torch.fx.GraphModule):
+        return ModelError(
+            f"the exported program failed on {rows} row(s): {error}",
+            "a program exported with a dynamic batch axis",
+            "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))",
+        )
+    return ModelError(kind, "a model that accepts these inputs", "call it yourself on x[:1] to see")
+
+
+__all__ = ["Field", "Normalize", "Probe", "Shared", "explain_failure"]

@@ -1,0 +1,897 @@
+"""Questions: a field asked about bound examples; everything is evaluated on rows with owners."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.attribution import Attribution, Cost, Domain, References
+from apportion.core.config import Configurable, to_config
+from apportion.core.errors import (
+    ApportionError,
+    BaselineError,
+    ConfigError,
+    InputError,
+    ModelError,
+    NoGradientPathError,
+    NonFiniteError,
+    OutOfMemoryError,
+    SiteError,
+)
+from apportion.core.explainer import Explainer
+from apportion.core.field import Field, Shared, explain_failure
+from apportion.core.progress import tick
+from apportion.core.score import Score, Target, as_score, check_scores, top_class
+from apportion.core.site import Input, Probe, Site, SiteInfo
+from apportion.core.streams import Stream, content_ids
+from apportion.core.tree import Tree
+
+T = TypeVar("T")
+Owner = Int[Tensor, " R"]
+
+
+class Tap(NamedTuple):
+    """An inner tensor and the gradient of the score with respect to it; None where not asked for."""
+
+    value: Tensor
+    grad: Tensor | None
+
+
+class Baseline(Protocol):
+    """Gives baselines for the examples of a question, k of each: a tree [B, k, ...]."""
+
+    def __call__(self, q: Question) -> Tree:
+        """Make the baselines."""
+        ...
+
+
+class RulePass(NamedTuple):
+    """What a rule set makes of one chunk.
+
+    Attributes:
+        value: the score of each row, as the rules' forward gives it.
+        signal: gradient, or relevance where the rule set says so.
+        reference_value: the score of the reference rows.
+        tape: what was recorded, or empty.
+    """
+
+    value: Tensor
+    signal: Tree
+    reference_value: Tensor | None
+    tape: list[Any]
+
+
+class RuleSet(Protocol):
+    """A modified backward pass; `parts.rules` has them."""
+
+    @property
+    def kind(self) -> Literal["gradient", "relevance"]:
+        """What the pass delivers at the network's input."""
+        ...
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether the forward is replaced as well."""
+        ...
+
+    def run(
+        self,
+        forward: Callable[[Tree], Tensor],
+        z: Tree,
+        reference: Tree | None,
+        *,
+        start: Literal["score", "one"],
+        record: bool,
+        differentiable: bool,
+    ) -> RulePass:
+        """Send one chunk forward and, by the rules, backward."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Backward:
+    """The outcome of a pass under a rule set.
+
+    Attributes:
+        value: the score of each row.
+        signal: gradient or relevance at the network's own input, after the declared normalization.
+        kind: which of the two.
+        input: the network's own input, z.
+        reference: its counterpart for the reference rows.
+        reference_value: their score.
+        surrogate_gap: score under the rules' forward minus the model's; None if the forward is the model's.
+        tape: per chunk, what was recorded.
+    """
+
+    value: Tensor
+    signal: Tree
+    kind: Literal["gradient", "relevance"]
+    input: Tree
+    reference: Tree | None
+    reference_value: Tensor | None
+    surrogate_gap: Tensor | None
+    tape: list[list[Any]]
+
+    @property
+    def relevance(self) -> Tree:
+        """Relevance of the network's input: the signal, times z (or z - z') where it is a gradient."""
+        if self.kind == "relevance":
+            return self.signal
+        if self.reference is None:
+            return tree.apply(torch.mul, self.signal, self.input)
+        return tree.apply(lambda g, z, r: g * (z - r), self.signal, self.input, self.reference)
+
+
+class Question:
+    """A field bound to examples.
+
+    Attributes:
+        field: what is asked of which model.
+        x: the examples at the field's site, [B, ...].
+        inputs: the examples at the model's input.
+        target: the resolved target, one row per example.
+        seed: of all random numbers.
+    """
+
+    def __init__(self) -> None:
+        """Made by `Field.bind` and `at` only."""
+        self.field: Field
+        self.x: Tree
+        self.inputs: Tree
+        self.target: Tree
+        self.seed: int
+        self._ids: Sequence[Any] | None
+        self._root: Question
+        self._in_root: Tensor
+        self._stream: Callable[[str], Stream]
+        self._at_x: Tensor | None = None
+        self._extra: tuple[Any, dict[str, Any]]
+        self._spent: dict[str, Tensor]
+        self._warnings: dict[str, None]
+        self._references: dict[Any, tuple[Baseline, References]]
+
+    # -- binding ----------------------------------------------------------------------------------
+
+    @classmethod
+    def bind(cls, field: Field, x: Tree, target: Target, ids: Sequence[Any] | None, seed: int) -> Question:
+        """Resolve everything that is fixed for good; see `Field.bind`."""
+        self = cls()
+        self.field, self.seed = field, seed
+        self.inputs = self.x = field.admit(x)
+        twin = field.twin(refresh=True)
+        batch = len(self)
+        if ids is not None and len(ids) != batch:
+            raise InputError(f"{len(ids)} ids for {batch} example(s)", "one id per example")
+        self._ids, self._root, self._in_root = ids, self, torch.arange(batch, device=self.device)
+        self._spent = {k: torch.zeros(batch, dtype=torch.long) for k in ("forward", "backward", "at_x")}
+        self._warnings, self._references = {}, {}
+        self._extra = field.split_extra(batch)
+        self._stream = lambda purpose: Stream.of(seed, self.ids, purpose)
+        self.target = None
+        if twin.note:
+            self.warn(twin.note)
+        checked = field.check_model(self)
+        self._checks = checked.rows
+        outputs: list[Any] = []
+        if not isinstance(field.site, Input):
+            self.x, outputs = self._read_site(self.inputs)
+        self._checked_read = checked.read
+        known = outputs[0] if outputs else None
+
+        def all_outputs() -> Any:
+            nonlocal known
+            if known is None:
+                known = self._outputs(self.inputs, self._owners(), counted="at_x", at_input=True)
+            return known
+
+        self.target = field.score.resolve(target, checked.read, all_outputs, batch)
+        if known is not None:
+            self._at_x = self._scored(field.score, known, self._owners())
+            self._assert_finite(self._at_x, "the score", self._owners())
+        return self
+
+    def _read_site(self, inputs: Tree) -> tuple[Tensor, list[Any]]:
+        site = self.field.site
+
+        def body(rows: Tree, owner: Tensor) -> tuple[Tensor, Any]:
+            read = [site] if self.field.score.site is None else [site, self.field.score.site]
+            with torch.no_grad():
+                outputs, values = self._call(self._normalized(rows), owner, read)
+            return values[site], outputs if self.field.score.site is None else values[self.field.score.site]
+
+        found = self._chunks(body, inputs, self._owners(), {"at_x": 1})
+        value = torch.cat([f[0] for f in found])
+        if value.shape[0] != len(self):
+            raise SiteError(
+                f"{site} has {value.shape[0]} rows for {len(self)} example(s)", "examples on the site's first axis"
+            )
+        if not value.is_floating_point():
+            raise SiteError(f"{site} holds {value.dtype}", "floating point", "explain at a later site")
+        return value, [_join([f[1] for f in found])]
+
+    def __len__(self) -> int:
+        return tree.rows(self.x)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples are."""
+        return tree.leaves(self.inputs)[0].device
+
+    @cached_property
+    def ids(self) -> Sequence[Any]:
+        """Names of the examples: the given ones, or a hash of their content taken at bind."""
+        return self._ids if self._ids is not None else content_ids(self.inputs)
+
+    def _owners(self) -> Tensor:
+        return torch.arange(len(self), device=self.device)
+
+    def at(self, rows: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Question:
+        """Ask the same about derived rows, each an example of its own with its owner's target.
+
+        Args:
+            rows: points at the field's site.
+            owner: the example each row belongs to.
+            draw: a number that tells the rows of one owner apart, for their random streams.
+
+        Returns:
+            A question whose costs and warnings are this one's.
+        """
+        new = Question()
+        new.field, new.seed, new.x = self.field, self.seed, tree.apply(torch.Tensor.detach, rows)
+        new.inputs, new._extra = self._root.inputs, self._extra
+        new.target = _take(self.target, owner)
+        new._ids, new._root, new._in_root = None, self._root, self._in_root[owner]
+        new._spent, new._warnings, new._references = self._spent, self._warnings, self._root._references
+        new._checks, new._checked_read = self._checks, self._checked_read
+        outer = self._stream
+        new._stream = lambda purpose: outer(purpose).derive(owner, draw)
+        return new
+
+    @property
+    def root(self) -> Question:
+        """The question first bound, whose examples are the user's."""
+        return self._root
+
+    @property
+    def in_root(self) -> Int[Tensor, " B"]:
+        """For each example here, its index in the root."""
+        return self._in_root
+
+    def warn(self, message: str) -> None:
+        """Record a warning on every result of this question, once."""
+        self._warnings[message] = None
+
+    def stream(self, purpose: str) -> Stream:
+        """Give random rows for a purpose, keyed by seed, example and draw."""
+        return self._stream(purpose)
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def value(self, rows: Tree, owner: Owner, score: Any = None) -> Float[Tensor, " R"]:
+        """Score rows.
+
+        Args:
+            rows: points at the field's site, any number.
+            owner: the example each row belongs to.
+            score: another score, sharing the target.
+
+        Returns:
+            One number per row, in units of the score.
+        """
+        return self._value(rows, owner, score, counted="forward")
+
+    def _value(self, rows: Tree, owner: Tensor, score: Any, counted: str) -> Tensor:
+        use = self.field.score if score is None else as_score(score)
+
+        def body(part: Tree, own: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self._scored(use, self._outputs_of(part, own, use), own)
+
+        out = torch.cat(self._chunks(body, rows, owner, {counted: 1}))
+        self._assert_finite(out, "the score", owner)
+        return out
+
+    @property
+    def fx(self) -> Float[Tensor, " B"]:
+        """f(x): free where choosing the target already gave it."""
+        if self._at_x is None:
+            counted = "at_x" if self is self._root else "forward"
+            self._at_x = self._value(self.x, self._owners(), None, counted)
+        return self._at_x
+
+    @overload
+    def value_and_grad(self, rows: Tree, owner: Owner) -> tuple[Tensor, Tree]: ...
+    @overload
+    def value_and_grad(self, rows: Tree, owner: Owner, score: Score) -> tuple[Tensor, Tree]: ...
+    @overload
+    def value_and_grad(
+        self, rows: Tree, owner: Owner, score: tuple[Score, ...]
+    ) -> tuple[list[Tensor], list[Tree]]: ...
+
+    def value_and_grad(self, rows: Tree, owner: Owner, score: Any = None) -> tuple[Any, Any]:
+        """Score rows and differentiate the score with respect to each.
+
+        Args:
+            rows: points at the field's site.
+            owner: the example each row belongs to.
+            score: another score, or several, for which one forward pass serves.
+
+        Returns:
+            Values [R] and gradients shaped as rows; lists of them for several scores.
+        """
+        many = isinstance(score, tuple)
+        scores = [as_score(s) for s in score] if many else [self.field.score if score is None else as_score(score)]
+
+        def body(part: Tree, own: Tensor) -> tuple[list[Tensor], list[Tree]]:
+            leafs = [t.detach().requires_grad_() for t in tree.leaves(part)]
+            outs = self._outputs_of(tree.rebuild(part, leafs), own, *scores)
+            values, grads = [], []
+            for i, s in enumerate(scores):
+                v = self._scored(s, outs if isinstance(s.site, type(None)) else outs, own)
+                grads.append(tree.rebuild(part, self._differentiate(v, leafs, part, keep=i + 1 < len(scores))))
+                values.append(v.detach())
+            return values, grads
+
+        found = self._chunks(body, rows, owner, {"forward": 1, "backward": len(scores)})
+        values = [torch.cat([f[0][i] for f in found]) for i in range(len(scores))]
+        grads = [_join([f[1][i] for f in found]) for i in range(len(scores))]
+        for v, g in zip(values, grads, strict=True):
+            self._assert_finite(v, "the score", owner)
+            for leaf, name in zip(tree.leaves(g), tree.names(g), strict=True):
+                self._assert_finite(leaf, f"the gradient with respect to {name}", owner)
+        return (values, grads) if many else (values[0], grads[0])
+
+    def _differentiate(self, v: Tensor, leafs: list[Tensor], like: Tree, *, keep: bool) -> list[Tensor]:
+        if not v.requires_grad:
+            raise NoGradientPathError(
+                f"{type(self.field.score).__name__} does not depend on {self.field.site} through differentiable steps",
+                "a differentiable path from the site to the score",
+                "look for detach(), no_grad, rounding or argmax in the model, or explain another site",
+            )
+        grads = torch.autograd.grad(v.sum(), leafs, retain_graph=keep, allow_unused=True)
+        return self._used(list(grads), leafs, like)
+
+    def _used(self, grads: list[Tensor | None], leafs: list[Tensor], like: Tree) -> list[Tensor]:
+        unused = [n for n, g in zip(tree.names(like), grads, strict=True) if g is None]
+        if unused:
+            if len(unused) == len(grads) or not self.field.allow_unused:
+                raise NoGradientPathError(
+                    f"the score does not depend on {', '.join(unused)}",
+                    "a score that uses every explained input",
+                    "move it to extra=, or pass Field(..., allow_unused=True) for zeros",
+                )
+            self.warn(f"the score does not depend on {', '.join(unused)}: zeros")
+        return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leafs, strict=True)]
+
+    def outputs(self, rows: Tree, owner: Owner) -> Any:
+        """Give the model's raw outputs for rows, without gradient."""
+        return self._outputs(rows, owner, counted="forward")
+
+    def _outputs(self, rows: Tree, owner: Tensor, counted: str, at_input: bool = False) -> Any:
+        def body(part: Tree, own: Tensor) -> Any:
+            with torch.no_grad():
+                if at_input:
+                    return self._read_call(self._normalized(part), own, self.field.score)
+                return self._outputs_of(part, own, self.field.score)
+
+        return _join(self._chunks(body, rows, owner, {counted: 1}))
+
+    def hvp(self, rows: Tree, owner: Owner, vectors: Tree) -> tuple[Tensor, Tree, Tree]:
+        """Score rows, their gradient, and the Hessian times a vector per row.
+
+        Args:
+            rows: points at the field's site.
+            owner: the example each row belongs to.
+            vectors: one direction per row, shaped as rows.
+
+        Returns:
+            Values, gradients, and Hessian-vector products; zero where the score is piecewise linear.
+        """
+        joined = (rows, vectors)
+
+        def body(part: tuple[Tree, Tree], own: Tensor) -> tuple[Tensor, Tree, Tree]:
+            leafs = [t.detach().requires_grad_() for t in tree.leaves(part[0])]
+            v = self._scored(self.field.score, self._outputs_of(tree.rebuild(part[0], leafs), own, self.field.score), own)
+            if not v.requires_grad:
+                self._differentiate(v, leafs, part[0], keep=False)
+            first = torch.autograd.grad(v.sum(), leafs, create_graph=True, allow_unused=True)
+            g = self._used(list(first), leafs, part[0])
+            inner = sum(((a * b).sum() for a, b in zip(g, tree.leaves(part[1]), strict=True)), v.new_zeros(()))
+            second: Sequence[Tensor | None] = [None] * len(leafs)
+            if inner.requires_grad:
+                second = torch.autograd.grad(inner, leafs, allow_unused=True)
+            h = [torch.zeros_like(t) if s is None else s for s, t in zip(second, leafs, strict=True)]
+            like = part[0]
+            return v.detach(), tree.rebuild(like, [t.detach() for t in g]), tree.rebuild(like, [t.detach() for t in h])
+
+        found = self._chunks(body, joined, owner, {"forward": 1, "backward": 2})
+        value, grad, product = (_join([f[i] for f in found]) for i in range(3))
+        for leaf in tree.leaves(product):
+            self._assert_finite(leaf, "the Hessian-vector product", owner)
+        return value, grad, product
+
+    def tap(
+        self, rows: Tree, owner: Owner, sites: Sequence[Site], *, grad: bool = True, score: Any = None
+    ) -> tuple[Float[Tensor, " R"], dict[Site, Tap]]:
+        """Read several sites, and the score's gradients there, in one pass.
+
+        Args:
+            rows: points at the field's site.
+            owner: the example each row belongs to.
+            sites: what to read.
+            grad: whether to differentiate; the pass goes back no further than the first site.
+            score: another score.
+
+        Returns:
+            Values [R], and for each site its activation and gradient.
+        """
+        use = self.field.score if score is None else as_score(score)
+
+        def body(part: Tree, own: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            read = list(sites) + ([use.site] if use.site is not None and use.site not in sites else [])
+            with torch.set_grad_enabled(grad):
+                outputs, values = self._call_at(part, own, read, differentiate=grad)
+                v = self._scored(use, outputs if use.site is None else values[use.site], own)
+            acts = [values[s] for s in sites]
+            grads: list[Tensor] = []
+            if grad:
+                grads = self._differentiate(v, acts, {str(s): 0 for s in sites}, keep=False)
+            return v.detach(), [a.detach() for a in acts], grads
+
+        found = self._chunks(body, rows, owner, {"forward": 1, **({"backward": 1} if grad else {})})
+        value = torch.cat([f[0] for f in found])
+        self._assert_finite(value, "the score", owner)
+        taps = {}
+        for i, s in enumerate(sites):
+            g = torch.cat([f[2][i] for f in found]) if grad else None
+            taps[s] = Tap(torch.cat([f[1][i] for f in found]), g)
+            for t, what in ((taps[s].value, "the activation"), (g, "the gradient")):
+                if t is not None and t.shape[0] == len(owner):
+                    self._assert_finite(t, f"{what} at {s}", owner)
+        return value, taps
+
+    def read(self, inputs: Tree, owner: Owner) -> Tree:
+        """Give the value of the field's site when the model's input is `inputs`; itself for the input site."""
+        site = self.field.site
+        if isinstance(site, Input):
+            return inputs
+
+        def body(part: Tree, own: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self._call(self._normalized(part), own, [site])[1][site]
+
+        return torch.cat(self._chunks(body, inputs, owner, {"forward": 1}))
+
+    def backward(
+        self,
+        rows: Tree,
+        owner: Owner,
+        rules: RuleSet,
+        reference: Tree | None = None,
+        *,
+        start: Literal["score", "one"] = "score",
+        record: bool = False,
+        differentiable: bool = False,
+    ) -> Backward:
+        """Send rows forward, and backward under a rule set.
+
+        Args:
+            rows: points at the field's site.
+            owner: the example each row belongs to.
+            rules: how each operation sends its signal back.
+            reference: one reference row per row, for rules that compare with it.
+            start: whether relevance starts as the score itself or as 1.
+            record: keep every operation's signals.
+            differentiable: let the outcome be differentiated with respect to `rows`.
+
+        Returns:
+            Signals at the network's own input, after the declared normalization.
+
+        Raises:
+            RuleError: an operation the rule set does not know.
+        """
+        score = self.field.score
+
+        def body(part: tuple[Tree, Tree], own: Tensor) -> tuple[RulePass, Tree, Tree | None]:
+            network = self._network_rows(part[0])
+            ref = None if reference is None else self._network_rows(part[1])
+
+            def forward(z: Tree) -> Tensor:
+                return self._scored(score, self._outputs_from(z, own, score), own)
+
+            done = rules.run(forward, network, ref, start=start, record=record, differentiable=differentiable)
+            return done, network, ref
+
+        paired = (rows, rows if reference is None else reference)
+        count = {"forward": 1 + (reference is not None), "backward": 1}
+        found = self._chunks(body, paired, owner, count, detach=not differentiable)
+        value = torch.cat([f[0].value for f in found])
+        self._assert_finite(value.detach(), "the score", owner)
+        signal = _join([f[0].signal for f in found])
+        for leaf in tree.leaves(signal):
+            self._assert_finite(leaf.detach(), f"the {rules.kind}", owner)
+        ref_value = None if reference is None else torch.cat([_not_none(f[0].reference_value) for f in found])
+        gap = value.detach() - self.value(rows, owner) if rules.surrogate else None
+        return Backward(
+            value,
+            signal,
+            rules.kind,
+            _join([f[1] for f in found]),
+            None if reference is None else _join([f[2] for f in found]),
+            ref_value,
+            gap,
+            [f[0].tape for f in found],
+        )
+
+    # -- calling the model ------------------------------------------------------------------------
+
+    def _normalized(self, inputs: Tree) -> Tree:
+        return inputs if self.field.normalize is None else tree.apply(self.field.normalize, inputs)
+
+    def _network_rows(self, rows: Tree) -> Tree:
+        return self._normalized(rows) if isinstance(self.field.site, Input) else rows
+
+    def _outputs_of(self, rows: Tree, owner: Tensor, *scores: Score) -> Any:
+        return self._outputs_from(self._network_rows(rows), owner, *scores)
+
+    def _outputs_from(self, z: Tree, owner: Tensor, *scores: Score) -> Any:
+        """Give what the scores read, where rows are at the network's own input or at the inner site."""
+        sites = {s.site for s in scores}
+        if len(sites) > 1:
+            raise ConfigError(f"scores that read {sites}", "scores of one site in one pass")
+        inner = sites.pop() if sites else None
+        outputs, values = self._call_from(z, owner, [] if inner is None else [inner])
+        return outputs if inner is None else values[inner]
+
+    def _read_call(self, z: Tree, owner: Tensor, score: Score) -> Any:
+        outputs, values = self._call(z, owner, [] if score.site is None else [score.site])
+        return outputs if score.site is None else values[score.site]
+
+    def _call_at(self, rows: Tree, owner: Tensor, read: Sequence[Site], *, differentiate: bool) -> tuple[Any, Any]:
+        return self._call_from(self._network_rows(rows), owner, read, differentiate=differentiate)
+
+    def _call_from(
+        self, z: Tree, owner: Tensor, read: Sequence[Site], *, differentiate: bool = False
+    ) -> tuple[Any, Mapping[Site, Tensor]]:
+        if isinstance(self.field.site, Input):
+            return self._call(z, owner, read, differentiate=differentiate)
+        inputs = self._normalized(tree.index(self._root.inputs, self._in_root[owner]))
+        return self._call(inputs, owner, read, {self.field.site: z}, differentiate=differentiate)
+
+    def _call(
+        self,
+        z: Tree,
+        owner: Tensor,
+        read: Sequence[Site] = (),
+        override: Mapping[Site, Tensor] | None = None,
+        *,
+        differentiate: bool = False,
+        trace: bool = False,
+    ) -> tuple[Any, Mapping[Site, Tensor]]:
+        field = self.field
+        twin = field.twin()
+        in_root = self._in_root[owner]
+        count = len(owner)
+        extra = tree.apply(lambda v: _extra_rows(v, in_root), self._extra[0])
+        named = tree.apply(lambda v: _extra_rows(v, in_root), self._extra[1])
+        args, kwargs = _arguments(z)
+        probe = Probe(twin.module, read, override or {}, differentiate=differentiate, trace=trace)
+        try:
+            with torch.inference_mode(False), twin.running() as call, probe:
+                outputs = call(*args, *extra, **kwargs, **named)
+        except (ApportionError, *_MEMORY):
+            raise
+        except Exception as error:
+            if _is_memory(error):
+                raise
+            raise explain_failure(field.model, error, count, [tuple(t.shape) for t in tree.leaves(z)]) from error
+        flat = [t for t in _tensors(outputs) if t.ndim == 0 or t.shape[0] != count]
+        if flat and len(flat) == len(_tensors(outputs)):
+            raise ModelError(
+                f"outputs of shape {tuple(flat[0].shape)} for {count} row(s)", "rows on the outputs' first axis"
+            )
+        self._trace = probe.seen
+        return outputs, probe.values
+
+    def sites(self) -> list[SiteInfo]:
+        """List the addressable tensors of one forward pass on the first example."""
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            self._call(self._normalized(tree.index(self._root.inputs, first)), first, trace=True)
+        self._root._spent["at_x"][0] += 1
+        return self._trace
+
+    def look(self, owner: Tensor, *, grad: bool = False, vary: bool = False) -> tuple[Any, Any]:
+        """Run the model on some examples outside all accounts, for checking it.
+
+        Args:
+            owner: examples.
+            grad: whether to build the graph.
+            vary: replace all rows but the first by a changed copy.
+
+        Returns:
+            The outputs, and what the score reads.
+        """
+        owner = owner.to(self.device)
+        rows = tree.index(self.inputs, owner)
+        if vary:
+            rows = tree.apply(lambda t: torch.cat([t[:1], t[1:].flip(-1) if t.ndim > 1 else t[1:]]), rows)
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            if grad and isinstance(self.field.site, Input):
+                rows = tree.apply(lambda t: t.clone().requires_grad_(), rows)
+            inner = self.field.score.site
+            sites = [s for s in (self.field.site, inner) if s is not None and not isinstance(s, Input)]
+            outputs, values = self._call(self._normalized(rows), owner, sites, differentiate=grad)
+        read = outputs if inner is None else values[inner]
+        for t in _tensors(outputs):
+            if t.is_floating_point() and t.ndim and t.shape[0] == len(owner):
+                self._assert_finite(t.detach(), "the model's output", owner)
+        return _detached(outputs), _detached(read)
+
+    # -- scores, chunks, checks -------------------------------------------------------------------
+
+    def _scored(self, score: Score, outputs: Any, owner: Tensor) -> Tensor:
+        target = _take(self.target, owner)
+        try:
+            values = score(outputs, target)
+        except (ApportionError, *_MEMORY):
+            raise
+        except Exception as error:
+            raise explain_failure(score, error, len(owner), [tuple(t.shape) for t in _tensors(outputs)]) from error
+        return check_scores(values, len(owner), score)
+
+    def _chunks(
+        self, body: Callable[[Any, Tensor], T], rows: Tree, owner: Tensor, count: dict[str, int], *, detach: bool = True
+    ) -> list[T]:
+        """Run `body` on rows in chunks that fit, halving when memory runs out, without losing work."""
+        total = len(owner)
+        owner = owner.to(self.device)
+        for leaf in tree.leaves(rows):
+            if leaf.shape[0] != total:
+                raise InputError(f"rows of shape {tuple(leaf.shape)} with {total} owner(s)", "one owner per row")
+        if detach:
+            rows = tree.apply(torch.Tensor.detach, rows)
+        out: list[T] = []
+        start = 0
+        with torch.inference_mode(False), torch.enable_grad():
+            while start < total:
+                size = min(self.field.chunk, total - start)
+                at = slice(start, start + size)
+                try:
+                    whole = size == total
+                    out.append(body(rows if whole else tree.index(rows, at), owner if whole else owner[at]))
+                except _MEMORY as error:
+                    self._back_off(size, error)
+                    continue
+                except RuntimeError as error:
+                    if not _is_memory(error):
+                        raise
+                    self._back_off(size, error)
+                    continue
+                start += size
+        tally = torch.bincount(self._in_root[owner].cpu(), minlength=len(self._root))
+        for what, times in count.items():
+            self._spent[what] += times * tally
+        return out
+
+    def _back_off(self, size: int, error: BaseException) -> None:
+        if size == 1:
+            raise OutOfMemoryError(
+                f"memory ran out on a single row: {error}", "room for one row", "lower precision or a larger device"
+            ) from error
+        if not self.field.is_automatic:
+            raise OutOfMemoryError(
+                f"memory ran out on {size} rows", "a batch that fits", "lower batch_size, or leave it at 'auto'"
+            ) from error
+        self.field.shrink(size // 2)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.warn(f"memory ran out at {size} rows a pass: went on with {size // 2}")
+
+    def _assert_finite(self, t: Tensor, what: str, owner: Tensor) -> None:
+        finite = torch.isfinite(t)
+        if bool(finite.all()):
+            return
+        bad = ~finite.reshape(len(t), -1).all(1)
+        row = int(bad.nonzero()[0])
+        example = int(self._in_root[owner.to(self.device)[row]])
+        raise NonFiniteError(
+            f"{what} is NaN or infinite for example {example} ({int(bad.sum())} of {len(t)} rows)",
+            "finite numbers",
+            "check the example, avoid end points where the model is singular (midpoint or Gauss nodes), "
+            "or compute in Field(..., precision=torch.float64)",
+        )
+
+    def grid(self, steps: int, what: str = "passes") -> Iterator[tuple[Int[Tensor, " R"], Owner]]:
+        """Go over all (step, example) pairs in blocks of one pass; each example meets its steps in order.
+
+        Args:
+            steps: how many rows each example gets.
+            what: what runs, for progress.
+
+        Yields:
+            The step and the owner of each row of a block.
+        """
+        batch = len(self)
+        total, start = steps * batch, 0
+        while start < total:
+            size = min(self.field.chunk, total - start)
+            flat = torch.arange(start, start + size, device=self.device)
+            yield flat // batch, flat % batch
+            start += size
+            tick(what, start, total)
+
+    # -- baselines and results --------------------------------------------------------------------
+
+    def references(self, baseline: Baseline) -> References:
+        """Give each example's baselines, made once for the user's examples, with what is asked of them.
+
+        Raises:
+            BaselineError: wrong shape, dtype, device or values.
+        """
+        key = id(baseline)
+        if key not in self._references:
+            self._references[key] = (baseline, self._root._make_references(baseline))
+        made = self._references[key][1]
+        if self is self._root:
+            return made
+        rows = tree.index(made.rows, self._in_root)
+        top = None if made.top_class is None else made.top_class[self._in_root]
+        share = _equal_share(self.x, rows)
+        return References(made.score[self._in_root], top, share, rows)
+
+    def _make_references(self, baseline: Baseline) -> References:
+        rows = baseline(self)
+        for leaf, x, name in zip(tree.leaves(rows), tree.leaves(self.x), tree.names(self.x), strict=True):
+            k = leaf.shape[1] if leaf.ndim == x.ndim + 1 else 0
+            if tuple(leaf.shape) != (x.shape[0], k, *x.shape[1:]) or not k:
+                raise BaselineError(
+                    f"baselines of shape {tuple(leaf.shape)} for {name} of shape {tuple(x.shape)}",
+                    f"shape ({x.shape[0]}, k, {', '.join(map(str, x.shape[1:]))})",
+                )
+            if leaf.dtype != x.dtype or leaf.device != x.device:
+                raise BaselineError(
+                    f"a baseline of {leaf.dtype} on {leaf.device}", f"{x.dtype} on {x.device}, as the input"
+                )
+            if not bool(torch.isfinite(leaf).all()):
+                raise BaselineError(f"a baseline for {name} that is NaN or infinite", "finite values")
+        k = tree.leaves(rows)[0].shape[1]
+        scores, tops = [], []
+        for step, owner in self.grid(k, "baselines"):
+            points = tree.apply(lambda r: r[owner, step], rows)  # noqa: B023 - used at once
+            outputs = self._outputs(points, owner, counted="forward")
+            scores.append(self._scored(self.field.score, outputs, owner))
+            tops.append(None if self.field.score.site is not None else top_class(outputs))
+        score = torch.cat(scores).reshape(k, len(self)).T
+        self._assert_finite(score.reshape(-1), "the score at the baseline", self._owners().repeat_interleave(k))
+        known = [t for t in tops if t is not None]
+        top = torch.cat(known).reshape(k, len(self)).T if len(known) == len(tops) else None
+        return References(score, top, _equal_share(self.x, rows), rows)
+
+    def attribution(
+        self,
+        explainer: Explainer,
+        values: Tree,
+        *,
+        claimed_total: Tensor | None = None,
+        domain: Domain | None = None,
+        value: Tensor | None = None,
+        references: References | None = None,
+        parts: Mapping[str, Tree] | None = None,
+    ) -> Attribution:
+        """Wrap values with everything this question knows.
+
+        Args:
+            explainer: whose values they are.
+            values: one number per element of the domain.
+            claimed_total: what they should sum to; dropped for a sensitivity.
+            domain: the field's site unless given.
+            value: f(x), where the method's own passes gave it.
+            references: the baselines used.
+            parts: named companions.
+        """
+        if value is not None:
+            self._at_x = value
+        tensors: dict[str, Tensor] = {}
+        root = self is self._root
+        cost = Cost(*(self._spent[k].clone() for k in ("forward", "backward", "at_x")), checks=self._checks)
+        for leaf in tree.leaves(values):
+            if leaf.is_floating_point() and leaf.shape[0] == len(self):
+                self._assert_finite(leaf.detach(), "the attribution", self._owners())
+        site = self.field.site
+        return Attribution(
+            values=values,
+            kind=explainer.kind,
+            domain=domain or (Domain.INPUT if isinstance(site, Input) else Domain.SITE),
+            value=self.fx,
+            claimed_total=claimed_total,
+            cost=cost,
+            method=to_config(explainer, tensors) if root else {},
+            score=to_config(self.field.score, tensors) if root else {},
+            site=to_config(site, tensors) if root else {},
+            target=self.target,
+            seed=self.seed,
+            warnings=tuple(self._warnings),
+            parts=dict(parts or {}),
+            references=references,
+            tensors=tensors,
+        )
+
+
+_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError)
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, _MEMORY) or "not enough memory" in text or "can't allocate memory" in text
+
+
+def _extra_rows(value: Any, in_root: Tensor) -> Any:
+    if isinstance(value, Shared):
+        return value.value
+    return value[in_root.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _arguments(z: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(z, Mapping):
+        return (), dict(z)
+    return (tuple(z), {}) if isinstance(z, tuple | list) else ((z,), {})
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    held = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
+    return [t for v in held for t in _tensors(v)]
+
+
+def _detached(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.detach()
+    if isinstance(outputs, Mapping):
+        return {k: _detached(v) for k, v in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        return [_detached(v) for v in outputs]
+    return outputs
+
+
+def _take(target: Tree, owner: Tensor) -> Tree:
+    return None if target is None else tree.apply(lambda t: t[owner.to(t.device)], target)
+
+
+def _join(parts: list[Any]) -> Any:
+    """Concatenate chunks of trees or of raw outputs."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts) if first.ndim else torch.stack(parts)
+    if isinstance(first, Mapping):
+        return {k: _join([p[k] for p in parts]) for k in first}
+    if isinstance(first, tuple | list):
+        joined = [_join([p[i] for p in parts]) for i in range(len(first))]
+        return joined if isinstance(first, list) else tuple(joined)
+    return first
+
+
+def _not_none(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ConfigError("a rule set that gave no reference value", "one per reference row")
+    return value
+
+
+def _equal_share(x: Tree, rows: Tree) -> Float[Tensor, "B k"]:
+    same = [(r == t[:, None]).flatten(2) for r, t in zip(tree.leaves(rows), tree.leaves(x), strict=True)]
+    return torch.cat(same, 2).double().mean(2)
+
+
+__all__ = ["Backward", "Baseline", "Configurable", "Question", "RulePass", "RuleSet", "Tap"]

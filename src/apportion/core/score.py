@@ -1,0 +1,496 @@
+"""Scores: the one number per example that is explained."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.config import Configurable
+from apportion.core.errors import ScoreError, TargetError
+from apportion.core.site import Site
+from apportion.core.tree import Tree
+
+Target = Any
+"""An int, a list or tensor of B ints, a tuple that indexes the output axes, or None for each top class."""
+
+
+def main_output(outputs: Any) -> Tensor:
+    """Find the one tensor a score reads: the output itself, its `logits`, or its only tensor.
+
+    Raises:
+        ScoreError: the output holds no such tensor.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        return outputs["logits"]
+    if isinstance(getattr(outputs, "logits", None), Tensor):
+        return outputs.logits
+    held = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    if isinstance(held, tuple | list):
+        found = [v for v in held if isinstance(v, Tensor)]
+        if len(found) == 1:
+            return found[0]
+    raise ScoreError(
+        f"the model's output is a {type(outputs).__name__}",
+        "a tensor, something with `logits`, or a container of one tensor",
+        "pass score=lambda outputs: ..., which picks what to explain",
+    )
+
+
+def top_class(outputs: Any) -> Tensor | None:
+    """Name each row's highest output, or None where outputs are not one score per class."""
+    try:
+        scores = main_output(outputs)
+    except ScoreError:
+        return None
+    return scores.argmax(1) if scores.ndim == 2 and scores.shape[1] > 1 else None
+
+
+@dataclass(frozen=True)
+class Score(Configurable):
+    """Base of the scores: outputs and the resolved target in, one number per row out."""
+
+    @property
+    def site(self) -> Site | None:
+        """The inner site this score reads; None for the model's output."""
+        return None
+
+    @abstractmethod
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        """Score each row.
+
+        Args:
+            outputs: the model's outputs, rows first.
+            target: what `resolve` returned, one row per row of outputs.
+        """
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        """Fix the target of every example, once.
+
+        Args:
+            target: as the user gave it.
+            shown: the outputs of one example, for shapes.
+            outputs: gives the outputs of all examples, at the price of a forward pass.
+            batch: the number of examples.
+
+        Returns:
+            A tree of tensors with `batch` rows, or None.
+
+        Raises:
+            TargetError: the target does not fit the outputs.
+        """
+        del shown, outputs
+        if target is None:
+            return None
+        return _as_tensor(target, batch)
+
+
+def _as_tensor(target: Target, batch: int) -> Tensor:
+    given = torch.as_tensor(target)
+    return given.expand(batch) if given.ndim == 0 else given
+
+
+def _check_int(target: Any) -> Tensor:
+    try:
+        t = torch.as_tensor(np.asarray(target) if not isinstance(target, Tensor) else target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(f"target {target!r}", "an int, a list or tensor of ints, or a tuple of ints") from error
+    if t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
+        raise TargetError(f"target {target!r} of type {t.dtype}", "integers (class indices)")
+    return t.long()
+
+
+def index_targets(target: Target, scores: Tensor, batch: int) -> Tensor:
+    """Turn a user's target into indices into the output axes, one row per example.
+
+    Args:
+        target: an int (all examples), a list or tensor [B] or [B, k], or a tuple of k ints (all examples).
+        scores: outputs [1, n_1, ..., n_k] of one example.
+        batch: the number of examples B.
+
+    Returns:
+        Indices [B, k].
+
+    Raises:
+        TargetError: wrong type, shape or range.
+    """
+    axes = tuple(scores.shape[1:])
+    t = _check_int(list(target) if isinstance(target, tuple) else target)
+    if isinstance(target, tuple):
+        if t.ndim != 1 or len(t) != len(axes):
+            raise TargetError(
+                f"the tuple {target} as target",
+                f"{len(axes)} index(es), one per output axis {axes}",
+                "use a list for one target per example",
+            )
+        t = t.expand(batch, -1)
+    elif t.ndim == 0:
+        t = t.expand(batch, 1)
+    elif t.ndim == 1:
+        t = t[:, None]
+    if t.ndim != 2 or t.shape[0] != batch or t.shape[1] != len(axes):
+        raise TargetError(
+            f"targets of shape {tuple(t.shape)} for {batch} example(s) with outputs {axes}",
+            f"shape ({batch}, {len(axes)})" + (f" or ({batch},)" if len(axes) == 1 else ""),
+            "give one target per example, or Region or Sequence scores for outputs with several axes",
+        )
+    low, high = t.amin(0).tolist(), t.amax(0).tolist()
+    for axis, size in enumerate(axes):
+        if low[axis] < 0 or high[axis] >= size:
+            bad = low[axis] if low[axis] < 0 else high[axis]
+            raise TargetError(f"target {bad} on output axis {axis + 1}", f"0 to {size - 1}")
+    return t
+
+
+def _one_number(scores: Tensor) -> bool:
+    return scores.ndim == 1 or (scores.ndim == 2 and scores.shape[1] == 1)
+
+
+@dataclass(frozen=True)
+class _Class(Score):
+    """Scores of one class, or of a model that gives one number."""
+
+    target: int | abc.Sequence[int] | None = None
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        target = _agree(self.target, target)
+        scores = main_output(shown)
+        if _one_number(scores):
+            if target is not None and not bool((_check_int(target) == 0).all()):
+                raise TargetError(f"target {target} for a model that gives one number", "no target", "leave it out")
+            return None
+        if target is not None:
+            return index_targets(target, scores, batch).to(scores.device)
+        if scores.ndim > 2:
+            raise TargetError(
+                f"no target for outputs of shape {tuple(scores.shape[1:])} per example",
+                f"{scores.ndim - 1} indices",
+                "give target=(i, ...), or a Region or Sequence score",
+            )
+        return main_output(outputs()).argmax(1, keepdim=True)
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        scores = main_output(outputs)
+        if target is None:
+            return self._of_number(scores.reshape(len(scores)))
+        return self._of_class(scores, target)
+
+    def _of_number(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _of_class(self, z: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def _agree(own: Target, given: Target) -> Target:
+    if own is not None and given is not None and torch.as_tensor(own).tolist() != torch.as_tensor(given).tolist():
+        raise TargetError(f"the score's target {own} and target={given}", "one of them, or both the same")
+    return own if given is None else given
+
+
+def pick(z: Tensor, target: Tensor) -> Tensor:
+    """Take each row's entry at its target indices.
+
+    >>> pick(torch.tensor([[1., 2.], [3., 4.]]), torch.tensor([[0], [1]]))
+    tensor([1., 4.])
+    """
+    return z[(torch.arange(len(z), device=z.device), *target.unbind(1))]
+
+
+@dataclass(frozen=True)
+class Logit(_Class):
+    """The raw output z_c of the target class (the pre-softmax score), or the one number of a regression.
+
+    >>> Logit()(torch.tensor([[1., 3.]]), torch.tensor([[1]]))
+    tensor([3.])
+    """
+
+    def _of_number(self, z: Tensor) -> Tensor:
+        return z
+
+    def _of_class(self, z: Tensor, target: Tensor) -> Tensor:
+        return pick(z, target)
+
+
+@dataclass(frozen=True)
+class LogProbability(_Class):
+    """log softmax(z)_c over axis 1; log sigmoid(z) for one number or, with `multilabel`, per class.
+
+    >>> LogProbability()(torch.tensor([[0., 0.]]), torch.tensor([[1]]))
+    tensor([-0.6931])
+    """
+
+    multilabel: bool = False
+
+    def _of_number(self, z: Tensor) -> Tensor:
+        return F.logsigmoid(z)
+
+    def _of_class(self, z: Tensor, target: Tensor) -> Tensor:
+        return F.logsigmoid(pick(z, target)) if self.multilabel else pick(F.log_softmax(z, 1), target)
+
+
+@dataclass(frozen=True)
+class Probability(_Class):
+    """softmax(z)_c over axis 1; sigmoid(z) for one number or, with `multilabel`, per class.
+
+    >>> Probability()(torch.tensor([[0., 0.]]), torch.tensor([[1]]))
+    tensor([0.5000])
+    """
+
+    multilabel: bool = False
+
+    def _of_number(self, z: Tensor) -> Tensor:
+        return z.sigmoid()
+
+    def _of_class(self, z: Tensor, target: Tensor) -> Tensor:
+        return pick(z, target).sigmoid() if self.multilabel else pick(z.softmax(1), target)
+
+
+@dataclass(frozen=True)
+class LogOdds(_Class):
+    """log p/(1-p) of the target class: z_c - log sum of exp z_k over the other classes; z for one number.
+
+    >>> LogOdds()(torch.tensor([[2., 0.]]), torch.tensor([[0]]))
+    tensor([2.])
+    """
+
+    multilabel: bool = False
+
+    def _of_number(self, z: Tensor) -> Tensor:
+        return z
+
+    def _of_class(self, z: Tensor, target: Tensor) -> Tensor:
+        own = pick(z, target)
+        if self.multilabel:
+            return own
+        others = torch.ones_like(z, dtype=torch.bool)
+        others[(torch.arange(len(z), device=z.device), *target.unbind(1))] = False
+        return own - z.masked_fill(~others, -torch.inf).logsumexp(1)
+
+
+@dataclass(frozen=True)
+class Contrast(Score):
+    """z_c - z_o: why this class *rather than* that one.
+
+    Attributes:
+        target: the class c; None for each example's own top class.
+        other: the class o; None for each example's highest class besides c.
+
+    >>> Contrast()(torch.tensor([[5., 3., 1.]]), torch.tensor([[0, 1]]))
+    tensor([2.])
+    """
+
+    target: int | abc.Sequence[int] | None = None
+    other: int | abc.Sequence[int] | None = None
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        target = _agree(self.target, target)
+        scores = main_output(shown)
+        if scores.ndim != 2 or scores.shape[1] < 2:
+            raise ScoreError(f"Contrast on outputs of shape {tuple(scores.shape[1:])} per example", "two or more classes")
+        all_scores = main_output(outputs()) if target is None or self.other is None else None
+        if target is not None:
+            own = index_targets(target, scores, batch)[:, 0].to(scores.device)
+        else:
+            own = all_scores.argmax(1)  # pyright: ignore[reportOptionalMemberAccess]
+        if self.other is not None:
+            other = index_targets(self.other, scores, batch)[:, 0].to(scores.device)
+        else:
+            other = all_scores.scatter(1, own[:, None], -torch.inf).argmax(1)  # pyright: ignore[reportOptionalMemberAccess]
+        if bool((own == other).any()):
+            raise TargetError(f"Contrast of a class with itself: {own.tolist()} and {other.tolist()}", "two classes")
+        return torch.stack([own, other], 1)
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        both = main_output(outputs).gather(1, target)
+        return both[:, 0] - both[:, 1]
+
+
+@dataclass(frozen=True)
+class Neuron(Score):
+    """One unit of an inner site: A[index] of its activation A.
+
+    Attributes:
+        at: the site.
+        index: one index per axis after the first.
+    """
+
+    at: Site
+    index: tuple[int, ...] = ()
+
+    @property
+    def site(self) -> Site | None:
+        return self.at
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        if target is not None:
+            raise TargetError(f"target {target} with a Neuron score", "none", "the unit is Neuron's index")
+        index_targets(tuple(self.index), shown, batch)
+        return None
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        return outputs[(slice(None), *self.index)]
+
+
+@dataclass(frozen=True)
+class Region(Score):
+    """Mean output of class c over a region: sum(m z_c) / sum(m), for outputs [R, C, *space].
+
+    Attributes:
+        mask: [*space] shared, or [B, *space]; Boolean or weights, not all zero.
+        target: the class; None for the class with the highest mean over each example's region.
+    """
+
+    mask: Tensor
+    target: int | abc.Sequence[int] | None = None
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        target = _agree(self.target, target)
+        scores = main_output(shown)
+        space = tuple(scores.shape[2:])
+        mask = self.mask.to(scores.device, scores.dtype)
+        if tuple(mask.shape) == space:
+            mask = mask.expand(batch, *space)
+        if not space or tuple(mask.shape) != (batch, *space):
+            raise ScoreError(
+                f"a region mask of shape {tuple(self.mask.shape)} for outputs {tuple(scores.shape[1:])} per example",
+                f"shape {space} or {(batch, *space)}" if space else "outputs [rows, classes, *space]",
+            )
+        if not bool((mask.flatten(1).sum(1) > 0).all()):
+            raise ScoreError("an empty region", "a mask with positive total for every example")
+        if target is not None:
+            return index_targets(target, scores.flatten(2).mean(2), batch).to(scores.device), mask
+        z = main_output(outputs())
+        return (z * mask[:, None]).flatten(2).sum(2).argmax(1, keepdim=True), mask
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        index, mask = target
+        z = pick(main_output(outputs), index)
+        return (z * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Sequence(Score):
+    """Log-probability of tokens at positions: sum_i log softmax(z at position_i)[token_i], outputs [R, T, V].
+
+    Attributes:
+        positions: where in the output; negative counts from the end.
+        tokens: [n] shared or [B, n]; None for each example's own top tokens.
+    """
+
+    positions: tuple[int, ...] = (-1,)
+    tokens: abc.Sequence[int] | Tensor | None = None
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        scores = main_output(shown)
+        if scores.ndim != 3:
+            raise ScoreError(f"Sequence on outputs of shape {tuple(scores.shape[1:])} per example", "[steps, tokens]")
+        steps, words = scores.shape[1:]
+        if any(not -steps <= p < steps for p in self.positions):
+            raise TargetError(f"positions {self.positions}", f"{-steps} to {steps - 1}")
+        target = _agree(self.tokens, target)
+        if target is None:
+            return main_output(outputs())[:, list(self.positions)].argmax(2)
+        t = _check_int(list(target) if isinstance(target, tuple) else target)
+        t = t.expand(batch, -1) if t.ndim == 1 else t
+        if tuple(t.shape) != (batch, len(self.positions)):
+            raise TargetError(f"tokens of shape {tuple(t.shape)}", f"({batch}, {len(self.positions)})")
+        if bool((t < 0).any()) or bool((t >= words).any()):
+            raise TargetError(f"tokens {t.tolist()}", f"0 to {words - 1}")
+        return t.to(scores.device)
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        z = main_output(outputs)[:, list(self.positions)]
+        return F.log_softmax(z, 2).gather(2, target[:, :, None]).sum((1, 2))
+
+
+def cross_entropy(outputs: Any, labels: Tensor) -> Tensor:
+    """Cross-entropy of each row's logits with its label."""
+    return F.cross_entropy(main_output(outputs), labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Loss(Score):
+    """The loss of each example against its label; positive attributions raise the loss.
+
+    Attributes:
+        fn: maps (outputs, labels) to [R]; cross-entropy unless given.
+        labels: [B, ...], or give them as `target`.
+    """
+
+    fn: Callable[[Any, Tensor], Tensor] = cross_entropy
+    labels: Any = None
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        labels = _agree(self.labels, target)
+        if labels is None:
+            raise TargetError("a Loss score without labels", "one label per example", "give target= or Loss(labels=...)")
+        if self.fn is cross_entropy:
+            return index_targets(labels, main_output(shown), batch)[:, 0].to(main_output(shown).device)
+        t = _as_tensor(labels, batch)
+        if t.shape[0] != batch:
+            raise TargetError(f"{t.shape[0]} labels", f"{batch}, one per example")
+        return t.to(main_output(shown).device)
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        return self.fn(outputs, target)
+
+
+@dataclass(frozen=True)
+class Custom(Score):
+    """A user's function of the raw outputs, and of the target where one is given.
+
+    Attributes:
+        fn: maps outputs (or outputs and target) to one number per row.
+    """
+
+    fn: Callable[..., Tensor]
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        return self.fn(outputs) if target is None else self.fn(outputs, target)
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        if target is None:
+            return None
+        t = _as_tensor(target, batch)
+        if t.shape[0] != batch:
+            raise TargetError(f"{t.shape[0]} targets", f"{batch}, one per example")
+        return t.to(tree.leaves(shown)[0].device) if isinstance(tree.leaves(shown)[0], Tensor) else t
+
+
+def as_score(score: Any) -> Score:
+    """Accept a score or any callable of the outputs.
+
+    Raises:
+        ScoreError: neither of the two.
+    """
+    if isinstance(score, Score):
+        return score
+    if isinstance(score, type) and issubclass(score, Score):
+        raise ScoreError(f"the class {score.__name__} as score", "an instance", f"write {score.__name__}()")
+    if callable(score):
+        return Custom(score)
+    raise ScoreError(f"a {type(score).__name__} as score", "a Score or a callable of the outputs")
+
+
+def check_scores(values: Any, count: int, score: Score) -> Float[Tensor, " R"]:
+    """Insist on one floating-point number per row.
+
+    Raises:
+        ScoreError: anything else.
+    """
+    if not isinstance(values, Tensor) or tuple(values.shape) != (count,) or not values.is_floating_point():
+        got = f"shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+        raise ScoreError(f"{type(score).__name__} gave {got} for {count} row(s)", f"floating point of shape ({count},)")
+    return values

@@ -1,0 +1,136 @@
+"""Streams: random numbers keyed by seed, example, purpose and draw, whatever the batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.tree import Tree
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_DRAW = np.uint64(0xD1342543DE82EF95)
+_BLOCK = 1 << 16
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit counters in place (the finalizer of SplitMix64, Steele et al. 2014)."""
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def key_of(*words: object) -> int:
+    """Hash words to a 64-bit key.
+
+    >>> key_of(0, "noise") == key_of(0, "noise"), key_of(0, "noise") == key_of(1, "noise")
+    (True, False)
+    """
+    text = "\x1f".join(f"{type(w).__name__}:{w}" for w in words)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def content_ids(x: Tree) -> list[str]:
+    """Name each example by a hash of its content."""
+    flat = [leaf.detach().contiguous().cpu() for leaf in tree.leaves(x)]
+    out = []
+    for b in range(tree.rows(x)):
+        h = hashlib.blake2b(digest_size=8)
+        for leaf in flat:
+            h.update(leaf[b].reshape(-1).contiguous().view(torch.uint8).numpy().data)
+        out.append(h.hexdigest())
+    return out
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Random rows for a set of examples; a row depends on its own key and draw alone.
+
+    Each row is filled whole in float32 on the CPU, then cast and moved, so that dtype, device, chunking
+    and the other examples change nothing.
+    """
+
+    keys: np.ndarray
+
+    @classmethod
+    def of(cls, seed: int, ids: Sequence[object], purpose: str) -> Stream:
+        """Key one stream per example."""
+        return cls(np.array([key_of(seed, i, purpose) for i in ids], dtype=np.uint64))
+
+    def derive(self, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"]) -> Stream:
+        """Key one stream per (example, draw), for questions about noisy copies."""
+        return Stream(self._row_keys(owner, draw))
+
+    def _row_keys(self, owner: Tensor, draw: Tensor) -> np.ndarray:
+        d = draw.cpu().numpy().astype(np.uint64)
+        return _mix(self.keys[owner.cpu().numpy()] + (d + np.uint64(1)) * _DRAW)
+
+    def _bits(self, keys: np.ndarray, count: int) -> np.ndarray:
+        steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        out = np.empty((len(keys), count), dtype=np.uint64)
+        width = max(1, min(count, _BLOCK))
+        high = max(1, _BLOCK // width)
+        for i in range(0, len(keys), high):  # blocks that stay in cache
+            for j in range(0, count, width):
+                block = keys[i : i + high, None] + steps[None, j : j + width]
+                out[i : i + high, j : j + width] = _mix(_mix(block) ^ np.uint64(0x2545F4914F6CDD1D))
+        return out
+
+    def _uniform_pairs(self, owner: Tensor, draw: Tensor, count: int, leaf: int) -> tuple[Tensor, Tensor]:
+        keys = self._row_keys(owner, draw)
+        if leaf:
+            keys = _mix(keys + np.uint64(leaf) * _GOLDEN)
+        bits = self._bits(keys, count)
+        scale = np.float32(2.0**-23)
+        low = ((bits & np.uint64(0x7FFFFF)).astype(np.float32) + np.float32(0.5)) * scale
+        high = ((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * scale
+        return torch.from_numpy(low), torch.from_numpy(high)
+
+    def uniform(self, like: Tree, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"]) -> Tree:
+        """Fill rows shaped as those of `like` with U(0, 1), ends excluded.
+
+        >>> s = Stream.of(0, ["a", "b"], "demo")
+        >>> both = s.uniform(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([4, 4]))
+        >>> alone = s.uniform(torch.zeros(2, 3), torch.tensor([1]), torch.tensor([4]))
+        >>> torch.equal(both[1], alone[0])
+        True
+        """
+
+        def fill(pair: tuple[Tensor, Tensor], n: int) -> Tensor:
+            return torch.stack(pair, -1).reshape(len(owner), -1)[:, :n]
+
+        return self._fill(like, owner, draw, fill)
+
+    def normal(self, like: Tree, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"]) -> Tree:
+        """Fill rows shaped as those of `like` with N(0, 1), by the Box-Muller transform."""
+
+        def fill(pair: tuple[Tensor, Tensor], n: int) -> Tensor:
+            radius = pair[0].log_().mul_(-2).sqrt_()
+            angle = pair[1].mul_(2 * torch.pi)
+            return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n]
+
+        return self._fill(like, owner, draw, fill)
+
+    def _fill(self, like: Tree, owner: Tensor, draw: Tensor, fill) -> Tree:  # noqa: ANN001
+        flat = []
+        for i, leaf in enumerate(tree.leaves(like)):
+            n = leaf[0].numel()
+            values = fill(self._uniform_pairs(owner, draw, (n + 1) // 2, i), n)
+            flat.append(values.reshape(len(owner), *leaf.shape[1:]).to(leaf.device, leaf.dtype))
+        return tree.rebuild(like, flat)
+
+    def integers(
+        self, high: int, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"], count: int = 1
+    ) -> Int[Tensor, "R count"]:
+        """Draw integers in [0, high)."""
+        u: Float[Tensor, "R count"] = self.uniform(torch.zeros(1, count), owner, draw)
+        return (u.double() * high).long().clamp_(max=high - 1)

@@ -1,0 +1,174 @@
+"""The aliasing twin: the user's model on shared weights, so that the user's own is never touched."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from apportion.core.errors import ModelError
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+def unwrap(model: Any) -> Any:
+    """Reach the module inside wrappers that only add compilation or replication."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            break
+    return model
+
+
+def _alias(tensor: Tensor, *, copied: bool, precision: torch.dtype | None) -> Tensor:
+    out = tensor.detach()
+    if precision is not None and out.is_floating_point():
+        out = out.to(precision)
+    return out.clone() if copied and out.data_ptr() == tensor.data_ptr() else out
+
+
+def _plain_tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    """Find tensors kept as ordinary attributes."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        yield value
+    elif depth and isinstance(value, dict):
+        for v in value.values():
+            yield from _plain_tensors(v, depth - 1)
+    elif depth and isinstance(value, list | tuple):
+        for v in value:
+            yield from _plain_tensors(v, depth - 1)
+
+
+def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
+    """Tell `deepcopy` what to put in place of every tensor of the model.
+
+    Parameters share their storage; buffers and tensors in plain attributes are small and some models
+    write to them, so those are copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for p in module._parameters.values():
+            if p is not None and id(p) not in memo:
+                memo[id(p)] = nn.Parameter(_alias(p, copied=False, precision=precision), requires_grad=False)
+        for b in module._buffers.values():
+            if b is not None and id(b) not in memo:
+                memo[id(b)] = _alias(b, copied=True, precision=precision)
+        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
+        for t in _plain_tensors(own):
+            memo.setdefault(id(t), _alias(t, copied=True, precision=precision))
+    return memo
+
+
+def fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    """Summarize what a twin depends on: a change means that it must be built anew."""
+    parts: list[Any] = []
+    for name, module in model.named_modules():
+        parts.append((name, id(module), module.training))
+        parts += [(id(p), p.data_ptr()) for p in module._parameters.values() if p is not None and not _meta(p)]
+        parts += [(id(b), b.data_ptr(), b._version) for b in module._buffers.values() if b is not None and not _meta(b)]
+        parts += [(k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
+        parts += [len(module._forward_hooks), len(module._forward_pre_hooks)]
+    return tuple(parts)
+
+
+def _meta(t: Tensor) -> bool:
+    return t.device.type == "meta"
+
+
+class Twin:
+    """One runnable stand-in for a model, for one thread.
+
+    Attributes:
+        module: the module whose sites can be hooked; None for a plain callable.
+        note: why this is not an aliasing copy, or None.
+    """
+
+    def __init__(self, model: Any, precision: torch.dtype | None) -> None:
+        """Build the stand-in.
+
+        Args:
+            model: module or callable.
+            precision: dtype to cast a copy of the weights to; None shares them.
+
+        Raises:
+            ModelError: a precision is asked of something that cannot be copied.
+        """
+        self.note: str | None = None
+        self.module: nn.Module | None = None
+        self._call: Callable[..., Any] = model
+        self._lock: threading.RLock | None = None
+        if not isinstance(model, nn.Module):
+            return
+        try:
+            self.module = copy.deepcopy(model, _memo(model, precision))
+            for p in self.module.parameters():
+                p.requires_grad_(False)
+            self._call = self.module
+        except Exception as error:
+            if precision is not None:
+                raise ModelError(
+                    f"{type(model).__name__} cannot be copied ({error}), so precision={precision} cannot be set",
+                    "a copyable model",
+                    "cast the model yourself",
+                ) from error
+            self.module = model
+            self.note = f"the model cannot be copied ({type(error).__name__}); it ran under a lock with frozen weights"
+            with _LOCKS_GUARD:
+                self._lock = _LOCKS.setdefault(model, threading.RLock())
+            frozen = {k: v.detach() for k, v in (*model.named_parameters(), *model.named_buffers())}
+            self._call = lambda *a, **k: torch.func.functional_call(model, frozen, a, k)
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[..., Any]]:
+        """Give the callable for one pass; hooks of the pass are set and removed inside."""
+        if self._lock is None:
+            yield self._call
+            return
+        with self._lock:
+            yield self._call
+
+
+def check_ready(model: Any, x_device: torch.device) -> None:
+    """Refuse a model that cannot be explained as it stands.
+
+    Raises:
+        ModelError: train mode with dropout or batch-norm, weights on another or no device.
+    """
+    if not isinstance(model, nn.Module):
+        if isinstance(model, torch.export.ExportedProgram):
+            raise ModelError("an ExportedProgram", "a module", "pass program.module()")
+        if not callable(model):
+            raise ModelError(f"a {type(model).__name__} as model", "a torch.nn.Module or a callable")
+        return
+    exported = isinstance(model, torch.fx.GraphModule)
+    for name, module in model.named_modules():
+        stochastic = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        batchwise = isinstance(module, nn.modules.batchnorm._NormBase) and not isinstance(
+            module, nn.modules.instancenorm._InstanceNorm
+        )
+        recurrent = isinstance(module, nn.RNNBase) and module.dropout > 0
+        if module.training and not exported and (stochastic or batchwise or recurrent):
+            raise ModelError(
+                f"{name or 'the model'} ({type(module).__name__}) is in train mode",
+                "eval mode, where each example's output is its own and repeatable",
+                "call model.eval() first",
+            )
+    devices = {p.device for p in (*model.parameters(), *model.buffers())}
+    if any(d.type == "meta" for d in devices):
+        raise ModelError("weights on the meta device", "weights that hold numbers", "load the weights first")
+    if len(devices) == 1 and x_device not in devices:
+        raise ModelError(
+            f"the input is on {x_device}, the model on {next(iter(devices))}",
+            "one device",
+            f"move the input: x.to({str(next(iter(devices)))!r})",
+        )
