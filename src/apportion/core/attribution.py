@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -34,6 +34,7 @@ class Domain(Enum):
     GLOBAL = "global"
 
 
+@runtime_checkable
 class Groups(Protocol):
     """A partition of the elements into players."""
 
@@ -290,7 +291,7 @@ class Attribution:
         save_file(tensors, str(path), metadata={"apportion": json.dumps({"version": 1, **record})})
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> Attribution:
         """Read a file written by `save`; nothing in it is executed.
 
         Raises:
@@ -326,4 +327,4 @@ class Attribution:
         out["kind"], out["domain"] = Kind(out["kind"]), Domain(out["domain"])
         out["cost"] = Cost(**out["cost"])
         out["references"] = None if out["references"] is None else References(**out["references"])
-        return cast("Self", cls(**out))
+        return cls(**out)

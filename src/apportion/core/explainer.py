@@ -5,17 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
+from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Kind
 from apportion.core.config import Configurable
-
-if TYPE_CHECKING:
-    from apportion.core.attribution import Attribution
-    from apportion.core.field import Field
-    from apportion.core.question import Question
-    from apportion.core.score import Target
-    from apportion.core.tree import Tree
+from apportion.core.field import Field
+from apportion.core.question import Question
+from apportion.core.score import Target
+from apportion.core.tree import Tree
 
 
 class Passes(NamedTuple):
@@ -25,11 +23,13 @@ class Passes(NamedTuple):
         forward: rows sent forward.
         backward: rows sent backward.
         at_x: 1 where f(x) itself is needed besides; free where choosing the target already gave it.
+        once: further rows forward that a wrapper does not repeat, such as those at the baselines.
     """
 
     forward: int
     backward: int
     at_x: int = 0
+    once: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,6 @@ class Explainer(Configurable):
         return base.kind if isinstance(base, Explainer) else Kind.SENSITIVITY
 
     @classmethod
-    def variants(cls) -> tuple[Self, ...]:
+    def variants(cls) -> tuple[Explainer, ...]:
         """Configurations the conformance suite runs: the default one and others worth covering."""
         return (cls(),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import ApportionError, ConfigError, InputError, ModelError, NonFiniteError
-from apportion.core.score import Score, Target, as_score
+from apportion.core.score import Logit, Score, Target, as_score
 from apportion.core.site import Input, Probe, Site, SiteInfo
 from apportion.core.tree import Tree
 from apportion.core.twin import Twin, check_ready, fingerprint, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from apportion.core.question import Question
+else:
+    Question = Any  # questions import fields; shapes are checked at run time in tests
 
 _LARGEST_CHUNK = 8192
 _CPU_BUDGET = 1 << 30
@@ -47,7 +47,9 @@ class Normalize(Configurable):
     def __call__(self, x: Float[Tensor, "R C *rest"]) -> Float[Tensor, "R C *rest"]:
         """Normalize each channel."""
         if x.ndim < 2 or x.shape[1] not in (len(self.mean), *([x.shape[1]] if len(self.mean) == 1 else [])):
-            raise InputError(f"input of shape {tuple(x.shape)} with {len(self.mean)} channel mean(s)", "matching axis 1")
+            raise InputError(
+                f"input of shape {tuple(x.shape)} with {len(self.mean)} channel mean(s)", "matching axis 1"
+            )
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).reshape(shape)
         std = torch.tensor(self.std, dtype=x.dtype, device=x.device).reshape(shape)
@@ -117,8 +119,6 @@ class Field:
             ConfigError: an impossible option.
             ModelError: something that cannot be called.
         """
-        from apportion.core.score import Logit  # noqa: PLC0415 - default
-
         self.model = unwrap(model)
         self.score = as_score(Logit() if score is None else score)
         self.site = Input() if site is None else site
@@ -155,9 +155,9 @@ class Field:
             ModelError: the model is not in a state to be explained.
             TargetError: the target does not fit the outputs.
         """
-        from apportion.core.question import Question  # noqa: PLC0415 - mutual
+        from apportion.core import question
 
-        return Question.bind(self, x, target, ids, seed)
+        return question.Question.bind(self, x, target, ids, seed)
 
     def sites(self, x: Tree) -> list[SiteInfo]:
         """List the tensors `At` can address, in the order of one forward pass on the first example."""
@@ -295,7 +295,9 @@ class Field:
         exact = tree.leaves(x)[0].device.type == "cpu"
         if not _same(one, again, 0.0 if exact else 1e-5):
             if drew():
-                raise ModelError("the model draws random numbers", "a deterministic forward pass", "switch the noise off")
+                raise ModelError(
+                    "the model draws random numbers", "a deterministic forward pass", "switch the noise off"
+                )
             raise ModelError(
                 "two calls with the same input gave different outputs",
                 "a model that keeps no state between calls",
@@ -358,9 +360,7 @@ def _kept_rng() -> Iterator[Callable[[], bool]]:
         used = not torch.equal(cpu, torch.get_rng_state())
         torch.set_rng_state(cpu)
         if cuda is not None:
-            used = used or any(
-                not torch.equal(a, b) for a, b in zip(cuda, torch.cuda.get_rng_state_all(), strict=True)
-            )
+            used = used or any(not torch.equal(a, b) for a, b in zip(cuda, torch.cuda.get_rng_state_all(), strict=True))
             torch.cuda.set_rng_state_all(cuda)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -113,7 +113,7 @@ def _bare(name: str) -> tuple[str, bool]:
     return name, False
 
 
-_NAMESPACES = (torch, F, torch.Tensor, torch._C._nn, torch._C._TensorBase, torch.special)
+_NAMESPACES = (torch, F, torch.Tensor, cast(Any, torch._C)._nn, torch._C._TensorBase, torch.special)
 
 
 def _table() -> dict[Any, Op]:

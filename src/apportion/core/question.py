@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Cost, Domain, References
-from apportion.core.config import Configurable, to_config
+from apportion.core.card import Kind
+from apportion.core.config import to_config
 from apportion.core.errors import (
     ApportionError,
     BaselineError,
@@ -24,9 +26,9 @@ from apportion.core.errors import (
     NoGradientPathError,
     NonFiniteError,
     OutOfMemoryError,
+    RuleError,
     SiteError,
 )
-from apportion.core.explainer import Explainer
 from apportion.core.field import Field, Shared, explain_failure
 from apportion.core.progress import tick
 from apportion.core.score import Score, Target, as_score, check_scores, top_class
@@ -45,6 +47,7 @@ class Tap(NamedTuple):
     grad: Tensor | None
 
 
+@runtime_checkable
 class Baseline(Protocol):
     """Gives baselines for the examples of a question, k of each: a tree [B, k, ...]."""
 
@@ -69,6 +72,17 @@ class RulePass(NamedTuple):
     tape: list[Any]
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """What a result must know of its explainer: the question it answers."""
+
+    @property
+    def kind(self) -> Kind:
+        """The question."""
+        ...
+
+
+@runtime_checkable
 class RuleSet(Protocol):
     """A modified backward pass; `parts.rules` has them."""
 
@@ -157,6 +171,9 @@ class Question:
         self._spent: dict[str, Tensor]
         self._warnings: dict[str, None]
         self._references: dict[Any, tuple[Baseline, References]]
+        self._checks: int
+        self._sites: list[SiteInfo] | None = None
+        self._trace: list[SiteInfo] = []
 
     # -- binding ----------------------------------------------------------------------------------
 
@@ -183,7 +200,6 @@ class Question:
         outputs: list[Any] = []
         if not isinstance(field.site, Input):
             self.x, outputs = self._read_site(self.inputs)
-        self._checked_read = checked.read
         known = outputs[0] if outputs else None
 
         def all_outputs() -> Any:
@@ -211,7 +227,8 @@ class Question:
         value = torch.cat([f[0] for f in found])
         if value.shape[0] != len(self):
             raise SiteError(
-                f"{site} has {value.shape[0]} rows for {len(self)} example(s)", "examples on the site's first axis"
+                f"{site} has {value.shape[0]} rows for {len(self)} example(s)",
+                "examples on the site's first axis",
             )
         if not value.is_floating_point():
             raise SiteError(f"{site} holds {value.dtype}", "floating point", "explain at a later site")
@@ -247,10 +264,9 @@ class Question:
         new = Question()
         new.field, new.seed, new.x = self.field, self.seed, tree.apply(torch.Tensor.detach, rows)
         new.inputs, new._extra = self._root.inputs, self._extra
-        new.target = _take(self.target, owner)
+        new.target = take(self.target, owner)
         new._ids, new._root, new._in_root = None, self._root, self._in_root[owner]
         new._spent, new._warnings, new._references = self._spent, self._warnings, self._root._references
-        new._checks, new._checked_read = self._checks, self._checked_read
         outer = self._stream
         new._stream = lambda purpose: outer(purpose).derive(owner, draw)
         return new
@@ -312,9 +328,7 @@ class Question:
     @overload
     def value_and_grad(self, rows: Tree, owner: Owner, score: Score) -> tuple[Tensor, Tree]: ...
     @overload
-    def value_and_grad(
-        self, rows: Tree, owner: Owner, score: tuple[Score, ...]
-    ) -> tuple[list[Tensor], list[Tree]]: ...
+    def value_and_grad(self, rows: Tree, owner: Owner, score: tuple[Score, ...]) -> tuple[list[Tensor], list[Tree]]: ...
 
     def value_and_grad(self, rows: Tree, owner: Owner, score: Any = None) -> tuple[Any, Any]:
         """Score rows and differentiate the score with respect to each.
@@ -335,7 +349,7 @@ class Question:
             outs = self._outputs_of(tree.rebuild(part, leafs), own, *scores)
             values, grads = [], []
             for i, s in enumerate(scores):
-                v = self._scored(s, outs if isinstance(s.site, type(None)) else outs, own)
+                v = self._scored(s, outs, own)
                 grads.append(tree.rebuild(part, self._differentiate(v, leafs, part, keep=i + 1 < len(scores))))
                 values.append(v.detach())
             return values, grads
@@ -399,7 +413,9 @@ class Question:
 
         def body(part: tuple[Tree, Tree], own: Tensor) -> tuple[Tensor, Tree, Tree]:
             leafs = [t.detach().requires_grad_() for t in tree.leaves(part[0])]
-            v = self._scored(self.field.score, self._outputs_of(tree.rebuild(part[0], leafs), own, self.field.score), own)
+            v = self._scored(
+                self.field.score, self._outputs_of(tree.rebuild(part[0], leafs), own, self.field.score), own
+            )
             if not v.requires_grad:
                 self._differentiate(v, leafs, part[0], keep=False)
             first = torch.autograd.grad(v.sum(), leafs, create_graph=True, allow_unused=True)
@@ -410,7 +426,11 @@ class Question:
                 second = torch.autograd.grad(inner, leafs, allow_unused=True)
             h = [torch.zeros_like(t) if s is None else s for s, t in zip(second, leafs, strict=True)]
             like = part[0]
-            return v.detach(), tree.rebuild(like, [t.detach() for t in g]), tree.rebuild(like, [t.detach() for t in h])
+            return (
+                v.detach(),
+                tree.rebuild(like, [t.detach() for t in g]),
+                tree.rebuild(like, [t.detach() for t in h]),
+            )
 
         found = self._chunks(body, joined, owner, {"forward": 1, "backward": 2})
         value, grad, product = (_join([f[i] for f in found]) for i in range(3))
@@ -470,6 +490,23 @@ class Question:
 
         return torch.cat(self._chunks(body, inputs, owner, {"forward": 1}))
 
+    def carry(self, make: Baseline) -> Tree:
+        """Make points at the model's input, for the user's examples, and give the field's site there.
+
+        Args:
+            make: gives [B, k, ...] points for a question whose x is the model's input.
+
+        Returns:
+            [B, k, ...] points at the field's site.
+        """
+        outer = copy.copy(self)
+        outer.x = self.inputs
+        points = make(outer)
+        k = tree.leaves(points)[0].shape[1]
+        owner = self._owners().repeat_interleave(k)
+        found = self.read(tree.apply(lambda t: t.flatten(0, 1), points), owner)
+        return tree.apply(lambda t: t.unflatten(0, (len(self), k)), found)
+
     def backward(
         self,
         rows: Tree,
@@ -499,6 +536,13 @@ class Question:
             RuleError: an operation the rule set does not know.
         """
         score = self.field.score
+        module = self.field.twin().module
+        if module is not None and any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+            raise RuleError(
+                "a TorchScript module, whose operations cannot be intercepted",
+                "an eager module",
+                "pass the original",
+            )
 
         def body(part: tuple[Tree, Tree], own: Tensor) -> tuple[RulePass, Tree, Tree | None]:
             network = self._network_rows(part[0])
@@ -596,18 +640,21 @@ class Question:
         flat = [t for t in _tensors(outputs) if t.ndim == 0 or t.shape[0] != count]
         if flat and len(flat) == len(_tensors(outputs)):
             raise ModelError(
-                f"outputs of shape {tuple(flat[0].shape)} for {count} row(s)", "rows on the outputs' first axis"
+                f"outputs of shape {tuple(flat[0].shape)} for {count} row(s)",
+                "rows on the outputs' first axis",
             )
         self._trace = probe.seen
         return outputs, probe.values
 
     def sites(self) -> list[SiteInfo]:
         """List the addressable tensors of one forward pass on the first example."""
-        first = torch.zeros(1, dtype=torch.long, device=self.device)
-        with torch.no_grad():
-            self._call(self._normalized(tree.index(self._root.inputs, first)), first, trace=True)
-        self._root._spent["at_x"][0] += 1
-        return self._trace
+        root = self._root
+        if root._sites is None:
+            first = torch.zeros(1, dtype=torch.long, device=self.device)
+            with torch.inference_mode(False), torch.no_grad():
+                root._call(root._normalized(tree.index(root.inputs, first)), first, trace=True)
+            root._sites, root._checks = root._trace, root._checks + 1
+        return root._sites
 
     def look(self, owner: Tensor, *, grad: bool = False, vary: bool = False) -> tuple[Any, Any]:
         """Run the model on some examples outside all accounts, for checking it.
@@ -639,7 +686,7 @@ class Question:
     # -- scores, chunks, checks -------------------------------------------------------------------
 
     def _scored(self, score: Score, outputs: Any, owner: Tensor) -> Tensor:
-        target = _take(self.target, owner)
+        target = take(self.target, owner)
         try:
             values = score(outputs, target)
         except (ApportionError, *_MEMORY):
@@ -649,7 +696,13 @@ class Question:
         return check_scores(values, len(owner), score)
 
     def _chunks(
-        self, body: Callable[[Any, Tensor], T], rows: Tree, owner: Tensor, count: dict[str, int], *, detach: bool = True
+        self,
+        body: Callable[[Any, Tensor], T],
+        rows: Tree,
+        owner: Tensor,
+        count: dict[str, int],
+        *,
+        detach: bool = True,
     ) -> list[T]:
         """Run `body` on rows in chunks that fit, halving when memory runs out, without losing work."""
         total = len(owner)
@@ -685,11 +738,15 @@ class Question:
     def _back_off(self, size: int, error: BaseException) -> None:
         if size == 1:
             raise OutOfMemoryError(
-                f"memory ran out on a single row: {error}", "room for one row", "lower precision or a larger device"
+                f"memory ran out on a single row: {error}",
+                "room for one row",
+                "lower precision or a larger device",
             ) from error
         if not self.field.is_automatic:
             raise OutOfMemoryError(
-                f"memory ran out on {size} rows", "a batch that fits", "lower batch_size, or leave it at 'auto'"
+                f"memory ran out on {size} rows",
+                "a batch that fits",
+                "lower batch_size, or leave it at 'auto'",
             ) from error
         self.field.shrink(size // 2)
         gc.collect()
@@ -779,7 +836,7 @@ class Question:
 
     def attribution(
         self,
-        explainer: Explainer,
+        explainer: Answering,
         values: Tree,
         *,
         claimed_total: Tensor | None = None,
@@ -801,9 +858,10 @@ class Question:
         """
         if value is not None:
             self._at_x = value
+        value = self.fx
         tensors: dict[str, Tensor] = {}
         root = self is self._root
-        cost = Cost(*(self._spent[k].clone() for k in ("forward", "backward", "at_x")), checks=self._checks)
+        cost = Cost(*(self._spent[k].clone() for k in ("forward", "backward", "at_x")), checks=self._root._checks)
         for leaf in tree.leaves(values):
             if leaf.is_floating_point() and leaf.shape[0] == len(self):
                 self._assert_finite(leaf.detach(), "the attribution", self._owners())
@@ -812,7 +870,7 @@ class Question:
             values=values,
             kind=explainer.kind,
             domain=domain or (Domain.INPUT if isinstance(site, Input) else Domain.SITE),
-            value=self.fx,
+            value=value,
             claimed_total=claimed_total,
             cost=cost,
             method=to_config(explainer, tensors) if root else {},
@@ -864,7 +922,8 @@ def _detached(outputs: Any) -> Any:
     return outputs
 
 
-def _take(target: Tree, owner: Tensor) -> Tree:
+def take(target: Tree, owner: Tensor) -> Tree:
+    """Give each row its owner's target; None stays None."""
     return None if target is None else tree.apply(lambda t: t[owner.to(t.device)], target)
 
 
@@ -892,6 +951,3 @@ def _not_none(value: Tensor | None) -> Tensor:
 def _equal_share(x: Tree, rows: Tree) -> Float[Tensor, "B k"]:
     same = [(r == t[:, None]).flatten(2) for r, t in zip(tree.leaves(rows), tree.leaves(x), strict=True)]
     return torch.cat(same, 2).double().mean(2)
-
-
-__all__ = ["Backward", "Baseline", "Configurable", "Question", "RulePass", "RuleSet", "Tap"]

@@ -6,11 +6,11 @@ from abc import abstractmethod
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,8 +34,9 @@ def main_output(outputs: Any) -> Tensor:
         return outputs
     if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
         return outputs["logits"]
-    if isinstance(getattr(outputs, "logits", None), Tensor):
-        return outputs.logits
+    logits = getattr(outputs, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
     held = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
     if isinstance(held, tuple | list):
         found = [v for v in held if isinstance(v, Tensor)]
@@ -298,7 +299,9 @@ class Contrast(Score):
         target = _agree(self.target, target)
         scores = main_output(shown)
         if scores.ndim != 2 or scores.shape[1] < 2:
-            raise ScoreError(f"Contrast on outputs of shape {tuple(scores.shape[1:])} per example", "two or more classes")
+            raise ScoreError(
+                f"Contrast on outputs of shape {tuple(scores.shape[1:])} per example", "two or more classes"
+            )
         all_scores = main_output(outputs()) if target is None or self.other is None else None
         if target is not None:
             own = index_targets(target, scores, batch)[:, 0].to(scores.device)
@@ -435,7 +438,9 @@ class Loss(Score):
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         labels = _agree(self.labels, target)
         if labels is None:
-            raise TargetError("a Loss score without labels", "one label per example", "give target= or Loss(labels=...)")
+            raise TargetError(
+                "a Loss score without labels", "one label per example", "give target= or Loss(labels=...)"
+            )
         if self.fn is cross_entropy:
             return index_targets(labels, main_output(shown), batch)[:, 0].to(main_output(shown).device)
         t = _as_tensor(labels, batch)
@@ -480,7 +485,7 @@ def as_score(score: Any) -> Score:
     if isinstance(score, type) and issubclass(score, Score):
         raise ScoreError(f"the class {score.__name__} as score", "an instance", f"write {score.__name__}()")
     if callable(score):
-        return Custom(score)
+        return Custom(cast("Callable[..., Tensor]", score))
     raise ScoreError(f"a {type(score).__name__} as score", "a Score or a callable of the outputs")
 
 

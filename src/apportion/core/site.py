@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -170,9 +170,7 @@ class Probe:
         if site in self.override:
             new = self.override[site]
             if new.shape != tensor.shape:
-                raise SiteError(
-                    f"override of shape {tuple(new.shape)} at {site}", f"shape {tuple(tensor.shape)}", ""
-                )
+                raise SiteError(f"override of shape {tuple(new.shape)} at {site}", f"shape {tuple(tensor.shape)}", "")
             tensor = new
         if site in self.read:
             if self.differentiate and not tensor.requires_grad and tensor.is_floating_point():

@@ -120,7 +120,7 @@ class Stream:
 
         return self._fill(like, owner, draw, fill)
 
-    def _fill(self, like: Tree, owner: Tensor, draw: Tensor, fill) -> Tree:  # noqa: ANN001
+    def _fill(self, like: Tree, owner: Tensor, draw: Tensor, fill) -> Tree:
         flat = []
         for i, leaf in enumerate(tree.leaves(like)):
             n = leaf[0].numel()

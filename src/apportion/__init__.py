@@ -1,0 +1,91 @@
+"""apportion: feature attribution of neural networks, with every evaluation that says whether to trust it."""
+
+from apportion.core.attribution import Attribution, Cost, Domain, References
+from apportion.core.card import Card, Kind, Need, Principle
+from apportion.core.errors import ApportionError
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.field import Field, Normalize, Shared
+from apportion.core.game import Game
+from apportion.core.progress import progress
+from apportion.core.question import Question
+from apportion.core.registry import method, methods, register
+from apportion.core.score import (
+    Contrast,
+    Custom,
+    Logit,
+    LogOdds,
+    LogProbability,
+    Loss,
+    Neuron,
+    Probability,
+    Region,
+    Score,
+    Sequence,
+)
+from apportion.core.site import At, AtOp, Input, Site
+from apportion.methods import (
+    GradCAM,
+    Gradient,
+    GradientTimesInput,
+    IntegratedGradients,
+    SmoothGrad,
+    SmoothGradSquared,
+    VarGrad,
+)
+from apportion.one_call import explain
+from apportion.parts import baselines, noise, quadrature, rules
+from apportion.parts.masks import fills, groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ApportionError",
+    "At",
+    "AtOp",
+    "Attribution",
+    "Card",
+    "Contrast",
+    "Cost",
+    "Custom",
+    "Domain",
+    "Explainer",
+    "Field",
+    "Game",
+    "GradCAM",
+    "Gradient",
+    "GradientTimesInput",
+    "Input",
+    "IntegratedGradients",
+    "Kind",
+    "LogOdds",
+    "LogProbability",
+    "Logit",
+    "Loss",
+    "Need",
+    "Neuron",
+    "Normalize",
+    "Passes",
+    "Principle",
+    "Probability",
+    "Question",
+    "References",
+    "Region",
+    "Score",
+    "Sequence",
+    "Shared",
+    "Site",
+    "SmoothGrad",
+    "SmoothGradSquared",
+    "VarGrad",
+    "baselines",
+    "explain",
+    "fills",
+    "groups",
+    "method",
+    "methods",
+    "noise",
+    "progress",
+    "quadrature",
+    "register",
+    "rules",
+]

@@ -1,0 +1,1 @@
+"""The waists: what every recipe, metric and picture is built on."""

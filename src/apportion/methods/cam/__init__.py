@@ -1,0 +1,1 @@
+"""Class activation maps: weighted sums of an inner layer's channels."""

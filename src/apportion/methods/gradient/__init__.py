@@ -1,0 +1,1 @@
+"""Modified gradients and their products with the input."""

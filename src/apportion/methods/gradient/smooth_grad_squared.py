@@ -1,0 +1,70 @@
+"""SmoothGrad squared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apportion.core import tree
+from apportion.core.attribution import Attribution
+from apportion.core.card import Card, Family, Paper, Principle
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.question import Question
+from apportion.core.registry import register
+from apportion.methods.gradient.gradient import Gradient
+from apportion.parts.copies import moments, wrapped
+from apportion.parts.noise import Gaussian
+
+CARD = Card(
+    title="SmoothGrad squared",
+    paper=Paper(
+        "Hooker, Erhan, Kindermans, Kim",
+        2019,
+        "A benchmark for interpretability methods in deep neural networks",
+        "NeurIPS 2019, arXiv:1806.10758",
+    ),
+    kind=None,
+    intent="The mean of another method's squared map over noisy copies of the input.",
+    cost="samples × base",
+    families=(Family.MODIFIED_GRADIENT,),
+    measured={
+        Principle.DUMMY: True,
+        Principle.LINEARITY: False,
+        Principle.IMPLEMENTATION_INVARIANCE: True,
+    },
+    cautions=("Has no sign: what lowers the score looks like what raises it.",),
+)
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class SmoothGradSquared(Explainer):
+    """The mean square of the base's values over noisy copies; Hooker et al. 2019, section 4.2.
+
+    Units are the base's, squared; never negative.
+
+    Attributes:
+        base: any explainer.
+        samples: copies per example.
+        noise: how copies are made.
+
+    >>> import torch, apportion as ap
+    >>> field = ap.Field(lambda x: 3 * x.sum(1))
+    >>> ap.SmoothGradSquared(samples=4)(field, torch.tensor([[1.0, 2.0]])).values
+    tensor([[9., 9.]])
+    """
+
+    base: Explainer = Gradient()
+    samples: int = 25
+    noise: Gaussian = Gaussian()
+
+    def explain(self, q: Question) -> Attribution:
+        found = moments(q, self.base, self.noise, self.samples, "SmoothGrad squared")
+        values = tree.apply(lambda m, v: m.square() + v, found.mean, found.variance)
+        return q.attribution(self, values, domain=found.domain)
+
+    def passes(self) -> Passes:
+        return wrapped(self.base, self.samples)
+
+    @classmethod
+    def variants(cls) -> tuple[Explainer, ...]:
+        return (cls(samples=5),)

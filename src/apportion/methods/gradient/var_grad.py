@@ -1,0 +1,72 @@
+"""VarGrad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apportion.core.attribution import Attribution
+from apportion.core.card import Card, Family, Paper, Principle
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.question import Question
+from apportion.core.registry import register
+from apportion.methods.gradient.gradient import Gradient
+from apportion.parts.copies import moments, wrapped
+from apportion.parts.noise import Gaussian
+
+CARD = Card(
+    title="VarGrad",
+    paper=Paper(
+        "Adebayo, Gilmer, Goodfellow, Kim",
+        2018,
+        "Local explanation methods for deep neural networks lack sensitivity to parameter values",
+        "ICLR 2018 workshop, arXiv:1810.03307",
+    ),
+    kind=None,
+    intent="The variance of another method's map over noisy copies of the input.",
+    cost="samples × base",
+    families=(Family.MODIFIED_GRADIENT,),
+    measured={
+        Principle.SENSITIVITY: False,
+        Principle.DUMMY: True,
+        Principle.LINEARITY: False,
+        Principle.IMPLEMENTATION_INVARIANCE: True,
+    },
+    cautions=(
+        "Measures curvature, not slope (Seo et al. 2018): zero for a linear model, whatever its weights.",
+        "Has no sign.",
+    ),
+)
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class VarGrad(Explainer):
+    """The variance (dividing by the number of copies) of the base's values over noisy copies.
+
+    Adebayo et al. 2018, equation 2. Units are the base's, squared; never negative.
+
+    Attributes:
+        base: any explainer.
+        samples: copies per example.
+        noise: how copies are made.
+
+    >>> import torch, apportion as ap
+    >>> field = ap.Field(lambda x: 3 * x.sum(1))
+    >>> ap.VarGrad(samples=4)(field, torch.tensor([[1.0, 2.0]])).values
+    tensor([[0., 0.]])
+    """
+
+    base: Explainer = Gradient()
+    samples: int = 25
+    noise: Gaussian = Gaussian()
+
+    def explain(self, q: Question) -> Attribution:
+        found = moments(q, self.base, self.noise, self.samples, "VarGrad")
+        return q.attribution(self, found.variance, domain=found.domain)
+
+    def passes(self) -> Passes:
+        return wrapped(self.base, self.samples)
+
+    @classmethod
+    def variants(cls) -> tuple[Explainer, ...]:
+        return (cls(samples=5),)

@@ -1,0 +1,1 @@
+"""Methods that accumulate along a path from a baseline."""

@@ -1,0 +1,78 @@
+"""One call: a model, an example, a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from apportion.core.attribution import Attribution
+from apportion.core.errors import ConfigError
+from apportion.core.explainer import Explainer
+from apportion.core.field import Field, Normalize
+from apportion.core.registry import method as find
+from apportion.core.score import Target
+from apportion.core.site import Site
+from apportion.core.tree import Tree
+
+Method = str | Explainer
+
+
+def explain(
+    model: Any,
+    x: Tree,
+    method: Method | Sequence[Method],
+    *,
+    target: Target = None,
+    score: Any = None,
+    site: Site | None = None,
+    extra: Any = None,
+    bounds: tuple[float, float] | None = None,
+    normalize: Normalize | None = None,
+    ids: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> Any:
+    """Explain a model at x in one call.
+
+    Args:
+        model: a module or callable.
+        x: examples on the first axis.
+        method: a name from `ap.methods()`, an explainer, or a list of them.
+        target: the output explained; None for each example's own top class.
+        score: reads one number per example off the outputs; the target's logit unless given.
+        site: where values are attributed; the input unless given.
+        extra: further arguments of the model.
+        bounds: lowest and highest admissible input.
+        normalize: the normalization between x and the network.
+        ids: names of the examples, which key their random numbers.
+        seed: of all random numbers.
+
+    Returns:
+        One attribution, or a list of them for a list of methods.
+
+    Raises:
+        RegistryError: an unknown name, with the nearest ones.
+        ConfigError: something that is neither a name nor an explainer.
+
+    >>> import torch
+    >>> explain(lambda x: (x**2).sum(1), torch.tensor([[3.0]]), "gradient").values
+    tensor([[6.]])
+    """
+    field = Field(model, score, site, extra=extra, bounds=bounds, normalize=normalize)
+
+    def one(m: Any) -> Attribution:
+        return as_explainer(m)(field, x, target=target, ids=ids, seed=seed)
+
+    return [one(m) for m in method] if isinstance(method, list | tuple) else one(method)
+
+
+def as_explainer(method: Any) -> Explainer:
+    """Find a method by name, or take an explainer as it is."""
+    if isinstance(method, str):
+        return find(method)()
+    if isinstance(method, Explainer):
+        return method
+    if isinstance(method, type) and issubclass(method, Explainer):
+        raise ConfigError(
+            f"the class {method.__name__} as method", "an instance or a name", f"write {method.__name__}()"
+        )
+    raise ConfigError(f"a {type(method).__name__} as method", "a name from ap.methods() or an explainer")

@@ -1,0 +1,236 @@
+"""Baselines: the points an explanation is made against."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.config import Configurable
+from apportion.core.errors import BaselineError, ConfigError
+from apportion.core.question import Question
+from apportion.core.tree import Tree
+
+
+@dataclass(frozen=True)
+class Baseline(Configurable):
+    """Base of the baselines; called with a question, it gives [B, k, ...] points at the field's site."""
+
+    @property
+    def draws(self) -> int:
+        """How many baselines each example gets."""
+        return 1
+
+    @property
+    def rows(self) -> int:
+        """Rows sent forward per example in making them."""
+        return 0
+
+    @abstractmethod
+    def __call__(self, q: Question) -> Tree:
+        """Make the baselines for the examples of the question."""
+
+
+def _one(fn, q: Question) -> Tree:
+    return tree.apply(lambda x: fn(x)[:, None], q.x)
+
+
+@dataclass(frozen=True)
+class Zero(Baseline):
+    """0 everywhere: black for pictures in [0, 1], the mean colour for normalized ones."""
+
+    def __call__(self, q: Question) -> Tree:
+        return _one(lambda x: x.new_zeros(()).expand_as(x), q)
+
+
+@dataclass(frozen=True)
+class Constant(Baseline):
+    """One number everywhere, or one per channel (axis 1).
+
+    Attributes:
+        value: a number, or one for each channel.
+    """
+
+    value: float | tuple[float, ...]
+
+    def __call__(self, q: Question) -> Tree:
+        def fill(x: Tensor) -> Tensor:
+            v = torch.tensor(self.value, dtype=x.dtype, device=x.device)
+            if v.ndim:
+                if x.ndim < 2 or x.shape[1] != len(v):
+                    raise BaselineError(
+                        f"{len(v)} channel values for input {tuple(x.shape)}", "one per entry of axis 1"
+                    )
+                v = v.reshape(1, -1, *[1] * (x.ndim - 2))
+            return v.expand_as(x)
+
+        return _one(fill, q)
+
+
+@dataclass(frozen=True)
+class Mean(Baseline):
+    """Each example's own mean, per channel or over everything (IG(A) of Akhtar and Jalwana 2023).
+
+    Attributes:
+        per_channel: average within each entry of axis 1 rather than over the whole example.
+    """
+
+    per_channel: bool = True
+
+    def __call__(self, q: Question) -> Tree:
+        def mean(x: Tensor) -> Tensor:
+            axes = tuple(range(2 if self.per_channel and x.ndim > 2 else 1, x.ndim))
+            return x.mean(axes, keepdim=True).expand_as(x) if axes else x
+
+        return _one(mean, q)
+
+
+@dataclass(frozen=True)
+class Blurred(Baseline):
+    """The example under a Gaussian blur over its last one or two axes, with reflecting borders.
+
+    Attributes:
+        sigma: standard deviation of the kernel, in elements (pixels).
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ConfigError(f"Blurred(sigma={self.sigma})", "a positive standard deviation in pixels")
+
+    def __call__(self, q: Question) -> Tree:
+        return _one(lambda x: blur(x, self.sigma), q)
+
+
+def blur_matrix(size: int, sigma: float, like: Tensor) -> Float[Tensor, "size size"]:
+    """Write a one-dimensional Gaussian blur as a matrix; each row sums to 1.
+
+    The kernel is cut at 4 sigma and normalized; beyond the border the signal is mirrored, edge repeated.
+
+    >>> blur_matrix(3, 1.0, torch.zeros(1)).sum(1)
+    tensor([1., 1., 1.])
+    """
+    radius = max(1, int(4 * sigma + 0.5))
+    offset = torch.arange(-radius, radius + 1)
+    weight = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
+    weight = weight / weight.sum()
+    at = (torch.arange(size)[:, None] + offset).remainder(2 * size)
+    at = torch.where(at >= size, 2 * size - 1 - at, at)
+    out = torch.zeros(size, size, dtype=torch.float64)
+    out.scatter_add_(1, at, weight.expand(size, -1))
+    return out.to(like.device, like.dtype)
+
+
+def blur(x: Float[Tensor, "R *shape"], sigma: float) -> Float[Tensor, "R *shape"]:
+    """Blur the last two axes of [R, C, H, W], or the last of [R, C, T].
+
+    Raises:
+        BaselineError: another number of axes.
+    """
+    if x.ndim not in (3, 4):
+        raise BaselineError(
+            f"a blur of input {tuple(x.shape)}",
+            "[R, C, H, W] or [R, C, T]",
+            "blurring needs neighbours; use another",
+        )
+    out = x @ blur_matrix(x.shape[-1], sigma, x).T
+    return blur_matrix(x.shape[-2], sigma, x) @ out if x.ndim == 4 else out
+
+
+@dataclass(frozen=True)
+class Noise(Baseline):
+    """Random points: mean + sigma n with n ~ N(0, 1) (IG(G) of Akhtar and Jalwana 2023), or U(0, 1) scaled.
+
+    Attributes:
+        sigma: standard deviation; for the uniform kind half the width.
+        mean: centre.
+        count: baselines per example; their explanations are averaged.
+        uniform: draw uniformly from [mean - sigma, mean + sigma].
+    """
+
+    sigma: float = 1.0
+    mean: float = 0.0
+    count: int = 1
+    uniform: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0 or self.count < 1:
+            raise ConfigError(f"Noise(sigma={self.sigma}, count={self.count})", "positive numbers")
+
+    @property
+    def draws(self) -> int:
+        return self.count
+
+    def __call__(self, q: Question) -> Tree:
+        stream, batch = q.stream("baseline noise"), len(q)
+        owner = torch.arange(batch).repeat_interleave(self.count)
+        draw = torch.arange(self.count).repeat(batch)
+        n = stream.uniform(q.x, owner, draw) if self.uniform else stream.normal(q.x, owner, draw)
+        low = -1.0 if self.uniform else 0.0
+        scale = 2 * self.sigma if self.uniform else self.sigma
+        shift = self.mean + low * self.sigma
+        return tree.apply(lambda t: (shift + scale * t).unflatten(0, (batch, self.count)), n)
+
+
+@dataclass(frozen=True)
+class Given(Baseline):
+    """A tensor (or tree) of one's own: [1, ...] or [...] for all examples, [B, ...] for each.
+
+    Attributes:
+        value: the baseline, at the field's site.
+    """
+
+    value: Tree = field(hash=False)
+
+    def __call__(self, q: Question) -> Tree:
+        def fit(x: Tensor, v: Tensor) -> Tensor:
+            if not isinstance(v, Tensor):
+                raise BaselineError(f"a {type(v).__name__} as baseline", "a torch.Tensor", "use Constant for numbers")
+            if tuple(v.shape) == tuple(x.shape[1:]):
+                v = v[None]
+            if tuple(v.shape[1:]) != tuple(x.shape[1:]) or v.shape[0] not in (1, x.shape[0]):
+                raise BaselineError(
+                    f"a baseline of shape {tuple(v.shape)} for input {tuple(x.shape)}",
+                    f"shape {(1, *x.shape[1:])} or {tuple(x.shape)}",
+                )
+            if v.dtype != x.dtype or v.device != x.device:
+                raise BaselineError(
+                    f"a baseline of {v.dtype} on {v.device}",
+                    f"{x.dtype} on {x.device}, as the input",
+                    "convert it with .to(x)",
+                )
+            return v.expand_as(x)[:, None]
+
+        try:
+            return tree.apply(fit, q.x, self.value)
+        except (KeyError, IndexError, TypeError) as error:
+            raise BaselineError(
+                f"a baseline of names {tree.names(self.value)}", f"the input's structure {tree.names(q.x)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class AtInput(Baseline):
+    """A baseline made at the model's input and carried forward to the field's site.
+
+    Attributes:
+        base: the baseline at the input.
+    """
+
+    base: Baseline
+
+    @property
+    def draws(self) -> int:
+        return self.base.draws
+
+    @property
+    def rows(self) -> int:
+        return self.base.draws + self.base.rows
+
+    def __call__(self, q: Question) -> Tree:
+        return q.carry(self.base)

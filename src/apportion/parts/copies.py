@@ -1,0 +1,76 @@
+"""Statistics of an explainer over noisy copies of each example, streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.attribution import Domain
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.question import Question
+from apportion.core.tree import Tree
+from apportion.parts.noise import Gaussian
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of an explainer's values over the copies of each example.
+
+    Attributes:
+        mean: of the values.
+        variance: of the values, divided by the number of copies.
+        domain: the base's.
+        claimed_total: the mean of what the base claims per copy; None where it claims nothing.
+    """
+
+    mean: Tree
+    variance: Tree
+    domain: Domain
+    claimed_total: Float[Tensor, " B"] | None
+
+
+def moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: str) -> Moments:
+    """Run the base on `samples` noisy copies of each example and gather moments on the way.
+
+    Sums are of differences from each example's first copy, so that the variance of a constant is exactly 0.
+
+    Args:
+        q: the question; its targets and baselines hold for all copies.
+        base: what is run on them.
+        noise: makes the copies.
+        samples: copies per example.
+        what: the name for progress.
+    """
+    first = total = square = None
+    claim: Tensor | None = None
+    domain = Domain.INPUT
+    for draw, owner in q.grid(samples, what):
+        one = base.explain(q.at(noise(q, owner, draw), owner, draw))
+        domain = one.domain
+        if first is None:
+            first, total, square = (
+                tree.apply(lambda v: v.new_zeros(len(q), *v.shape[1:]), one.values) for _ in range(3)
+            )
+            claim = None if one.claimed_total is None else one.claimed_total.new_zeros(len(q))
+        start = draw == 0
+        if bool(start.any()):
+            for f, v in zip(tree.leaves(first), tree.leaves(one.values), strict=True):
+                f[owner[start]] = v[start]
+        away = tree.apply(lambda v, f, owner=owner: v - f[owner], one.values, first)
+        tree.add_rows(total, owner, away)
+        tree.add_rows(square, owner, tree.apply(torch.square, away))
+        if claim is not None and one.claimed_total is not None:
+            claim.index_add_(0, owner, one.claimed_total)
+    mean = tree.apply(lambda f, t: f + t / samples, first, total)
+    variance = tree.apply(lambda t, s: (s / samples - (t / samples) ** 2).clamp_(min=0), total, square)
+    return Moments(mean, variance, domain, None if claim is None else claim / samples)
+
+
+def wrapped(base: Explainer, samples: int) -> Passes:
+    """Count the passes of a base on copies; its own f(x) is a forward row of each copy."""
+    b = base.passes()
+    return Passes(samples * (b.forward + b.at_x), samples * b.backward, at_x=1, once=b.once)

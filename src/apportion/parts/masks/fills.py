@@ -1,0 +1,54 @@
+"""Fills: what stands where a mask removes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Int
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.config import Configurable
+from apportion.core.errors import InputError
+from apportion.core.question import Owner, Question
+from apportion.core.tree import Tree
+from apportion.parts.baselines import Baseline, Zero
+
+
+@dataclass(frozen=True)
+class Baselines(Configurable):
+    """A baseline's values; several baselines are several draws.
+
+    Attributes:
+        base: the baseline.
+    """
+
+    base: Baseline = Zero()
+
+    def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
+        """Give each row its example's baselines."""
+        return tree.index(q.references(self.base).rows, owner)
+
+
+@dataclass(frozen=True)
+class Marginal(Configurable):
+    """Rows of a data set, whatever the example: the marginal distribution; each row is a draw.
+
+    Attributes:
+        data: [k, ...] rows.
+    """
+
+    data: Tree = field(hash=False)
+
+    def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
+        """Give each row all of the data."""
+
+        def spread(x: Tensor, d: Tensor) -> Tensor:
+            if d.shape[1:] != x.shape[1:] or d.dtype != x.dtype:
+                raise InputError(
+                    f"background rows {tuple(d.shape)} of {d.dtype}",
+                    f"[k, {tuple(x.shape[1:])}] of {x.dtype}",
+                )
+            return d.to(x.device).expand(len(owner), *d.shape)
+
+        return tree.apply(spread, q.x, self.data)

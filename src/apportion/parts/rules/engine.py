@@ -1,0 +1,325 @@
+"""The engine: a backward pass in which every operation follows its rule, whatever it is called.
+
+Operations are intercepted where PyTorch dispatches them, so that modules, functions, methods, in-place
+spellings and reused layers are all the same. Two tracks make attributions differentiable: the values of
+the true forward, with their own graph, and the signal track, whose backward is the rules'.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from apportion.core import ops, tree
+from apportion.core.errors import ConfigError, NoGradientPathError, NonFiniteError, RuleError
+from apportion.core.question import RulePass
+from apportion.core.tree import Tree
+from apportion.parts.rules.rule import Call, Plain, Rule
+
+if TYPE_CHECKING:
+    from apportion.parts.rules.table import Rules
+
+_VIEWS = frozenset(
+    """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous clone
+    view_as alias _unsafe_view to type""".split()
+)
+_SETTERS = frozenset({torch.Tensor.__setitem__})
+
+
+@dataclass(eq=False)
+class Record:
+    """What one operation received and sent back.
+
+    Attributes:
+        kind: the operation.
+        module: where it ran.
+        output: its output.
+        signal: what it received there.
+        inputs: the inputs that carry a signal.
+        sent: what it sent back to each.
+    """
+
+    kind: str
+    module: str
+    output: Tensor
+    signal: Tensor
+    inputs: list[Tensor]
+    sent: list[Tensor]
+
+
+class _Node(torch.autograd.Function):
+    """An operation in the signal track."""
+
+    @staticmethod
+    def forward(ctx: Any, mode: _RuleMode, rule: Rule, call: Call, output: Any, *signals: Tensor) -> Any:
+        ctx.mode, ctx.rule, ctx.call = mode, rule, call
+        held = [t.data_ptr() for t in call.inputs]
+        outs = [output] if isinstance(output, Tensor) else list(output)
+        fresh = [o.detach().clone() if o.data_ptr() in held else o.detach() for o in outs]
+        ctx.mark_non_differentiable(*[o for o in fresh if not o.is_floating_point()])
+        return fresh[0] if isinstance(output, Tensor) else tuple(fresh)
+
+    @staticmethod
+    def backward(ctx: Any, *received: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        call, rule = ctx.call, ctx.rule
+        call.check()
+        signal = received[0] if len(received) == 1 else received
+        sent = rule.back(call, signal)
+        if ctx.mode.record is not None and isinstance(signal, Tensor):
+            pairs = [(i, s) for i, s in zip(call.inputs, sent, strict=True) if s is not None]
+            out = call.output.detach()
+            ctx.mode.record.append(
+                Record(
+                    call.op.kind,
+                    call.module,
+                    out,
+                    signal,
+                    [i.detach() for i, _ in pairs],
+                    [s for _, s in pairs],
+                )
+            )
+        carried = [s for s, c in zip(sent, call.carrying, strict=True) if c]
+        return (None, None, None, None, *carried)
+
+
+class _RuleMode(TorchFunctionMode):
+    """Sends each operation that carries a signal to its rule."""
+
+    def __init__(self, rules: Rules, *, everything: bool, differentiable: bool, record: bool) -> None:
+        super().__init__()
+        self.rules, self.everything, self.differentiable = rules, everything, differentiable
+        self.record: list[Record] | None = [] if record else None
+        self.truth = WeakTensorKeyDictionary()
+        self.from_input = WeakTensorKeyDictionary()
+        self.tape: list[tuple[str, list[Tensor]]] = []
+        self.phase: Literal["reference", "main"] = "main"
+        self.position = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = _flatten((args, kwargs))
+        carrying = [t.requires_grad and t.is_floating_point() for t in tensors]
+        if not any(carrying):
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            with self:
+                return ops.attention(*args, **kwargs)
+        op = ops.lookup(func, args, kwargs)
+        if op is None:
+            return self._unknown(func, args, kwargs, tensors, carrying)
+        reads_input = tensors[0] in self.from_input
+        try:
+            rule = self.rules.pick(op, carrying, reads_input)
+        except LookupError:
+            raise self._refused(func) from None
+        if rule is None and not self.everything:
+            out = func(*args, **kwargs)
+        else:
+            out = self._ruled(rule or Plain(), op, args, kwargs, tensors, carrying)
+        if reads_input and op.kind in _VIEWS and isinstance(out, Tensor):
+            self.from_input[out] = True
+        return out
+
+    def _unknown(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
+        name = getattr(func, "__name__", "")
+        overwrites = func in _SETTERS or (name.endswith("_") and not name.endswith("__"))
+        if not overwrites or not self.everything:
+            out = func(*args, **kwargs)
+            if not any(t.requires_grad for t in _flatten(out)) and not overwrites:
+                return out
+            if self.rules.otherwise is not None:
+                if not self.everything:
+                    return out
+                op = ops.Op(name or str(func), ops.Status.NONLINEAR, func)
+                return self._ruled(self.rules.otherwise, op, args, kwargs, tensors, carrying)
+        raise self._refused(func)
+
+    def _refused(self, func: Any) -> RuleError:
+        try:
+            name = resolve_name(func)
+        except Exception:
+            name = None
+        name = name or getattr(func, "__name__", str(func))
+        return RuleError(
+            f"the operation {name} in {_where() or 'the model'} carries gradient and has no rule",
+            "a rule for it, or an affine operation",
+            "add it to the rule set's table, or give Rules(..., otherwise=Plain()) to take its derivative",
+        )
+
+    def _ruled(
+        self, rule: Rule, op: ops.Op, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]
+    ) -> Any:
+        if self.phase == "reference":
+            self.tape.append((op.kind, [t.detach().clone() for t in tensors]))
+            out = op.pure(*args, **kwargs)
+            return tensors[0].copy_(out) if op.inplace else out
+        values = [self._value(t, c, op.inplace) for t, c in zip(tensors, carrying, strict=True)]
+
+        def fn(*new: Tensor) -> Any:
+            it = iter(new)
+            a, k = _substitute((args, kwargs), it)
+            return op.pure(*a, **k)
+
+        call = Call(op, values, carrying, fn, _named(args, kwargs), versions=[v._version for v in values])
+        call.reference = self._next_reference(op, tensors)
+        if self.record is not None or rule.relevance:
+            call.module = _where()
+        if rule.relevance and tensors[0] not in self.from_input:
+            raise RuleError(
+                f"{type(rule).__name__} on {op.kind} in {_where() or 'the model'}, which does not read the input",
+                "the first layer",
+            )
+        with torch.set_grad_enabled(self.differentiable):
+            true = rule.forward(call)
+        if self.differentiable:
+            call.true_output = true
+        out = _Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
+        if op.inplace:
+            out = tensors[0].copy_(out)  # pyright: ignore[reportArgumentType]
+        if self.differentiable:
+            for y, t in zip(_flatten(out), _flatten(true), strict=True):
+                self.truth[y] = t
+        return out
+
+    def _value(self, t: Tensor, carries: bool, overwritten: bool) -> Tensor:
+        if self.differentiable and carries:
+            return self.truth[t]
+        return t.detach().clone() if overwritten else t.detach()
+
+    def _next_reference(self, op: ops.Op, tensors: list[Tensor]) -> list[Tensor] | None:
+        if not self.tape:
+            return None
+        kind, values = self.tape[self.position] if self.position < len(self.tape) else ("nothing more", [])
+        self.position += 1
+        if kind != op.kind or [v.shape for v in values] != [t.shape for t in tensors]:
+            raise RuleError(
+                f"input and reference took different paths: {op.kind} against {kind} in {_where() or 'the model'}",
+                "the same operations on both",
+                "choose a baseline for which the model branches alike",
+            )
+        return values
+
+
+def run(
+    rules: Rules,
+    forward: Callable[[Tree], Tensor],
+    z: Tree,
+    reference: Tree | None,
+    *,
+    start: Literal["score", "one"],
+    record: bool,
+    differentiable: bool,
+) -> RulePass:
+    """Send one chunk forward and, by the rules, backward.
+
+    Raises:
+        RuleError: an operation the rules do not know, or one that cannot be seen.
+        NonFiniteError: relevance is to start at 1 where the score is 0.
+    """
+    if start not in ("score", "one"):
+        raise ConfigError(f"start={start!r}", "'score' or 'one'")
+    everything = record or differentiable
+    mode = _RuleMode(rules, everything=everything, differentiable=differentiable, record=record)
+    reference_value = None
+    if reference is not None:
+        mode.phase = "reference"
+        with mode:
+            reference_value = forward(tree.apply(lambda t: t.detach().requires_grad_().clone(), reference)).detach()
+        mode.phase = "main"
+    leafs = [t.detach().requires_grad_() for t in tree.leaves(z)]
+    starts = []
+    for leaf, true in zip(leafs, tree.leaves(z), strict=True):
+        first = leaf.clone()
+        mode.from_input[first] = True
+        if differentiable:
+            mode.truth[first] = true if true.requires_grad else true.detach().requires_grad_()
+        starts.append(first)
+    with mode:
+        value = forward(tree.rebuild(z, starts))
+    if not value.requires_grad:
+        raise NoGradientPathError("the score does not depend on the input", "a differentiable path", "")
+    if mode.position != len(mode.tape):
+        raise RuleError("the reference pass ran more operations than the input's", "the same operations on both")
+    _check_visible(value)
+    true_value = mode.truth[value] if differentiable else value.detach()
+    signal = torch.ones_like(value)
+    if start == "one":
+        if not bool((true_value != 0).all()):
+            raise NonFiniteError(
+                "relevance starting at 1 where the score is 0", "a score that is not 0", "start='score'"
+            )
+        signal = 1 / true_value
+    found = torch.autograd.grad(value, leafs, signal, create_graph=differentiable, allow_unused=True)
+    sent = [torch.zeros_like(t) if s is None else s for s, t in zip(found, leafs, strict=True)]
+    return RulePass(true_value, tree.rebuild(z, sent), reference_value, mode.record or [])
+
+
+def _check_visible(value: Tensor) -> None:
+    """Refuse graphs with steps the engine could not see: they would silently follow their own derivative."""
+    seen: set[Any] = set()
+    todo = [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        owner = getattr(type(node), "_forward_cls", None)
+        if owner is not None and owner is not _Node:
+            raise RuleError(
+                f"the model uses the custom autograd function {owner.__qualname__}, which no rule can see into",
+                "operations of torch",
+                "write its forward with torch operations",
+            )
+        todo += [n for n, _ in node.next_functions]
+
+
+def _where() -> str:
+    """Name the innermost module that is running, from the call stack."""
+    inner: nn.Module | None = None
+    outer: nn.Module | None = None
+    frame = sys._getframe(1)
+    while frame is not None:
+        holder = frame.f_locals.get("self")
+        if isinstance(holder, nn.Module):
+            inner, outer = inner or holder, holder
+        frame = frame.f_back
+    if inner is None or outer is None:
+        return ""
+    name = next((n for n, m in outer.named_modules() if m is inner), "")
+    return f"{name or 'the top module'} ({type(inner).__name__})"
+
+
+def _flatten(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in _flatten(v)]
+    if isinstance(value, tuple | list):
+        return [t for v in value for t in _flatten(v)]
+    return []
+
+
+def _substitute(value: Any, new: Any) -> Any:
+    if isinstance(value, Tensor):
+        return next(new)
+    if isinstance(value, dict):
+        return {k: _substitute(v, new) for k, v in value.items()}
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return type(value)(_substitute(v, new) for v in value)
+    return value
+
+
+def _named(args: Any, kwargs: Any) -> dict[str, Any]:
+    """Name what rules ask for: the axis of a softmax, positional or not."""
+    named = dict(kwargs)
+    if "dim" not in named and len(args) > 1 and isinstance(args[1], int):
+        named["dim"] = args[1]
+    return named

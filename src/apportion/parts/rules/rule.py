@@ -1,0 +1,133 @@
+"""One operation's call, and what a rule makes of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apportion.core.config import Configurable
+from apportion.core.errors import RuleError
+from apportion.core.ops import Op
+
+Signals = tuple[Tensor | None, ...]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of an operation, as a rule sees it.
+
+    Attributes:
+        op: the operation.
+        inputs: its tensor arguments in order, with true values.
+        carrying: which of them carry a signal back.
+        fn: the operation as a function of `inputs`.
+        arguments: its named arguments as far as known, tensors included.
+        reference: the tensor arguments in the reference pass.
+        module: the module it ran in, for messages.
+        true_output: the output in the graph of the true forward; None outside differentiable passes.
+        versions: of `inputs`, to notice that the model overwrote one.
+    """
+
+    op: Op
+    inputs: list[Tensor]
+    carrying: list[bool]
+    fn: Callable[..., Any]
+    arguments: dict[str, Any]
+    reference: list[Tensor] | None = None
+    module: str = ""
+    true_output: Any = None
+    versions: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Insist that the inputs still hold what they held in the forward pass."""
+        if self.true_output is None and [t._version for t in self.inputs] != self.versions:
+            raise RuleError(
+                f"an input of {self.op.kind} in {self.module or 'the model'} was overwritten after use",
+                "in-place operations only on tensors no rule needs",
+                "make the later operation out of place",
+            )
+
+    @property
+    def output(self) -> Any:
+        """The operation's output at the true values."""
+        return self.fn(*self.inputs) if self.true_output is None else self.true_output
+
+    def vjp(self, signal: Any, fn: Callable[..., Any] | None = None, at: Sequence[Tensor] | None = None) -> Signals:
+        """Send a signal back by the derivative of the operation, or of another function of its inputs.
+
+        Args:
+            signal: the cotangent of the output.
+            fn: the function to differentiate; the operation itself unless given.
+            at: where; the true inputs unless given.
+        """
+        points = self.inputs if at is None else list(at)
+        wanted = [i for i, c in enumerate(self.carrying) if c]
+        if self.true_output is not None:
+            with torch.enable_grad():
+                ins = [points[i] if points[i].requires_grad else points[i].requires_grad_() for i in wanted]
+                out = self.true_output if fn is None and at is None else (fn or self.fn)(*points)
+                found = _grad(out, ins, signal, create_graph=True)
+        else:
+            with torch.enable_grad():
+                full = [p.detach().requires_grad_(i in wanted) for i, p in enumerate(points)]
+                found = _grad((fn or self.fn)(*full), [full[i] for i in wanted], signal, create_graph=False)
+        out_signals: list[Tensor | None] = [None] * len(points)
+        for i, g in zip(wanted, found, strict=True):
+            out_signals[i] = g
+        return tuple(out_signals)
+
+
+def _grad(out: Any, ins: list[Tensor], signal: Any, *, create_graph: bool) -> Sequence[Tensor | None]:
+    outs = [out] if isinstance(out, Tensor) else list(out)
+    signals = [signal] if isinstance(signal, Tensor) else list(signal)
+    pairs = [(o, s) for o, s in zip(outs, signals, strict=True) if s is not None and o.requires_grad]
+    if not pairs:
+        return [None] * len(ins)
+    return torch.autograd.grad(
+        [o for o, _ in pairs],
+        ins,
+        [s for _, s in pairs],
+        create_graph=create_graph,
+        retain_graph=create_graph or None,
+        allow_unused=True,
+    )
+
+
+@dataclass(frozen=True)
+class Rule(Configurable):
+    """Base of the rules: what an operation sends back to its inputs, in gradient form.
+
+    Signals are gradients of a modified function: relevance is input times signal. Rules that give
+    relevance itself, for a first layer whose input may be 0, say so with `relevance`.
+    """
+
+    @property
+    def relevance(self) -> bool:
+        """Whether what is sent back is relevance rather than its quotient by the input."""
+        return False
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether `forward` differs from the operation."""
+        return False
+
+    def forward(self, call: Call) -> Any:
+        """Compute the output, where the rule replaces the operation; the operation itself otherwise."""
+        return call.fn(*call.inputs)
+
+    @abstractmethod
+    def back(self, call: Call, signal: Any) -> Signals:
+        """Give each tensor input its signal; None where it carries none."""
+
+
+@dataclass(frozen=True)
+class Plain(Rule):
+    """The operation's own derivative."""
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        return call.vjp(signal)

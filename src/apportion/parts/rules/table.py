@@ -1,0 +1,156 @@
+"""Rule sets: which operation follows which rule, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from apportion.core import ops
+from apportion.core.config import Configurable
+from apportion.core.errors import ConfigError, nearest
+from apportion.core.question import RulePass
+from apportion.core.tree import Tree
+from apportion.parts.rules.engine import run
+from apportion.parts.rules.rule import Plain, Rule
+from apportion.parts.rules.rules import (
+    Deconv,
+    Epsilon,
+    Guided,
+    Midpoint,
+    Rescale,
+    RescaleSoftmax,
+    SoftplusReLU,
+    ZBox,
+    ZPlus,
+)
+
+ELEMENTWISE = frozenset(
+    """relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish tanh sigmoid softplus softsign hardswish
+    hardsigmoid logsigmoid threshold clamp exp expm1 log log1p log2 log10 sqrt rsqrt reciprocal pow square abs sin
+    cos erf tanhshrink hardshrink softshrink""".split()
+)
+"""Operations of one tensor that act on each element alone."""
+
+LAYERS = frozenset({"linear", "conv"})
+GROUPS = ("elementwise", "product", "layer")
+
+
+@dataclass(frozen=True)
+class Rules(Configurable):
+    """A rule set: pairs of an operation and its rule.
+
+    The first match counts: an operation by name; then `"layer"` for linear and convolutional layers,
+    `"product"` for products of tensors that both carry a signal, `"elementwise"` for functions of one
+    element. Operations affine in what carries the signal need no rule: their derivative is right.
+
+    Attributes:
+        table: pairs of a name and a rule.
+        first: the rule of layers that read the network's input directly.
+        otherwise: the rule of everything else that is not affine; None refuses it by name.
+    """
+
+    table: tuple[tuple[str, Rule], ...] = ()
+    first: Rule | None = None
+    otherwise: Rule | None = None
+
+    def __post_init__(self) -> None:
+        known = {*ops.STATUS, *ops._ALIASES.values(), *GROUPS}
+        for name, _ in self.table:
+            if name not in known:
+                raise ConfigError(f"a rule for {name!r}", f"an operation or one of {GROUPS}; {nearest(name, known)}")
+            if any(name == other for other in (o for o, r in ops._ALIASES.items() if r != o)):
+                raise ConfigError(f"a rule for {name!r}", f"the name {ops._ALIASES[name]!r}, which covers it")
+
+    @property
+    def kind(self) -> Literal["gradient", "relevance"]:
+        """What reaches the network's input."""
+        return "relevance" if self.first is not None and self.first.relevance else "gradient"
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether a rule replaces the forward."""
+        return any(r.surrogate for r in (*(r for _, r in self.table), self.first, self.otherwise) if r is not None)
+
+    def pick(self, op: ops.Op, carrying: Sequence[bool], reads_input: bool) -> Rule | None:
+        """Choose the rule of a call; None for the derivative of an affine one.
+
+        Raises:
+            LookupError: neither a rule nor affine.
+        """
+        if reads_input and self.first is not None and op.kind in LAYERS:
+            return self.first
+        table = dict(reversed(self.table))
+        if op.kind in table:
+            return table[op.kind]
+        if op.kind in LAYERS and "layer" in table:
+            return table["layer"]
+        if ops.is_affine(op, list(carrying)):
+            return None
+        if op.status is ops.Status.MULTILINEAR and "product" in table:
+            return table["product"]
+        if op.kind in ELEMENTWISE and not any(carrying[1:]) and "elementwise" in table:
+            return table["elementwise"]
+        if self.otherwise is None:
+            raise LookupError(op.kind)
+        return self.otherwise
+
+    def run(
+        self,
+        forward: Callable[[Tree], Tensor],
+        z: Tree,
+        reference: Tree | None,
+        *,
+        start: Literal["score", "one"] = "score",
+        record: bool = False,
+        differentiable: bool = False,
+    ) -> RulePass:
+        """Send one chunk forward and back; see `Question.backward`."""
+        options: dict[str, Any] = {"start": start, "record": record, "differentiable": differentiable}
+        return run(self, forward, z, reference, **options)
+
+
+def gradient() -> Rules:
+    """The gradient itself: every operation by its own derivative."""
+    return Rules(otherwise=Plain())
+
+
+def guided_backprop() -> Rules:
+    """Guided backpropagation (Springenberg et al. 2014): refuses networks with other activations than ReLU."""
+    return Rules((("relu", Guided()), *_PLAIN))
+
+
+def deconvnet() -> Rules:
+    """Deconvnet (Zeiler and Fergus 2014)."""
+    return Rules((("relu", Deconv()), *_PLAIN))
+
+
+def softplus(beta: float = 10.0) -> Rules:
+    """The gradient of the network whose ReLUs are softplus."""
+    return Rules((("relu", SoftplusReLU(beta)),), otherwise=Plain())
+
+
+def epsilon(epsilon: float = 1e-6) -> Rules:
+    """LRP-ε in every layer (Bach et al. 2015); ReLU and pooling pass on."""
+    return Rules((("layer", Epsilon(epsilon)), ("relu", Plain()), *_PLAIN))
+
+
+def epsilon_plus_box(low: float | tuple[float, ...], high: float | tuple[float, ...]) -> Rules:
+    """zᴮ in the first layer, z⁺ in convolutions, ε in dense layers (Montavon et al. 2019)."""
+    return Rules(
+        (("conv", ZPlus()), ("linear", Epsilon()), ("relu", Plain()), *_PLAIN),
+        first=ZBox(low, high),
+    )
+
+
+def deep_lift_rescale() -> Rules:
+    """DeepLIFT with Rescale, the product rule and softmax in log space (Shrikumar et al. 2017)."""
+    return Rules((("elementwise", Rescale()), ("product", Midpoint()), ("softmax", RescaleSoftmax())))
+
+
+_PLAIN: tuple[tuple[str, Rule], ...] = tuple(
+    (name, Plain())
+    for name in ("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "max", "amax", "maximum")
+)

@@ -1,0 +1,12 @@
+"""One thread a worker: two workers share the machine's cores."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
