@@ -28,9 +28,16 @@ if TYPE_CHECKING:
     from apportion.parts.rules.table import Rules
 
 _VIEWS = frozenset(
-    """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous clone
-    view_as alias _unsafe_view to type""".split()
+    """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous
+    view_as reshape_as alias _unsafe_view to type type_as T mT t expand expand_as broadcast_to narrow select slice
+    getitem split chunk unbind tensor_split split_with_sizes diagonal requires_grad_""".split()
 )
+"""Operations whose output may share memory with their input: they run as they are, so that it does."""
+_WHOLE = frozenset(
+    """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous clone
+    view_as reshape_as alias _unsafe_view to type type_as T mT t""".split()
+)
+"""Operations that only rearrange: a layer behind them still reads the input."""
 _SETTERS = frozenset({torch.Tensor.__setitem__})
 
 
@@ -63,7 +70,8 @@ class _Node(torch.autograd.Function):
         ctx.mode, ctx.rule, ctx.call = mode, rule, call
         held = [t.data_ptr() for t in call.inputs]
         outs = [output] if isinstance(output, Tensor) else list(output)
-        fresh = [o.detach().clone() if o.data_ptr() in held else o.detach() for o in outs]
+        own = mode.differentiable  # there the true output stays in use, and the model may overwrite this one
+        fresh = [o.detach().clone() if own or o.data_ptr() in held else o.detach() for o in outs]
         ctx.mark_non_differentiable(*[o for o in fresh if not o.is_floating_point()])
         return fresh[0] if isinstance(output, Tensor) else tuple(fresh)
 
@@ -99,6 +107,8 @@ class _RuleMode(TorchFunctionMode):
         self.record: list[Record] | None = [] if record else None
         self.truth = WeakTensorKeyDictionary()
         self.from_input = WeakTensorKeyDictionary()
+        self.viewed = WeakTensorKeyDictionary()
+        self.readers: dict[int, list[Call]] = {}
         self.tape: list[tuple[str, list[Tensor]]] = []
         self.phase: Literal["reference", "main"] = "main"
         self.position = 0
@@ -120,17 +130,47 @@ class _RuleMode(TorchFunctionMode):
             rule = self.rules.pick(op, carrying, reads_input)
         except LookupError:
             raise self._refused(func) from None
-        if rule is None and not self.everything:
+        if op.inplace:
+            self._spare(tensors[0])
+        if rule is None and op.kind in _VIEWS:
+            out = self._view(func, args, kwargs, tensors, carrying)
+        elif rule is None and not self.everything:
             out = func(*args, **kwargs)
         else:
             out = self._ruled(rule or Plain(), op, args, kwargs, tensors, carrying)
-        if reads_input and op.kind in _VIEWS and isinstance(out, Tensor):
+        if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
             self.from_input[out] = True
+        return out
+
+    def _spare(self, overwritten: Tensor) -> None:
+        """Give the calls that will still need what a tensor holds their own copy of it."""
+        place = overwritten.untyped_storage().data_ptr()
+        for call in self.readers.pop(place, []):
+            for i, (t, version) in enumerate(zip(call.inputs, call.versions, strict=True)):
+                if t.untyped_storage().data_ptr() == place and t._version == version:
+                    call.inputs[i] = t.clone()
+                    call.versions[i] = call.inputs[i]._version
+
+    def _view(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
+        """Run a view on both tracks, so that writing to it changes what it is a view of."""
+        out = func(*args, **kwargs)
+        if not self.differentiable:
+            return out
+        true: list[Tensor] = []
+        for t, c in zip(tensors, carrying, strict=True):
+            if c and t not in self.viewed:
+                self.truth[t], self.viewed[t] = self.truth[t].clone(), True
+            true.append(self.truth[t] if c else t)
+        a, k = _substitute((args, kwargs), iter(true))
+        for y, v in zip(_flatten(out), _flatten(func(*a, **k)), strict=True):
+            self.truth[y], self.viewed[y] = v, True
         return out
 
     def _unknown(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
         name = getattr(func, "__name__", "")
         overwrites = func in _SETTERS or (name.endswith("_") and not name.endswith("__"))
+        if overwrites:
+            self._spare(tensors[0])
         if not overwrites or not self.everything:
             out = func(*args, **kwargs)
             if not any(t.requires_grad for t in _flatten(out)) and not overwrites:
@@ -181,17 +221,23 @@ class _RuleMode(TorchFunctionMode):
             true = rule.forward(call)
         if self.differentiable:
             call.true_output = true
+        else:
+            for v in values:
+                self.readers.setdefault(v.untyped_storage().data_ptr(), []).append(call)
         out = _Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
         if op.inplace:
             out = tensors[0].copy_(out)  # pyright: ignore[reportArgumentType]
         if self.differentiable:
+            if op.inplace and tensors[0] in self.viewed:
+                true = self.truth[tensors[0]].copy_(true)  # pyright: ignore[reportArgumentType]
             for y, t in zip(_flatten(out), _flatten(true), strict=True):
                 self.truth[y] = t
         return out
 
     def _value(self, t: Tensor, carries: bool, overwritten: bool) -> Tensor:
         if self.differentiable and carries:
-            return self.truth[t]
+            true = self.truth[t]  # a node of its own, so that derivatives by two inputs are partial ones
+            return true.clone() if overwritten else true.view_as(true)
         return t.detach().clone() if overwritten else t.detach()
 
     def _next_reference(self, op: ops.Op, tensors: list[Tensor]) -> list[Tensor] | None:
@@ -240,7 +286,7 @@ def run(
         first = leaf.clone()
         mode.from_input[first] = True
         if differentiable:
-            mode.truth[first] = true if true.requires_grad else true.detach().requires_grad_()
+            mode.truth[first] = (true if true.requires_grad else true.detach().requires_grad_()).clone()
         starts.append(first)
     with mode:
         value = forward(tree.rebuild(z, starts))

@@ -45,7 +45,7 @@ class Call:
 
     def check(self) -> None:
         """Insist that the inputs still hold what they held in the forward pass."""
-        if self.true_output is None and [t._version for t in self.inputs] != self.versions:
+        if [t._version for t in self.inputs] != self.versions:
             raise RuleError(
                 f"an input of {self.op.kind} in {self.module or 'the model'} was overwritten after use",
                 "in-place operations only on tensors no rule needs",

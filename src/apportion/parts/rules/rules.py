@@ -241,9 +241,9 @@ class Midpoint(Rule):
 
 @dataclass(frozen=True)
 class RescaleSoftmax(Rule):
-    """Softmax as exp and quotient, Rescale for the first and the product rule for the second.
+    """Softmax in log space, p = exp(x - log Σ exp x), with Rescale for both exps and the logarithm.
 
-    Both passes are shifted by a common maximum, which changes no softmax and keeps exp finite.
+    Nothing overflows or divides by 0, however far the inputs lie from each other or from the reference.
 
     Attributes:
         threshold: see `Rescale`.
@@ -257,10 +257,22 @@ class RescaleSoftmax(Rule):
         if dim is None:
             raise RuleError("softmax without dim", "an explicit dim")
         top = torch.maximum(x, x0).amax(dim, keepdim=True).detach()
-        e, e0 = (x - top).exp(), (x0 - top).exp()
-        s, s0 = e.sum(dim, keepdim=True), e0.sum(dim, keepdim=True)
-        dx = x - x0
-        small = ~(dx.abs() > self.threshold)  # also where both are -inf
-        slope = torch.where(small, (e + e0) / 2, (e - e0) / torch.where(small, torch.ones_like(dx), dx))
-        to_e = signal * (1 / s + 1 / s0) / 2 - (signal * (e + e0) / 2).sum(dim, keepdim=True) / (s * s0)
-        return _first(call, to_e * slope)
+        e, e0 = (x - top).exp(), (x0 - top).exp()  # one of the sums is at least 1
+        rise, s0 = (e - e0).sum(dim, keepdim=True), e0.sum(dim, keepdim=True)
+        dx = torch.where(x == x0, 0.0, x - x0)  # masked entries are -inf on both sides
+        lse = x.logsumexp(dim, keepdim=True) - x0.logsumexp(dim, keepdim=True)
+        near = rise.abs() <= s0 / 2  # there the logarithms' difference would cancel
+        safe = torch.where(rise == 0, 1.0, rise)
+        near_slope = torch.where(rise == 0, 1 / torch.where(near, s0, 1.0), _log1p(safe, s0, near) / safe)
+        log_slope = torch.where(near, near_slope, lse / safe)
+        lse = torch.where(near, log_slope * rise, lse)
+        to_log = signal * self._exp_slope(dx - lse, call.output, call.fn(x0, *call.inputs[1:]))
+        return _first(call, to_log - to_log.sum(dim, keepdim=True) * log_slope * self._exp_slope(dx, e, e0))
+
+    def _exp_slope(self, rise: Tensor, e: Tensor, e0: Tensor) -> Tensor:
+        small = rise.abs() <= self.threshold
+        return torch.where(small, (e + e0) / 2, (e - e0) / torch.where(small, 1.0, rise))
+
+
+def _log1p(rise: Tensor, start: Tensor, where: Tensor) -> Tensor:
+    return torch.log1p(torch.where(where, rise / torch.where(where, start, 1.0), 0.0))
