@@ -272,6 +272,7 @@ class Attribution:
 
         def put(value: Any, name: str) -> Any:
             if isinstance(value, Tensor):
+                name = f"{len(tensors)} {name}"  # keys of trees may hold slashes
                 tensors[name] = value.detach().cpu().contiguous().clone()
                 return {"tensor": name}
             if isinstance(value, Enum):
@@ -305,7 +306,17 @@ class Attribution:
             raise ConfigError(f"{path}: {error}", "a file written by Attribution.save") from error
         if meta is None:
             raise ConfigError(f"{path} has no record of ours in its header", "a file written by Attribution.save")
-        record = json.loads(meta)
+        try:
+            return cls._from_record(json.loads(meta), tensors, str(path))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"{path} has a damaged record ({type(error).__name__}: {error})", "a file written by Attribution.save"
+            ) from error
+
+    @classmethod
+    def _from_record(cls, record: Any, tensors: dict[str, Tensor], path: str) -> Attribution:
         version = record.pop("version")
         if version != 1:
             raise ConfigError(f"{path} has format version {version}", "version 1", "use a newer release to read it")

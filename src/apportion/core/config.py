@@ -8,6 +8,7 @@ import inspect
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,8 @@ def to_config(value: Any, tensors: dict[str, Tensor] | None = None) -> Json:
     """
     if tensors is None:
         tensors = {}
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.item() if value.ndim == 0 else torch.from_numpy(np.ascontiguousarray(value))
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -94,6 +97,8 @@ def from_config(config: Json, tensors: dict[str, Tensor] | None = None) -> Any:
         return tuple(from_config(c, tensors) for c in config)
     if not isinstance(config, dict):
         return config
+    if "type" in config:
+        return _build(config, tensors)
     if "float" in config:
         return float(config["float"])
     if "tensor" in config:
@@ -106,15 +111,28 @@ def from_config(config: Json, tensors: dict[str, Tensor] | None = None) -> Any:
             "a configuration without user code",
             "rebuild the value by hand, passing the callable",
         )
-    if "type" not in config and "dtype" in config:
-        return getattr(torch, config["dtype"])
+    if "dtype" in config:
+        dtype = getattr(torch, str(config["dtype"]), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ConfigError(f"the dtype {config['dtype']!r}", "a dtype of torch")
+        return dtype
     if "dict" in config:
         return {k: from_config(v, tensors) for k, v in config["dict"].items()}
-    name = config.get("type")
+    raise ConfigError(f"an entry with keys {sorted(config)}", "what to_config writes")
+
+
+def _build(config: Json, tensors: dict[str, Tensor]) -> Any:
+    name = config["type"]
     cls = Configurable._known.get(str(name))
     if cls is None:
         raise ConfigError(f"unknown class {name!r}", "a class that is imported", "import its module first")
-    return cls(**{k: from_config(v, tensors) for k, v in config.items() if k != "type"})
+    given = {k: from_config(v, tensors) for k, v in config.items() if k != "type"}
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"options {sorted(given)} for {name}: {error}", "the options of the class", "read it with its own release"
+        ) from error
 
 
 def is_reproducible(config: Json) -> bool:
@@ -126,5 +144,8 @@ def is_reproducible(config: Json) -> bool:
     if isinstance(config, list):
         return all(is_reproducible(c) for c in config)
     if isinstance(config, dict):
-        return "callable" not in config and all(is_reproducible(c) for c in config.values())
+        if "type" not in config and "dict" in config:
+            return all(is_reproducible(c) for c in config["dict"].values())
+        user_code = "type" not in config and "callable" in config
+        return not user_code and all(is_reproducible(c) for c in config.values())
     return True

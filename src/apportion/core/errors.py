@@ -19,8 +19,9 @@ class ApportionError(Exception):
         Args:
             given: what was found.
             expected: what would have been right.
-            do: the next step.
+            do: the next step; the class's general advice unless given.
         """
+        do = do or self.fix
         self.given, self.expected, self.do = given, expected, do
         parts = [given]
         if expected:

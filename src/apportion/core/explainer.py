@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Kind
 from apportion.core.config import Configurable
+from apportion.core.errors import ConfigError
 from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.score import Target
@@ -39,7 +42,14 @@ class Explainer(Configurable):
     card: ClassVar[Card]
 
     def __call__(
-        self, field: Field, x: Tree, *, target: Target = None, ids: Sequence[Any] | None = None, seed: int = 0
+        self,
+        field: Field,
+        x: Tree,
+        *,
+        target: Target = None,
+        ids: Sequence[Any] | None = None,
+        seed: int = 0,
+        differentiable: bool = False,
     ) -> Attribution:
         """Explain the field at x.
 
@@ -49,11 +59,22 @@ class Explainer(Configurable):
             target: the output explained; None for each example's own top class.
             ids: names of the examples, which key their random numbers; None uses their content.
             seed: of all random numbers.
+            differentiable: keep the graph of the values back to x, for methods that declare they have one.
 
         Returns:
             Values on the field's site; positive raises the score.
+
+        Raises:
+            ConfigError: `differentiable` for a method that is not.
         """
-        return self.explain(field.bind(x, target=target, ids=ids, seed=seed))
+        if differentiable and not self.differentiable:
+            raise ConfigError(f"differentiable=True for {type(self).__name__}", "a method that is, by its Card")
+        if not isinstance(field, Field):
+            raise ConfigError(
+                f"a {type(field).__name__} as field", "an ap.Field", "write ap.Field(model), or ap.explain"
+            )
+        with torch.inference_mode(False):
+            return self.explain(field.bind(x, target=target, ids=ids, seed=seed, differentiable=differentiable))
 
     @abstractmethod
     def explain(self, q: Question) -> Attribution:
@@ -70,6 +91,12 @@ class Explainer(Configurable):
             return self.card.kind
         base = getattr(self, "base", None)
         return base.kind if isinstance(base, Explainer) else Kind.SENSITIVITY
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether values can be differentiated with respect to x: by the Card, and the base's."""
+        base = getattr(self, "base", None)
+        return self.card.differentiable and (not isinstance(base, Explainer) or base.differentiable)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:

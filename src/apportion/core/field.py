@@ -124,12 +124,17 @@ class Field:
         self.site = Input() if site is None else site
         if not isinstance(self.site, Site):
             raise ConfigError(f"a {type(site).__name__} as site", "Input(), At(...) or AtOp(...)")
-        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+        if batch_size != "auto" and not (whole and batch_size >= 1):
             raise ConfigError(f"batch_size={batch_size!r}", "a positive int or 'auto'")
         if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
             raise ConfigError(f"precision={precision!r}", "a floating-point torch.dtype or None")
-        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        if bounds is not None and not (isinstance(bounds, tuple | list) and len(bounds) == 2 and bounds[0] < bounds[1]):
             raise ConfigError(f"bounds={bounds!r}", "(low, high) with low < high")
+        if normalize is not None and not isinstance(normalize, Normalize):
+            raise ConfigError(f"normalize={normalize!r}", "ap.Normalize(mean, std) or None")
+        if isinstance(model, type) or not callable(model):
+            check_ready(model, torch.device("cpu"))
         self.extra = extra if isinstance(extra, tuple | dict) or extra is None else (extra,)
         self.bounds, self.normalize, self.precision = bounds, normalize, precision
         self.allow_unused = allow_unused
@@ -140,7 +145,15 @@ class Field:
     def __repr__(self) -> str:
         return f"Field({type(self.model).__name__}, {self.score}, {self.site})"
 
-    def bind(self, x: Tree, target: Target = None, ids: Sequence[Any] | None = None, seed: int = 0) -> Question:
+    def bind(
+        self,
+        x: Tree,
+        target: Target = None,
+        ids: Sequence[Any] | None = None,
+        seed: int = 0,
+        *,
+        differentiable: bool = False,
+    ) -> Question:
         """Ask the field about examples: targets, extra arguments and random streams are fixed here, once.
 
         Args:
@@ -148,6 +161,7 @@ class Field:
             target: an int, a list or tensor of ints, a tuple indexing the output axes, or None for the top class.
             ids: one hashable name per example; None uses a hash of its content.
             seed: of all random numbers.
+            differentiable: keep the graph of results back to x, which must require gradient.
 
         Raises:
             InputError: wrong type, dtype, shape or device of x, or values out of bounds.
@@ -157,12 +171,15 @@ class Field:
         """
         from apportion.core import question
 
-        return question.Question.bind(self, x, target, ids, seed)
+        with torch.inference_mode(False):
+            return question.Question.bind(self, x, target, ids, seed, differentiable)
 
     def sites(self, x: Tree) -> list[SiteInfo]:
         """List the tensors `At` can address, in the order of one forward pass on the first example."""
-        q = self.bind(x) if isinstance(self.site, Input) else Field(self.model, extra=self.extra).bind(x)
-        return q.sites()
+        from apportion.core import question
+
+        with torch.inference_mode(False):
+            return question.Question.begin(self, x, any_dtype=True).sites()
 
     @property
     def chunk(self) -> int:
@@ -190,38 +207,47 @@ class Field:
         if held is None or held[1] != now:
             held = (Twin(self.model, self.precision), now, {})
             self._local.twin = held
+        else:
+            held[0].refresh()
         return held[0]
 
-    def admit(self, x: Tree) -> Tree:
-        """Check the user's input and detach it.
+    def admit(self, x: Tree, *, keep_graph: bool = False, any_dtype: bool = False) -> Tree:
+        """Check the user's input, and detach it unless its graph is wanted.
 
         Raises:
             InputError, NonFiniteError, ModelError: see `bind`.
         """
         flat, names = tree.leaves(x), tree.names(x)
         for leaf, name in zip(flat, names, strict=True):
-            self._admit_leaf(leaf, name)
+            self._admit_leaf(leaf, name, any_dtype or not isinstance(self.site, Input))
         if not flat:
             raise InputError("an empty tree as input", "at least one tensor")
         counts = {int(leaf.shape[0]) for leaf in flat}
         if len(counts) != 1:
             shapes = {n: tuple(leaf.shape) for n, leaf in zip(names, flat, strict=True)}
             raise InputError(f"inputs of shapes {shapes}", "the same number of examples on each first axis")
-        if counts == {0}:
-            raise InputError("an empty batch", "at least one example")
         if self.normalize is not None and len(flat) > 1:
             raise InputError("several inputs with normalize=", "a single tensor", "normalize inside the model")
         check_ready(self.model, flat[0].device)
         self._check_dtype(flat, names)
         cast = self.precision
-        return tree.apply(lambda t: t.detach().to(cast) if cast and t.is_floating_point() else t.detach(), x)
+        if keep_graph and not any(t.requires_grad for t in flat):
+            raise InputError("differentiable=True with an x that requires no gradient", "x.requires_grad_()")
+        x = x if keep_graph else tree.apply(torch.Tensor.detach, x)
+        return tree.apply(lambda t: tree.ordinary(t.to(cast) if cast and t.is_floating_point() else t), x)
 
-    def _admit_leaf(self, leaf: Any, name: str) -> None:
+    def _admit_leaf(self, leaf: Any, name: str, any_dtype: bool) -> None:
         if not isinstance(leaf, Tensor):
             raise InputError(f"{name} is a {type(leaf).__name__}", "a torch.Tensor", "convert with torch.as_tensor")
         if leaf.ndim == 0:
             raise InputError(f"{name} is a single number", "examples on the first axis", "pass x[None]")
-        if isinstance(self.site, Input) and not leaf.is_floating_point():
+        if leaf.shape[0] == 0:
+            raise InputError(f"{name} of shape {tuple(leaf.shape)}, an empty batch", "at least one example")
+        if leaf.numel() == 0:
+            raise InputError(f"{name} of shape {tuple(leaf.shape)}, without elements", "at least one feature")
+        if leaf.is_meta:
+            raise InputError(f"{name} is on the meta device", "a tensor that holds numbers", "load the data first")
+        if not any_dtype and not leaf.is_floating_point():
             raise InputError(
                 f"{name} has dtype {leaf.dtype}, which has no gradient",
                 "floating point",
@@ -254,14 +280,22 @@ class Field:
     def split_extra(self, batch: int) -> tuple[Any, dict[str, Any]]:
         """Give positional and named extra arguments, checked against the number of examples."""
 
+        def ready(value: Tensor) -> Tensor:
+            cast = self.precision is not None and value.is_floating_point()
+            return tree.ordinary(value.detach().to(self.precision) if cast else value.detach())
+
         def check(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] != batch:
+            if isinstance(value, Shared):
+                return Shared(ready(value.value)) if isinstance(value.value, Tensor) else value
+            if not isinstance(value, Tensor):
+                return value
+            if value.ndim and value.shape[0] != batch:
                 raise InputError(
                     f"an extra tensor of shape {tuple(value.shape)} for {batch} example(s)",
                     "one entry per example on the first axis",
                     "wrap it in ap.Shared(...) if it is the same for all examples",
                 )
-            return value
+            return ready(value)
 
         extra = tree.apply(check, self.extra) if self.extra else self.extra
         return (extra, {}) if isinstance(extra, tuple) else ((), extra or {})
@@ -307,7 +341,7 @@ class Field:
             pair = torch.tensor([0, min(1, len(q) - 1)])
             both, _ = q.look(pair, vary=len(q) == 1)
             spent += 2
-            if not _same(one, tree_first(both), 1e-3):
+            if both is not None and not _same(_of_rows(one, 1), _of_rows(both, 2), 1e-3):
                 raise ModelError(
                     "an example's output depends on the other examples of its batch",
                     "independent examples",
@@ -321,29 +355,20 @@ class Field:
         return checked
 
 
-def tree_first(outputs: Any) -> Any:
-    """Take the first row of every tensor of arbitrary outputs."""
-    if isinstance(outputs, Tensor):
-        return outputs[:1] if outputs.ndim else outputs
-    if isinstance(outputs, dict):
-        return {k: tree_first(v) for k, v in outputs.items()}
-    if isinstance(outputs, tuple | list):
-        return [tree_first(v) for v in outputs]
-    return outputs
-
-
-def _float_tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs.detach()] if outputs.is_floating_point() else []
-    held = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, tuple | list) else ()
-    return [t for v in held for t in _float_tensors(v)]
+def _of_rows(outputs: Any, count: int) -> list[Tensor]:
+    """Give the first row of every output that has rows."""
+    return [t[:1] for t in tree.tensors(outputs) if t.ndim and t.shape[0] == count]
 
 
 def _same(a: Any, b: Any, tolerance: float) -> bool:
-    for s, t in zip(_float_tensors(a), _float_tensors(b), strict=True):
+    both = [[t.detach() for t in tree.tensors(o) if t.is_floating_point()] for o in (a, b)]
+    for s, t in zip(*both, strict=True):
         if s.shape != t.shape:
             return False
-        if not torch.equal(s, t) and not bool(((s - t).abs() <= tolerance * (1e-6 + s.abs().max())).all()):
+        if torch.equal(s, t):
+            continue
+        scale = 1e-6 + s.nan_to_num(0, 0, 0).abs().amax()
+        if not bool(((s == t) | ((s - t).abs() <= tolerance * scale)).all()):
             return bool(torch.isnan(s).any())  # reported elsewhere, with where
     return True
 

@@ -13,6 +13,7 @@ from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.question import Owner, Question, take
+from apportion.core.score import check_scores
 from apportion.core.tree import Tree
 
 Masks = Bool[Tensor, "*b S P"] | Float[Tensor, "*b S P"]
@@ -66,6 +67,9 @@ class Game:
         """
         if reduce not in ("score_of_mean", "mean_of_score"):
             raise ConfigError(f"reduce={reduce!r}", "'score_of_mean' or 'mean_of_score'")
+        for part, what in ((groups, "groups"), (fill, "fill")):
+            if isinstance(part, type):
+                raise ConfigError(f"the class {part.__name__} as {what}", "an instance", f"write {part.__name__}()")
         self.question, self.fill, self.reduce = question, fill, reduce
         self._labels = groups.labels(question.x)
         for label, x in zip(tree.leaves(self._labels), tree.leaves(question.x), strict=True):
@@ -87,20 +91,32 @@ class Game:
         Returns:
             The score of each example under each mask, in units of the score.
         """
-        if not isinstance(masks, Tensor):
-            return torch.cat([self.value(block) for block in masks], 1)
+        batch, q = len(self.question), self.question
+        found: list[Tensor] = []
+        first = 0
+        for block in [masks] if isinstance(masks, Tensor) else masks:
+            found.append(self._block(block, first))
+            first += block.shape[-2]
+        return torch.cat(found, 1) if found else torch.zeros(batch, 0, device=q.device)
+
+    def _block(self, masks: Tensor, first: int) -> Tensor:
+        """Play one block, whose masks are numbered from `first`: fills do not depend on the blocking."""
         q, batch = self.question, len(self.question)
         if masks.shape[-1] != self.players or masks.ndim not in (2, 3) or (masks.ndim == 3 and len(masks) != batch):
             raise InputError(
                 f"masks of shape {tuple(masks.shape)}", f"(S, {self.players}) or ({batch}, S, {self.players})"
+            )
+        if masks.dtype != torch.bool and not bool(((masks >= 0) & (masks <= 1)).all()):
+            raise InputError(
+                f"masks between {float(masks.min()):.4g} and {float(masks.max()):.4g}", "Boolean, or soft in [0, 1]"
             )
         masks = masks.to(q.device)
         count = masks.shape[-2]
         out = []
         for step, owner in q.grid(count, "coalitions"):
             mask = masks[step] if masks.ndim == 2 else masks[owner, step]
-            out.append(self._play(mask, owner, step))
-        return torch.cat(out).reshape(count, batch).T
+            out.append(self._play(mask, owner, first + step))
+        return torch.cat(out).reshape(count, batch).T if out else torch.zeros(batch, 0, device=q.device)
 
     def rows(self, mask: Masks, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         """Make the masked points themselves, [R, k, ...], as the game plays them."""
@@ -126,8 +142,13 @@ class Game:
         if draws == 1 or self.reduce == "mean_of_score":
             return q.value(flat, each).reshape(-1, draws).mean(1)
         outputs = q.outputs(flat, each)
-        mean = tree.apply(lambda t: t.reshape(-1, draws, *t.shape[1:]).mean(1), outputs)
-        return q.field.score(mean, take(q.target, owner))
+
+        def average(t: Tensor) -> Tensor:
+            of_rows = t.is_floating_point() and t.ndim and t.shape[0] == len(each)
+            return t.reshape(-1, draws, *t.shape[1:]).mean(1) if of_rows else t
+
+        mean = tree.map_tensors(average, outputs)
+        return check_scores(q.field.score(mean, take(q.target, owner)), len(owner), q.field.score)
 
 
 def _spread(mask: Tensor, label: Tensor, owner: Tensor, like: Tensor) -> Tensor:

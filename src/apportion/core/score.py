@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import ScoreError, TargetError
+from apportion.core.errors import ConfigError, ScoreError, TargetError
 from apportion.core.site import Site
 from apportion.core.tree import Tree
 
@@ -98,8 +98,19 @@ class Score(Configurable):
 
 
 def _as_tensor(target: Target, batch: int) -> Tensor:
-    given = torch.as_tensor(target)
-    return given.expand(batch) if given.ndim == 0 else given
+    """Take labels of any numeric kind, one per example.
+
+    Raises:
+        TargetError: not numbers, or not one per example.
+    """
+    try:
+        given = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(f"target {target!r}", "a number, or a list or tensor of one per example") from error
+    given = given.expand(batch) if given.ndim == 0 else given
+    if given.shape[0] != batch:
+        raise TargetError(f"{given.shape[0]} targets for {batch} example(s)", "one per example")
+    return given
 
 
 def _check_int(target: Any) -> Tensor:
@@ -168,7 +179,7 @@ class _Class(Score):
         target = _agree(self.target, target)
         scores = main_output(shown)
         if _one_number(scores):
-            if target is not None and not bool((_check_int(target) == 0).all()):
+            if target is not None and not bool((_check_int(_as_tensor(target, batch)) == 0).all()):
                 raise TargetError(f"target {target} for a model that gives one number", "no target", "leave it out")
             return None
         if target is not None:
@@ -195,9 +206,18 @@ class _Class(Score):
 
 
 def _agree(own: Target, given: Target) -> Target:
-    if own is not None and given is not None and torch.as_tensor(own).tolist() != torch.as_tensor(given).tolist():
-        raise TargetError(f"the score's target {own} and target={given}", "one of them, or both the same")
+    if own is not None and given is not None and not _equal(own, given):
+        raise TargetError(
+            f"the score's target {own} and target={given}", "one of them, or both the same", "leave target= out"
+        )
     return own if given is None else given
+
+
+def _equal(a: Target, b: Target) -> bool:
+    try:
+        return torch.as_tensor(a).tolist() == torch.as_tensor(b).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def pick(z: Tensor, target: Tensor) -> Tensor:
@@ -277,7 +297,8 @@ class LogOdds(_Class):
             return own
         others = torch.ones_like(z, dtype=torch.bool)
         others[(torch.arange(len(z), device=z.device), *target.unbind(1))] = False
-        return own - z.masked_fill(~others, -torch.inf).logsumexp(1)
+        rest = z.masked_fill(~others, -torch.inf).logsumexp(1)
+        return own - (pick(rest, target[:, 1:]) if rest.ndim > 1 else rest)
 
 
 @dataclass(frozen=True)
@@ -332,6 +353,12 @@ class Neuron(Score):
     at: Site
     index: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.at, Site):
+            raise ConfigError(f"Neuron(at={self.at!r})", "a site", "write Neuron(ap.At('name.of.the.layer'), (0,))")
+        if not isinstance(self.index, tuple):
+            raise ConfigError(f"Neuron(index={self.index!r})", "a tuple of ints, one per axis after the first")
+
     @property
     def site(self) -> Site | None:
         return self.at
@@ -358,6 +385,10 @@ class Region(Score):
     mask: Tensor
     target: int | abc.Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, Tensor):
+            raise ConfigError(f"Region(mask={type(self.mask).__name__})", "a torch.Tensor", "use torch.as_tensor")
+
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         target = _agree(self.target, target)
         scores = main_output(shown)
@@ -370,8 +401,10 @@ class Region(Score):
                 f"a region mask of shape {tuple(self.mask.shape)} for outputs {tuple(scores.shape[1:])} per example",
                 f"shape {space} or {(batch, *space)}" if space else "outputs [rows, classes, *space]",
             )
-        if not bool((mask.flatten(1).sum(1) > 0).all()):
-            raise ScoreError("an empty region", "a mask with positive total for every example")
+        if not bool(((mask.flatten(1).sum(1) > 0) & (mask.flatten(1) >= 0).all(1)).all()):
+            raise ScoreError(
+                "a region that is empty or has negative weights", "weights from 0 with positive total per example"
+            )
         if target is not None:
             return index_targets(target, scores.flatten(2).mean(2), batch).to(scores.device), mask
         z = main_output(outputs())
@@ -394,6 +427,12 @@ class Sequence(Score):
 
     positions: tuple[int, ...] = (-1,)
     tokens: abc.Sequence[int] | Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.positions, tuple | list) or not self.positions:
+            raise ConfigError(
+                f"Sequence(positions={self.positions!r})", "a tuple of one position or more", "write (-1,)"
+            )
 
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         scores = main_output(shown)
@@ -443,10 +482,7 @@ class Loss(Score):
             )
         if self.fn is cross_entropy:
             return index_targets(labels, main_output(shown), batch)[:, 0].to(main_output(shown).device)
-        t = _as_tensor(labels, batch)
-        if t.shape[0] != batch:
-            raise TargetError(f"{t.shape[0]} labels", f"{batch}, one per example")
-        return t.to(main_output(shown).device)
+        return _as_tensor(labels, batch).to(main_output(shown).device)
 
     def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
         return self.fn(outputs, target)
@@ -468,10 +504,8 @@ class Custom(Score):
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         if target is None:
             return None
-        t = _as_tensor(target, batch)
-        if t.shape[0] != batch:
-            raise TargetError(f"{t.shape[0]} targets", f"{batch}, one per example")
-        return t.to(tree.leaves(shown)[0].device) if isinstance(tree.leaves(shown)[0], Tensor) else t
+        t, held = _as_tensor(target, batch), tree.tensors(shown)
+        return t.to(held[0].device) if held else t
 
 
 def as_score(score: Any) -> Score:

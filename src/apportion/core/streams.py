@@ -40,8 +40,9 @@ def key_of(*words: object) -> int:
 
 
 def content_ids(x: Tree) -> list[str]:
-    """Name each example by a hash of its content."""
+    """Name each example by a hash of its content; the same numbers in a wider dtype are the same content."""
     flat = [leaf.detach().contiguous().cpu() for leaf in tree.leaves(x)]
+    flat = [leaf.double() if leaf.is_floating_point() else leaf for leaf in flat]
     out = []
     for b in range(tree.rows(x)):
         h = hashlib.blake2b(digest_size=8)
@@ -88,7 +89,7 @@ class Stream:
     def _uniform_pairs(self, owner: Tensor, draw: Tensor, count: int, leaf: int) -> tuple[Tensor, Tensor]:
         keys = self._row_keys(owner, draw)
         if leaf:
-            keys = _mix(keys + np.uint64(leaf) * _GOLDEN)
+            keys = _mix(keys + np.array([leaf], dtype=np.uint64) * _GOLDEN)  # arrays wrap around silently
         bits = self._bits(keys, count)
         scale = np.float32(2.0**-23)
         low = ((bits & np.uint64(0x7FFFFF)).astype(np.float32) + np.float32(0.5)) * scale

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -15,9 +16,14 @@ Tree = Any
 def apply(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Apply `fn` leaf by leaf to trees of one structure.
 
+    Raises:
+        TypeError: the trees differ in structure.
+
     >>> apply(torch.add, (torch.ones(1), {"a": torch.zeros(1)}), (torch.ones(1), {"a": torch.ones(1)}))
     (tensor([2.]), {'a': tensor([1.])})
     """
+    for other in rest:
+        _match(tree, other)
     if isinstance(tree, Mapping):
         return {k: apply(fn, v, *(r[k] for r in rest)) for k, v in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -25,6 +31,17 @@ def apply(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     if isinstance(tree, tuple | list):
         return type(tree)(apply(fn, v, *(r[i] for r in rest)) for i, v in enumerate(tree))
     return fn(tree, *rest)
+
+
+def _match(tree: Tree, other: Tree) -> None:
+    if isinstance(tree, Mapping):
+        same = isinstance(other, Mapping) and set(tree) == set(other)
+    elif isinstance(tree, tuple | list):
+        same = isinstance(other, tuple | list) and len(tree) == len(other)
+    else:
+        return
+    if not same:
+        raise TypeError(f"structures {names(tree)} and {names(other)} differ")
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -100,6 +117,66 @@ def add_rows(into: Tree, owner: Tensor, values: Tree, weight: Tensor | None = No
     for acc, leaf in zip(leaves(into), leaves(values), strict=True):
         term = leaf if weight is None else leaf * per_row(weight, leaf)
         acc.index_add_(0, owner, term.to(acc.dtype))
+
+
+def map_tensors(fn: Callable[..., Any], held: Any, *rest: Any, depth: int = 4) -> Any:
+    """Apply `fn` to every tensor inside a model's outputs, whatever holds them; the rest stays as it is.
+
+    Dicts, tuples, lists and objects with attributes keep their types.
+
+    >>> map_tensors(lambda t: t + 1, {"logits": torch.zeros(1), "name": "n"})
+    {'logits': tensor([1.]), 'name': 'n'}
+    """
+    if isinstance(held, Tensor):
+        return fn(held, *rest)
+    if depth == 0:
+        return held
+
+    def below(v: Any, *r: Any) -> Any:
+        return map_tensors(fn, v, *r, depth=depth - 1)
+
+    if isinstance(held, Mapping):
+        new = {k: below(v, *(r[k] for r in rest)) for k, v in held.items()}
+        if type(held) is dict or not isinstance(held, MutableMapping):
+            return new
+        out = copy.copy(held)
+        for k, v in new.items():
+            out[k] = v
+        return out
+    if isinstance(held, tuple | list):
+        flat = [below(v, *(r[i] for r in rest)) for i, v in enumerate(held)]
+        return type(held)(*flat) if hasattr(held, "_fields") else type(held)(flat)
+    inside = _attributes(held)
+    if not inside:
+        return held
+    out = copy.copy(held)
+    for k, v in inside.items():
+        object.__setattr__(out, k, below(v, *(vars(r)[k] for r in rest)))
+    return out
+
+
+def tensors(held: Any, depth: int = 4) -> list[Tensor]:
+    """List every tensor inside a model's outputs."""
+    if isinstance(held, Tensor):
+        return [held]
+    if depth == 0:
+        return []
+    inside = held if isinstance(held, tuple | list) else _attributes(held)
+    inside = held if isinstance(held, Mapping) else inside
+    values = inside.values() if isinstance(inside, Mapping) else inside
+    return [t for v in values for t in tensors(v, depth - 1)]
+
+
+def _attributes(held: Any) -> dict[str, Any]:
+    """Give the attributes of a plain record that holds tensors, such as a dataclass of outputs."""
+    if isinstance(held, type) or callable(held) or not hasattr(held, "__dict__"):
+        return {}
+    return dict(vars(held)) if any(isinstance(v, Tensor | tuple | list) for v in vars(held).values()) else {}
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """Copy a tensor that was made in inference mode, which autograd could not use."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def all_finite(tree: Tree) -> bool:

@@ -34,12 +34,13 @@ def _alias(tensor: Tensor, *, copied: bool, precision: torch.dtype | None) -> Te
     out = tensor.detach()
     if precision is not None and out.is_floating_point():
         out = out.to(precision)
+    copied = copied or tensor.is_inference()  # which autograd cannot save for a backward pass
     return out.clone() if copied and out.data_ptr() == tensor.data_ptr() else out
 
 
 def _plain_tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
     """Find tensors kept as ordinary attributes."""
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+    if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, dict):
         for v in value.values():
@@ -63,21 +64,41 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
         for b in module._buffers.values():
             if b is not None and id(b) not in memo:
                 memo[id(b)] = _alias(b, copied=True, precision=precision)
-        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
-        for t in _plain_tensors(own):
-            memo.setdefault(id(t), _alias(t, copied=True, precision=precision))
+    for module in model.modules():  # after all parameters: an attribute may hold one of them
+        for t in _plain_tensors(_own(module)):
+            if isinstance(t, nn.Parameter):
+                held = nn.Parameter(_alias(t, copied=False, precision=precision), requires_grad=False)
+            else:
+                held = _alias(t, copied=True, precision=precision)
+            memo.setdefault(id(t), held)
     return memo
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    return {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
+
+
+def _mark(value: Any, depth: int = 3) -> Any:
+    """Tell whether an attribute is still what it was: by value where that is plain, else by identity."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), 0 if value.is_inference() else value._version
+    if depth and isinstance(value, tuple | list):
+        return tuple(_mark(v, depth - 1) for v in value)
+    if depth and isinstance(value, dict):
+        return tuple((k, _mark(v, depth - 1)) for k, v in value.items())
+    return id(value)
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """Summarize what a twin depends on: a change means that it must be built anew."""
     parts: list[Any] = []
     for name, module in model.named_modules():
-        parts.append((name, id(module), module.training))
+        parts.append((name, id(module), type(module), module.training))
         parts += [(id(p), p.data_ptr()) for p in module._parameters.values() if p is not None and not _meta(p)]
-        parts += [(id(b), b.data_ptr(), b._version) for b in module._buffers.values() if b is not None and not _meta(b)]
-        parts += [(k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str)]
-        parts += [len(module._forward_hooks), len(module._forward_pre_hooks)]
+        parts += [(id(b), b.data_ptr()) for b in module._buffers.values() if b is not None and not _meta(b)]
+        parts.append(_mark(_own(module)))
     return tuple(parts)
 
 
@@ -106,6 +127,7 @@ class Twin:
         self.note: str | None = None
         self.module: nn.Module | None = None
         self._call: Callable[..., Any] = model
+        self._copies: list[tuple[Tensor, Tensor]] = []
         self._lock: threading.RLock | None = None
         if not isinstance(model, nn.Module):
             return
@@ -114,6 +136,8 @@ class Twin:
             for p in self.module.parameters():
                 p.requires_grad_(False)
             self._call = self.module
+            both = zip(_held(model), _held(self.module), strict=False)
+            self._copies = [(own, new) for own, new in both if own.data_ptr() != new.data_ptr()]
         except Exception as error:
             if precision is not None:
                 raise ModelError(
@@ -125,8 +149,17 @@ class Twin:
             self.note = f"the model cannot be copied ({type(error).__name__}); it ran under a lock with frozen weights"
             with _LOCKS_GUARD:
                 self._lock = _LOCKS.setdefault(model, threading.RLock())
-            frozen = {k: v.detach() for k, v in (*model.named_parameters(), *model.named_buffers())}
+            frozen = {k: _alias(v, copied=False, precision=None) for k, v in model.named_parameters()}
+            buffers = {k: _alias(v, copied=True, precision=None) for k, v in model.named_buffers()}
+            self._copies = [(v, buffers[k]) for k, v in model.named_buffers()]
+            frozen |= buffers
             self._call = lambda *a, **k: torch.func.functional_call(model, frozen, a, k)
+
+    def refresh(self) -> None:
+        """Bring what does not share its storage up to date with the user's model."""
+        with torch.no_grad():
+            for own, new in self._copies:
+                new.copy_(own)
 
     @contextmanager
     def running(self) -> Iterator[Callable[..., Any]]:
@@ -138,6 +171,10 @@ class Twin:
             yield self._call
 
 
+def _held(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
 def check_ready(model: Any, x_device: torch.device) -> None:
     """Refuse a model that cannot be explained as it stands.
 
@@ -147,8 +184,12 @@ def check_ready(model: Any, x_device: torch.device) -> None:
     if not isinstance(model, nn.Module):
         if isinstance(model, torch.export.ExportedProgram):
             raise ModelError("an ExportedProgram", "a module", "pass program.module()")
+        if isinstance(model, type):
+            raise ModelError(f"the class {model.__name__} as model", "an instance", f"write {model.__name__}(...)")
         if not callable(model):
-            raise ModelError(f"a {type(model).__name__} as model", "a torch.nn.Module or a callable")
+            raise ModelError(
+                f"a {type(model).__name__} as model", "a torch.nn.Module or a callable", "pass the model itself"
+            )
         return
     exported = isinstance(model, torch.fx.GraphModule)
     for name, module in model.named_modules():

@@ -197,7 +197,10 @@ class Given(Baseline):
                 raise BaselineError(
                     f"a baseline of shape {tuple(v.shape)} for input {tuple(x.shape)}",
                     f"shape {(1, *x.shape[1:])} or {tuple(x.shape)}",
+                    "index or expand it to one of these shapes",
                 )
+            if q.field.precision is not None and v.is_floating_point():
+                v = v.to(x.dtype)  # as the input itself was
             if v.dtype != x.dtype or v.device != x.device:
                 raise BaselineError(
                     f"a baseline of {v.dtype} on {v.device}",
@@ -208,7 +211,7 @@ class Given(Baseline):
 
         try:
             return tree.apply(fit, q.x, self.value)
-        except (KeyError, IndexError, TypeError) as error:
+        except TypeError as error:
             raise BaselineError(
                 f"a baseline of names {tree.names(self.value)}", f"the input's structure {tree.names(q.x)}"
             ) from error

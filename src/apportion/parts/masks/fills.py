@@ -44,11 +44,16 @@ class Marginal(Configurable):
         """Give each row all of the data."""
 
         def spread(x: Tensor, d: Tensor) -> Tensor:
-            if d.shape[1:] != x.shape[1:] or d.dtype != x.dtype:
+            if not isinstance(d, Tensor) or d.shape[1:] != x.shape[1:] or d.dtype != x.dtype:
+                if not isinstance(d, Tensor):
+                    raise InputError(f"a {type(d).__name__} as background rows", "a torch.Tensor")
                 raise InputError(
                     f"background rows {tuple(d.shape)} of {d.dtype}",
                     f"[k, {tuple(x.shape[1:])}] of {x.dtype}",
                 )
             return d.to(x.device).expand(len(owner), *d.shape)
 
-        return tree.apply(spread, q.x, self.data)
+        try:
+            return tree.apply(spread, q.x, self.data)
+        except TypeError as error:
+            raise InputError(f"background rows {tree.names(self.data)}", f"the input's {tree.names(q.x)}") from error

@@ -75,11 +75,17 @@ class Labels(Configurable):
             label = label.to(x.device).long()
             label = label[None] if label.ndim == x.ndim - 1 else label
             fits = label.ndim == x.ndim and all(a in (1, b) for a, b in zip(label.shape, x.shape, strict=True))
-            if not fits or int(label.min()) < -1 or int(label.max()) < 0:
+            if not fits or int(label.min()) < -1:
                 raise InputError(
                     f"group labels of shape {tuple(label.shape)} for {tuple(x.shape)}",
                     "a broadcastable shape, labels from 0 (or -1 for no group)",
                 )
             return label
 
-        return tree.apply(fit, like, self.value)
+        try:
+            out = tree.apply(fit, like, self.value)
+        except TypeError as error:
+            raise InputError(f"group labels of {tree.names(self.value)}", f"the input's {tree.names(like)}") from error
+        if max(int(label.max()) for label in tree.leaves(out)) < 0:
+            raise InputError("group labels of which all are -1", "at least one player")
+        return out
