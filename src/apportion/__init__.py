@@ -1,5 +1,6 @@
 """apportion: feature attribution of neural networks, with every evaluation that says whether to trust it."""
 
+from apportion import planted, testing
 from apportion.core.attribution import Attribution, Cost, Domain, References
 from apportion.core.card import Card, Kind, Need, Principle
 from apportion.core.errors import ApportionError
@@ -8,7 +9,8 @@ from apportion.core.field import Field, Normalize, Shared
 from apportion.core.game import Game
 from apportion.core.progress import progress
 from apportion.core.question import Question
-from apportion.core.registry import method, methods, register
+from apportion.core.registry import method, register
+from apportion.core.registry import methods as _list_methods
 from apportion.core.score import (
     Contrast,
     Custom,
@@ -37,6 +39,8 @@ from apportion.parts import baselines, noise, quadrature, rules
 from apportion.parts.masks import fills, groups
 
 __version__ = "0.1.0"
+
+methods = _list_methods  # after the imports: the folder of the same name has been bound by now
 
 __all__ = [
     "ApportionError",
@@ -84,8 +88,10 @@ __all__ = [
     "method",
     "methods",
     "noise",
+    "planted",
     "progress",
     "quadrature",
     "register",
     "rules",
+    "testing",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
@@ -32,8 +33,9 @@ from apportion.core.errors import (
     SiteError,
 )
 from apportion.core.field import Field, Shared, explain_failure
+from apportion.core.frozen import Frozen
 from apportion.core.progress import tick
-from apportion.core.score import Score, Target, as_score, check_scores, top_class
+from apportion.core.score import Score, Target, as_score, check_scores, inherited, top_class
 from apportion.core.site import Input, Probe, Site, SiteInfo
 from apportion.core.streams import Stream, content_ids
 from apportion.core.tree import Tree
@@ -175,6 +177,7 @@ class Question:
         self._spent: dict[str, Tensor]
         self._warnings: dict[str, None]
         self._references: dict[Any, tuple[Baseline, References]]
+        self._overrides: dict[int, tuple[Score, Tree]] = {}
         self._checks: int
         self._sites: list[SiteInfo] | None = None
         self._trace: list[SiteInfo] = []
@@ -329,7 +332,7 @@ class Question:
         Args:
             rows: points at the field's site, any number.
             owner: the example each row belongs to.
-            score: another score, sharing the target.
+            score: another score; without a target of its own it shares the question's.
 
         Returns:
             One number per row, in units of the score.
@@ -378,7 +381,8 @@ class Question:
 
         def body(part: Tree, own: Tensor) -> tuple[list[Tensor], list[Tree]]:
             leafs = [self._leaf(t) for t in tree.leaves(part)]
-            outs = self._outputs_of(tree.rebuild(part, leafs), own, *scores)
+            with self._lean():
+                outs = self._outputs_of(tree.rebuild(part, leafs), own, *scores)
             values, grads = [], []
             for i, s in enumerate(scores):
                 v = self._scored(s, outs, own)
@@ -394,6 +398,10 @@ class Question:
             for leaf, name in zip(tree.leaves(g), tree.names(g), strict=True):
                 self._assert_finite(leaf, f"the gradient with respect to {name}", owner)
         return (values, grads) if many else (values[0], grads[0])
+
+    def _lean(self) -> AbstractContextManager[object]:
+        """Keep no more than first derivatives with respect to the rows need."""
+        return nullcontext() if self.differentiable else Frozen()
 
     def _leaf(self, t: Tensor) -> Tensor:
         if self.differentiable:
@@ -434,12 +442,16 @@ class Question:
         """Give the model's raw outputs for rows, without gradient."""
         return self._outputs(rows, owner, counted="forward")
 
-    def _outputs(self, rows: Tree, owner: Tensor, counted: str, at_input: bool = False) -> Any:
+    def _outputs(
+        self, rows: Tree, owner: Tensor, counted: str, at_input: bool = False, score: Score | None = None
+    ) -> Any:
+        use = self.field.score if score is None else score
+
         def body(part: Tree, own: Tensor) -> Any:
             with torch.set_grad_enabled(self.differentiable):
                 if at_input:
-                    return self._read_call(self._normalized(part), own, self.field.score)
-                return self._outputs_of(part, own, self.field.score)
+                    return self._read_call(self._normalized(part), own, use)
+                return self._outputs_of(part, own, use)
 
         return _join(self._chunks(body, rows, owner, {counted: 1}))
 
@@ -502,7 +514,7 @@ class Question:
 
         def body(part: Tree, own: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
             read = list(sites) + ([use.site] if use.site is not None and use.site not in sites else [])
-            with torch.set_grad_enabled(grad):
+            with torch.set_grad_enabled(grad), self._lean():
                 outputs, values = self._call_at(part, own, read, differentiate=grad)
                 v = self._scored(use, outputs if use.site is None else values[use.site], own)
             acts = [values[s] for s in sites]
@@ -721,7 +733,7 @@ class Question:
         inner = self.field.score.site
         sites = [s for s in (self.field.site, inner) if s is not None and not isinstance(s, Input)]
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            with torch.inference_mode(False), torch.set_grad_enabled(grad), self._lean():
                 if grad and isinstance(self.field.site, Input):
                     rows = tree.apply(lambda t: t.clone().requires_grad_(), rows)
                 outputs, values = self._call(self._normalized(rows), owner, sites, differentiate=grad)
@@ -739,8 +751,22 @@ class Question:
 
     # -- scores, chunks, checks -------------------------------------------------------------------
 
+    def _target_of(self, score: Score, read: Any, owner: Tensor) -> Tree:
+        """Give each row's target; a score other than the field's may have one of its own, resolved once."""
+        shared, given = inherited(score, self.field.score, self._root.target)
+        if shared:
+            return take(self.target, owner)
+        root = self._root
+        if id(score) not in root._overrides:
+
+            def outputs() -> Any:
+                return root._outputs(root.inputs, root._owners(), counted="at_x", at_input=True, score=score)
+
+            root._overrides[id(score)] = (score, score.resolve(given, read, outputs, len(root)))
+        return take(root._overrides[id(score)][1], self._in_root[owner])
+
     def _scored(self, score: Score, outputs: Any, owner: Tensor) -> Tensor:
-        target = take(self.target, owner)
+        target = self._target_of(score, outputs, owner)
         try:
             values = score(outputs, target)
         except (ApportionError, *_MEMORY):

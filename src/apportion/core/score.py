@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections import abc
 from collections.abc import Callable, Mapping
@@ -95,6 +96,28 @@ class Score(Configurable):
         if target is None:
             return None
         return _as_tensor(target, batch)
+
+
+def inherited(score: Score, other: Score, target: Tree) -> tuple[bool, Target]:
+    """Say which target a score has that is asked in place of the field's own.
+
+    Args:
+        score: the score asked.
+        other: the field's.
+        target: what `other` resolved.
+
+    Returns:
+        Whether it is `target` as it stands; else what to resolve the score with (its own target comes first).
+    """
+    if isinstance(score, Custom) or score == other:
+        return True, None
+    own = score.labels if isinstance(score, Loss) else score.tokens if isinstance(score, Sequence) else None
+    own = getattr(score, "target", own)
+    if own is not None or isinstance(score, Neuron):
+        return False, None
+    if isinstance(score, _Class) and isinstance(other, _Class):
+        return True, None
+    return False, target if isinstance(other, _Class) and isinstance(score, Contrast | Region) else None
 
 
 def _as_tensor(target: Target, batch: int) -> Tensor:
@@ -499,11 +522,25 @@ class Custom(Score):
     fn: Callable[..., Tensor]
 
     def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
-        return self.fn(outputs) if target is None else self.fn(outputs, target)
+        return self.fn(outputs) if target is None or not self._takes_target() else self.fn(outputs, target)
+
+    def _takes_target(self) -> bool:
+        try:
+            found = inspect.signature(self.fn).parameters.values()
+        except (TypeError, ValueError):
+            return True
+        needed = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+        return len(needed) > 1 or any(p.kind is p.VAR_POSITIONAL for p in found)
 
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         if target is None:
             return None
+        if not self._takes_target():
+            raise TargetError(
+                f"target {target} with a function of the outputs alone",
+                "no target",
+                "write lambda outputs, target: ..., or leave target= out",
+            )
         t, held = _as_tensor(target, batch), tree.tensors(shown)
         return t.to(held[0].device) if held else t
 

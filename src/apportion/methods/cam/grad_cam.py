@@ -33,6 +33,7 @@ CARD = Card(
         Claim(Principle.MODEL_ROBUSTNESS, holds=False, source="Deng et al. 2025, Table VII"),
     ),
     needs=frozenset({Need.SPATIAL}),
+    differentiable=True,
     cautions=(
         "The map has the layer's resolution; enlarging it (`.resize`) adds no detail.",
         "Averaging the gradient over space may point where the layer's activation did not contribute.",

@@ -33,7 +33,7 @@ CARD = Card(
         Principle.IMPLEMENTATION_INVARIANCE: True,
         Principle.SHIFT_INVARIANCE: True,
     },
-    differentiable=False,
+    differentiable=True,
     cautions=(
         "Zero where the score is saturated, however much the feature matters.",
         "On ReLU networks it jumps where the input crosses from one linear piece to the next.",

@@ -40,6 +40,7 @@ CARD = Card(
         Principle.SHIFT_INVARIANCE: False,
     },
     total="f(x) - f(x')",
+    differentiable=True,
     cautions=(
         "Exact for linear models only; the gap says how far off it is elsewhere.",
         "Depends on where the zero of the input lies: a shift of the input that the first layer undoes changes it.",

@@ -43,6 +43,7 @@ CARD = Card(
         Principle.IMPLEMENTATION_INVARIANCE: True,
     },
     total="the mean of what the base claims at the copies",
+    differentiable=True,
     cautions=(
         "Noise leaves the data: many copies may have another top class; the target stays that of the example.",
         "The level of noise decides the picture; 0.15 of the range is a convention.",

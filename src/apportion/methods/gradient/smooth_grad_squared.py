@@ -31,6 +31,7 @@ CARD = Card(
         Principle.LINEARITY: False,
         Principle.IMPLEMENTATION_INVARIANCE: True,
     },
+    differentiable=True,
     cautions=("Has no sign: what lowers the score looks like what raises it.",),
 )
 

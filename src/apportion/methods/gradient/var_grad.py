@@ -31,6 +31,7 @@ CARD = Card(
         Principle.LINEARITY: False,
         Principle.IMPLEMENTATION_INVARIANCE: True,
     },
+    differentiable=True,
     cautions=(
         "Measures curvature, not slope (Seo et al. 2018): zero for a linear model, whatever its weights.",
         "Has no sign.",

@@ -49,6 +49,7 @@ CARD = Card(
         Principle.SHIFT_INVARIANCE: False,
     },
     total="f(x) - mean f(x')",
+    differentiable=True,
     cautions=(
         "Features equal to the baseline get 0 whatever they do; see references.equal_share.",
         "Complete in the limit only: read the gap, and raise n while it matters.",

@@ -1,0 +1,130 @@
+"""Frozen layers: convolutions and batch-norms that keep nothing they need only for weight gradients.
+
+PyTorch keeps the input of every convolution and batch-norm for the backward pass, also where weights need
+no gradient. The gradient with respect to the input needs the weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_DIMENSIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution with constant weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, func: Callable[..., Tensor], weight: Tensor, bias: Any, setting: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.setting = x.shape, setting
+        return func(x, weight, bias, *setting)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (weight,) = ctx.saved_tensors
+        (grad,) = grads
+        stride, padding, dilation, groups = ctx.setting
+        shape_only = grad.new_empty(1).expand(ctx.shape)
+        back = torch.ops.aten.convolution_backward(
+            grad,
+            shape_only,
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * len(stride),
+            groups,
+            [True, False, False],
+        )
+        return back[0], None, None, None, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    """A batch-norm with constant statistics: one factor per channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+        scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
+        ctx.save_for_backward(scale)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (scale,) = ctx.saved_tensors
+        (grad,) = grads
+        return grad * scale.reshape(1, -1, *[1] * (grad.ndim - 2)), None, None, None, None, None
+
+
+class Frozen(TorchFunctionMode):
+    """Runs convolutions and batch-norms with constant weights as above; everything else as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (func in _DIMENSIONS or func is F.batch_norm) and _autocast(args):
+            found = None
+        elif func in _DIMENSIONS:
+            found = _convolution(func, *args, **kwargs)
+        elif func is F.batch_norm:
+            found = _batch_norm(*args, **kwargs)
+        else:
+            found = None
+        return func(*args, **kwargs) if found is None else found
+
+
+def _autocast(args: Any) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and torch.is_autocast_enabled(args[0].device.type)
+
+
+def _constant(*tensors: Tensor | None) -> bool:
+    return not any(t is not None and t.requires_grad for t in tensors)
+
+
+def _each(value: Any, count: int) -> list[int] | None:
+    if isinstance(value, int):
+        return [value] * count
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value) * (count if len(value) == 1 else 1)
+    return None
+
+
+def _convolution(
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    count = _DIMENSIONS[func]
+    setting = [_each(v, count) for v in (stride, padding, dilation)]
+    if not input.requires_grad or not _constant(weight, bias) or None in setting or input.ndim != count + 2:
+        return None
+    return _Convolution.apply(input, func, weight, bias, (*setting, groups))  # pyright: ignore[reportReturnType]
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if training or running_mean is None or running_var is None or not input.requires_grad:
+        return None
+    if not _constant(running_mean, running_var, weight, bias):
+        return None
+    return _BatchNorm.apply(input, running_mean, running_var, weight, bias, eps)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,107 @@
+"""Principles as checks: each says whether it holds for an explainer on planted models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from apportion import planted
+from apportion.core.attribution import Attribution
+from apportion.core.card import Principle
+from apportion.core.errors import ConfigError
+from apportion.core.explainer import Explainer
+from apportion.core.field import Field
+
+Check = Callable[[Explainer], bool]
+
+TIGHT = 1e-9
+"""Relative error below which two numbers in float64 count as equal."""
+
+
+def points(count: int = 4, features: int = 5, seed: int = 1) -> Tensor:
+    """Draw the points the checks look at, away from 0."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, features, generator=generator, dtype=torch.float64)
+    return x + 0.2 * x.sign()
+
+
+def _ask(explainer: Explainer, model: nn.Module | Callable[..., Tensor], x: Tensor, **options: object) -> Attribution:
+    target = None if isinstance(model, planted.Saturated) else 1
+    return explainer(Field(model), x, target=target, ids=range(len(x)), **options)  # pyright: ignore[reportArgumentType]
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float = TIGHT) -> bool:
+    return bool(((a - b).abs() <= tolerance * (1e-3 + torch.maximum(a.abs().max(), b.abs().max()))).all())
+
+
+def completeness(explainer: Explainer) -> bool:
+    """Values sum to f(x) - f(0), up to 1e-6, on a smooth network."""
+    x, net = points(), planted.dense_net()
+    with torch.no_grad():
+        total = (net(x) - net(torch.zeros_like(x)))[:, 1]
+    return _close(_ask(explainer, net, x).values.sum(1), total, 1e-6)
+
+
+def sensitivity(explainer: Explainer) -> bool:
+    """The one feature that differs from 0 and changes f gets a value, even where f is flat."""
+    x = torch.tensor([[2.0, 0.0], [3.0, 0.0]], dtype=torch.float64)
+    return bool((_ask(explainer, planted.Saturated(), x).values[:, 0].abs() > TIGHT).all())
+
+
+def dummy(explainer: Explainer) -> bool:
+    """A feature with no weight in the network gets 0."""
+    values = _ask(explainer, planted.dense_net(blind=2), points()).values
+    return bool((values[:, 2].abs() <= TIGHT * values.abs().max()).all())
+
+
+def linearity(explainer: Explainer) -> bool:
+    """Values of 2 f - 3 g are 2 times those of f minus 3 times those of g."""
+    x, f, g = points(), planted.dense_net(seed=0), planted.dense_net(seed=7)
+    both = _ask(explainer, lambda z: 2 * f(z) - 3 * g(z), x).values
+    return _close(both, 2 * _ask(explainer, f, x).values - 3 * _ask(explainer, g, x).values)
+
+
+def symmetry(explainer: Explainer) -> bool:
+    """Two exchangeable features with equal values get equal values."""
+    x = points()
+    x[:, 1] = x[:, 0]
+    values = _ask(explainer, planted.symmetric_net(), x).values
+    return _close(values[:, 0], values[:, 1])
+
+
+def implementation_invariance(explainer: Explainer) -> bool:
+    """Two networks, equal as functions, get equal values."""
+    x, (a, b) = points(), planted.equal_pair()
+    return _close(_ask(explainer, a, x).values, _ask(explainer, b, x).values)
+
+
+def shift_invariance(explainer: Explainer) -> bool:
+    """A shift of the input that the first bias undoes changes no value."""
+    x, (f, g) = points(), planted.shifted_pair(0.7)
+    return _close(_ask(explainer, f, x).values, _ask(explainer, g, x + 0.7).values)
+
+
+PRINCIPLES: dict[Principle, Check] = {
+    Principle.COMPLETENESS: completeness,
+    Principle.SENSITIVITY: sensitivity,
+    Principle.DUMMY: dummy,
+    Principle.LINEARITY: linearity,
+    Principle.SYMMETRY: symmetry,
+    Principle.IMPLEMENTATION_INVARIANCE: implementation_invariance,
+    Principle.SHIFT_INVARIANCE: shift_invariance,
+}
+"""The principles that can be measured."""
+
+
+def measure(explainer: Explainer, principle: Principle) -> bool:
+    """Tell whether a principle holds for an explainer on planted models.
+
+    Raises:
+        ConfigError: the principle has no check.
+    """
+    if principle not in PRINCIPLES:
+        known = ", ".join(p.name for p in PRINCIPLES)
+        raise ConfigError(f"no check for {principle.name}", f"one of {known}")
+    return PRINCIPLES[principle](explainer)

@@ -1,0 +1,227 @@
+"""The documentation tells the truth: its code runs, its tables are whole, its docstrings exist once."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import io
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import apportion as ap
+from apportion.core import config, errors, registry
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "apportion"
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+FENCE = re.compile(r"^```(\w*)$")
+
+
+# -- the code in the pages ------------------------------------------------------------------------
+
+
+def session(page: Path) -> str:
+    """Turn a page into one interactive session of as many lines, so that failures name the page's own line.
+
+    Fenced blocks with prompts stay as they are; Python blocks without get them; prose becomes empty.
+    """
+    out: list[str] = []
+    block: list[str] | None = None
+    language = ""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        fence = FENCE.match(line)
+        if block is None:
+            out.append("")
+            if fence:
+                block, language = [], fence[1]
+        elif line == "```":
+            out += _prompted(block, language)
+            out.append("")
+            block = None
+        else:
+            block.append(line)
+    assert block is None, f"{page.name}: a fence is not closed"
+    return "\n".join(out) + "\n"
+
+
+def _prompted(block: list[str], language: str) -> list[str]:
+    if any(line.startswith(">>> ") for line in block):
+        return block
+    if language != "python":
+        return [""] * len(block)
+    ast.parse("\n".join(block))
+    starts = {n.lineno - 1 for n in ast.parse("\n".join(block)).body}
+    for node in ast.parse("\n".join(block)).body:  # a decorator belongs to what it decorates
+        for decorator in getattr(node, "decorator_list", []):
+            starts = (starts - {node.lineno - 1}) | {decorator.lineno - 1}
+    out, open_statement = [], False
+    for i, line in enumerate(block):
+        open_statement = open_statement or i in starts
+        bare = not line.strip() or line.startswith("#")
+        if i in starts:
+            out.append(f">>> {line}")
+        elif bare and not open_statement:
+            out.append("")
+        else:
+            out.append(f"... {line}".rstrip() if line else "...")
+    return out
+
+
+def run_session(text: str, page: Path) -> list[str]:
+    """Run a session and give what failed."""
+    test = doctest.DocTestParser().get_doctest(text, {"__name__": f"docs_{page.stem}"}, page.name, str(page), 0)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        runner.run(test, out=said.write, clear_globs=False)
+    return [said.getvalue()] if runner.failures else []
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let a page register methods and write files without leaving a trace."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(config.Configurable, "_known", dict(config.Configurable._known))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_code_in_page_runs(page: Path) -> None:
+    failures = run_session(session(page), page)
+    assert not failures, failures[0]
+
+
+@pytest.mark.parametrize("name", ["quick-start", "which-method", "add-a-method", "errors"])
+def test_page_has_code(name: str) -> None:
+    assert session(ROOT / "docs" / f"{name}.md").count(">>> ") >= 5
+
+
+def test_runner_catches_a_wrong_output(tmp_path: Path) -> None:
+    page = tmp_path / "wrong.md"
+    page.write_text("text\n\n```python\n>>> 1 + 1\n3\n```\n")
+    (failure,) = run_session(session(page), page)
+    assert "line 4" in failure
+    page.write_text("```python\ndef f():\n    raise ValueError\n\n\nf()\n```\n")
+    assert run_session(session(page), page)
+
+
+# -- generated tables -----------------------------------------------------------------------------
+
+
+def test_methods_table_has_every_method() -> None:
+    table = registry.methods_table()
+    assert ap.methods()
+    for name, card in ap.methods().items():
+        assert f"name `{name}`" in table
+        assert card.title in table
+        for caution in card.cautions:
+            assert caution in table
+
+
+def _all_errors(base: type[ap.ApportionError]) -> set[type[ap.ApportionError]]:
+    return {e for sub in base.__subclasses__() for e in (sub, *_all_errors(sub))}
+
+
+def test_errors_table_has_every_error() -> None:
+    table = errors.errors_table()
+    ours = {e for e in _all_errors(ap.ApportionError) if e.__module__.startswith("apportion.")}
+    assert errors.InputError in ours
+    for error in ours:
+        assert f"| `{error.__name__}` | {error.cause} | {error.fix} |" in table
+        assert error.cause
+        assert error.fix
+
+
+@pytest.mark.parametrize(("page", "table"), [("which-method", "methods"), ("errors", "errors")])
+def test_pages_include_the_generated_tables(page: str, table: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert f"```{{include}} _generated/{table}.md" in text
+
+
+def test_guide_names_every_method() -> None:
+    text = (ROOT / "docs" / "which-method.md").read_text(encoding="utf-8")
+    missing = [n for n in ap.methods() if f"`{registry.method(n).__name__}`" not in text]
+    assert not missing, "docs/which-method.md says nothing of these: give each a row"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+# -- docstrings -----------------------------------------------------------------------------------
+
+
+def test_public_names_are_described() -> None:
+    for name in ap.__all__:
+        assert (getattr(ap, name).__doc__ or "").strip(), f"ap.{name} has no docstring"
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    missing = [n for n in ap.__all__ if not re.search(rf"apportion[\w.]*\.{n}\b|^\s+{n}\b", reference, re.M)]
+    assert not missing, "docs/reference.md leaves these out"
+
+
+def sentences(docstring: str) -> Iterator[str]:
+    """Split a docstring into sentences of at least eight words; an entry's name is not part of its sentence."""
+    for part in re.split(r"\n\s*\n|\n(?=\s*\w+: )|\n(?=\s*>>> )|(?<=[.:])\s+(?=[A-Z`])", docstring):
+        text = " ".join(re.sub(r"^\s*\w+: ", "", part).split())
+        if not text.startswith(">>>") and len(text.split()) >= 8:
+            yield text
+
+
+def repeated(sources: dict[str, str]) -> dict[str, list[str]]:
+    """Find sentences that stand in two docstrings or more."""
+    where: dict[str, list[str]] = defaultdict(list)
+    for name, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                for sentence in set(sentences(ast.get_docstring(node) or "")):
+                    where[sentence].append(f"{name}:{getattr(node, 'name', 'module')}")
+    return {s: w for s, w in where.items() if len(w) > 1}
+
+
+def test_no_sentence_stands_in_two_docstrings() -> None:
+    sources = {str(p.relative_to(SOURCE)): p.read_text(encoding="utf-8") for p in SOURCE.rglob("*.py")}
+    found = repeated(sources)
+    assert not found, "\n".join(f"{s!r} in {w}" for s, w in found.items())
+
+
+def test_repetition_is_noticed() -> None:
+    twice = '"""Takes rows. The target is the output explained by all methods."""\n'
+    also = (
+        'def f():\n    """Other.\n\n    Args:\n        t: The target is the output explained by all methods.\n    """\n'
+    )
+    assert len(repeated({"a": twice, "b": also})) == 1
+    assert not repeated({"a": twice, "b": also.replace("all", "most")})
+
+
+# -- the example ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_first_look_runs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    command = [sys.executable, "-W", "error::UserWarning", ROOT / "examples" / "first_look.py", "coffee"]
+    done = subprocess.run(
+        [*command, "--steps", "2", "--samples", "2", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert (tmp_path / "first_look_coffee.png").stat().st_size > 50_000
+    for card in (ap.Gradient.card, ap.GradientTimesInput.card, ap.IntegratedGradients.card, ap.GradCAM.card):
+        assert re.search(rf"espresso.*{card.title}|class 967.*{card.title}", done.stdout)
+    assert done.stdout.count("not applicable") == 3  # two sensitivities, and a salience without a total
