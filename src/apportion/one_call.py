@@ -37,7 +37,7 @@ def explain(
         model: a module or callable.
         x: examples on the first axis.
         method: a name from `ap.methods()`, an explainer, or a list of them.
-        target: the output explained; None for each example's own top class.
+        target: as in `Field.bind`.
         score: reads one number per example off the outputs; the target's logit unless given.
         site: where values are attributed; the input unless given.
         extra: further arguments of the model.

@@ -110,7 +110,7 @@ class Card:
         needs: what it asks for.
         differentiable: whether the attribution can be differentiated with respect to the input.
         total: what the values claim to sum to, in words; empty for nothing.
-        cautions: known failings, shown beside every result.
+        cautions: known failings, to be shown beside results.
     """
 
     title: str

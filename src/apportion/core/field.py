@@ -133,7 +133,7 @@ class Field:
             raise ConfigError(f"bounds={bounds!r}", "(low, high) with low < high")
         if normalize is not None and not isinstance(normalize, Normalize):
             raise ConfigError(f"normalize={normalize!r}", "ap.Normalize(mean, std) or None")
-        if isinstance(model, type) or not callable(model):
+        if isinstance(model, type | torch.export.ExportedProgram) or not callable(model):
             check_ready(model, torch.device("cpu"))
         self.extra = extra if isinstance(extra, tuple | dict) or extra is None else (extra,)
         self.bounds, self.normalize, self.precision = bounds, normalize, precision
@@ -320,12 +320,11 @@ class Field:
             return t
 
         first = torch.zeros(1, dtype=torch.long)
-        with _kept_rng(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
-            one, read = q.look(first, grad=True)
-        spent = 1
-        with _kept_rng() as drew:
+        with _kept_rng() as drew:  # over both: the second call must not meet the same random state
+            with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
+                one, read = q.look(first, grad=True)
             again, _ = q.look(first)
-        spent += 1
+        spent = 2
         exact = tree.leaves(x)[0].device.type == "cpu"
         if not _same(one, again, 0.0 if exact else 1e-5):
             if drew():

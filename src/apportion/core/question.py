@@ -970,7 +970,7 @@ class Question:
             method=to_config(explainer, tensors) if root else {},
             score=to_config(self.field.score, tensors) if root else {},
             site=to_config(site, tensors) if root else {},
-            target=self.target,
+            target=_shown(self.target),
             seed=self.seed,
             warnings=tuple(self._warnings),
             parts=dict(parts or {}),
@@ -1051,3 +1051,9 @@ def _not_none(value: Tensor | None) -> Tensor:
 def _equal_share(x: Tree, rows: Tree) -> Float[Tensor, "B k"]:
     same = [(r == t[:, None]).reshape(*r.shape[:2], -1) for r, t in zip(tree.leaves(rows), tree.leaves(x), strict=True)]
     return torch.cat(same, 2).double().mean(2)
+
+
+def _shown(target: Tree) -> Tree:
+    """Show targets of one index each as [B]."""
+    one_index = isinstance(target, Tensor) and target.ndim == 2 and target.shape[1] == 1
+    return target.squeeze(1) if one_index else target

@@ -109,7 +109,7 @@ def inherited(score: Score, other: Score, target: Tree) -> tuple[bool, Target]:
     Returns:
         Whether it is `target` as it stands; else what to resolve the score with (its own target comes first).
     """
-    if isinstance(score, Custom) or score == other:
+    if isinstance(score, Custom) or score is other:
         return True, None
     own = score.labels if isinstance(score, Loss) else score.tokens if isinstance(score, Sequence) else None
     own = getattr(score, "target", own)
@@ -396,7 +396,7 @@ class Neuron(Score):
         return outputs[(slice(None), *self.index)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Region(Score):
     """Mean output of class c over a region: sum(m z_c) / sum(m), for outputs [R, C, *space].
 

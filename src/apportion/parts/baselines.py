@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -177,7 +177,7 @@ class Noise(Baseline):
         return tree.apply(lambda t: (shift + scale * t).unflatten(0, (batch, self.count)), n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Given(Baseline):
     """A tensor (or tree) of one's own: [1, ...] or [...] for all examples, [B, ...] for each.
 
@@ -185,7 +185,7 @@ class Given(Baseline):
         value: the baseline, at the field's site.
     """
 
-    value: Tree = field(hash=False)
+    value: Tree
 
     def __call__(self, q: Question) -> Tree:
         def fit(x: Tensor, v: Tensor) -> Tensor:

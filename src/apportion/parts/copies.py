@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Domain
+from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
@@ -68,6 +69,19 @@ def moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: s
     mean = tree.apply(lambda f, t: f + t / samples, first, total)
     variance = tree.apply(lambda t, s: (s / samples - (t / samples) ** 2).clamp_(min=0), total, square)
     return Moments(mean, variance, domain, None if claim is None else claim / samples)
+
+
+def check(wrapper: Explainer, base: Explainer, samples: int) -> None:
+    """Refuse options that cannot be run.
+
+    Raises:
+        ConfigError: the base is no explainer, or samples is no positive int.
+    """
+    name = type(wrapper).__name__
+    if not isinstance(base, Explainer):
+        raise ConfigError(f"{name}(base={base!r})", "an explainer", f"write {name}(base=ap.Gradient())")
+    if not isinstance(samples, int) or samples < 1:
+        raise ConfigError(f"{name}(samples={samples!r})", "a positive int")
 
 
 def wrapped(base: Explainer, samples: int) -> Passes:

@@ -12,7 +12,7 @@ from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.methods.gradient.gradient import Gradient
 from apportion.methods.path.integrated_gradients import IntegratedGradients
-from apportion.parts.copies import moments, wrapped
+from apportion.parts.copies import check, moments, wrapped
 from apportion.parts.noise import Gaussian
 from apportion.parts.quadrature import Gauss
 
@@ -73,6 +73,9 @@ class SmoothGrad(Explainer):
     base: Explainer = Gradient()
     samples: int = 25
     noise: Gaussian = Gaussian()
+
+    def __post_init__(self) -> None:
+        check(self, self.base, self.samples)
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "SmoothGrad")

@@ -11,7 +11,7 @@ from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.methods.gradient.gradient import Gradient
-from apportion.parts.copies import moments, wrapped
+from apportion.parts.copies import check, moments, wrapped
 from apportion.parts.noise import Gaussian
 
 CARD = Card(
@@ -57,6 +57,9 @@ class SmoothGradSquared(Explainer):
     base: Explainer = Gradient()
     samples: int = 25
     noise: Gaussian = Gaussian()
+
+    def __post_init__(self) -> None:
+        check(self, self.base, self.samples)
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "SmoothGrad squared")

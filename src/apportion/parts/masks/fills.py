@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxtyping import Int
 from torch import Tensor
@@ -30,7 +30,7 @@ class Baselines(Configurable):
         return tree.index(q.references(self.base).rows, owner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Marginal(Configurable):
     """Rows of a data set, whatever the example: the marginal distribution; each row is a draw.
 
@@ -38,7 +38,7 @@ class Marginal(Configurable):
         data: [k, ...] rows.
     """
 
-    data: Tree = field(hash=False)
+    data: Tree
 
     def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         """Give each row all of the data."""

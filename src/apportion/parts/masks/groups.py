@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def _numbered(like: Tree, shape) -> Tree:
     return tree.rebuild(like, flat)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Labels(Configurable):
     """Players named by the user: integers from 0, -1 for elements of no player.
 
@@ -64,7 +64,7 @@ class Labels(Configurable):
     [[0, 0, 1]]
     """
 
-    value: Tree = field(hash=False)
+    value: Tree
 
     def labels(self, like: Tree) -> Tree:
         """Check and align the labels."""

@@ -264,7 +264,7 @@ def run(
     record: bool,
     differentiable: bool,
 ) -> RulePass:
-    """Send one chunk forward and, by the rules, backward.
+    """Run `RuleSet.run` for a rule set of this package.
 
     Raises:
         RuleError: an operation the rules do not know, or one that cannot be seen.

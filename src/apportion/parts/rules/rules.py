@@ -126,7 +126,7 @@ class ZBox(Rule):
     Attributes:
         low: the lowest admissible input l.
         high: the highest, h.
-        epsilon: added to the denominator, in units of z.
+        epsilon: as in `ZPlus`.
     """
 
     low: float | tuple[float, ...]
