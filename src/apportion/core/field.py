@@ -312,11 +312,11 @@ class Field:
         key = (self.score.site, *((tuple(t.shape[1:]), t.dtype, t.device) for t in tree.leaves(x)))
         if key in known:
             return known[key]
-        size = 0
+        kept: dict[int, int] = {}
 
         def weigh(t: Tensor) -> Tensor:
-            nonlocal size
-            size += t.numel() * t.element_size()
+            storage = t.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
             return t
 
         first = torch.zeros(1, dtype=torch.long)
@@ -347,7 +347,9 @@ class Field:
                     "call model.eval(); or pass batch_size=1",
                 )
         inputs = sum(t[0].numel() * t.element_size() for t in tree.leaves(x))
-        checked = _Checked(one, read, size + 4 * inputs, spent)
+        fixed = {t.untyped_storage().data_ptr() for t in self.twin().tensors()}
+        row_bytes = sum(size for where, size in kept.items() if where not in fixed) + 4 * inputs
+        checked = _Checked(one, read, row_bytes, spent)
         known[key] = checked
         if self._chunk is None:
             self._chunk = _fitting_rows(checked.row_bytes, tree.leaves(x)[0].device)
