@@ -9,6 +9,7 @@ import io
 import re
 import subprocess
 import sys
+import types
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from apportion.core import config, errors, registry
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "apportion"
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
-FENCE = re.compile(r"^```(\w*)$")
+FENCE = re.compile(r"^```(\S*)")
 
 
 # -- the code in the pages ------------------------------------------------------------------------
@@ -30,7 +31,8 @@ FENCE = re.compile(r"^```(\w*)$")
 def session(page: Path) -> str:
     """Turn a page into one interactive session of as many lines, so that failures name the page's own line.
 
-    Fenced blocks with prompts stay as they are; Python blocks without get them; prose becomes empty.
+    Fenced blocks with prompts stay as they are; a Python block without becomes one call that runs it whole,
+    as the file it is; everything else becomes empty.
     """
     out: list[str] = []
     block: list[str] | None = None
@@ -42,7 +44,13 @@ def session(page: Path) -> str:
             if fence:
                 block, language = [], fence[1]
         elif line == "```":
-            out += _prompted(block, language)
+            if any(b.startswith(">>> ") for b in block):
+                out += block
+            elif language == "python":
+                whole = "\n" * len(out) + "\n".join(block)
+                out += [f">>> exec(compile({whole!r}, {page.name!r}, 'exec'))", *[""] * (len(block) - 1)]
+            else:
+                out += [""] * len(block)
             out.append("")
             block = None
         else:
@@ -51,37 +59,20 @@ def session(page: Path) -> str:
     return "\n".join(out) + "\n"
 
 
-def _prompted(block: list[str], language: str) -> list[str]:
-    if any(line.startswith(">>> ") for line in block):
-        return block
-    if language != "python":
-        return [""] * len(block)
-    ast.parse("\n".join(block))
-    starts = {n.lineno - 1 for n in ast.parse("\n".join(block)).body}
-    for node in ast.parse("\n".join(block)).body:  # a decorator belongs to what it decorates
-        for decorator in getattr(node, "decorator_list", []):
-            starts = (starts - {node.lineno - 1}) | {decorator.lineno - 1}
-    out, open_statement = [], False
-    for i, line in enumerate(block):
-        open_statement = open_statement or i in starts
-        bare = not line.strip() or line.startswith("#")
-        if i in starts:
-            out.append(f">>> {line}")
-        elif bare and not open_statement:
-            out.append("")
-        else:
-            out.append(f"... {line}".rstrip() if line else "...")
-    return out
-
-
 def run_session(text: str, page: Path) -> list[str]:
-    """Run a session and give what failed."""
-    test = doctest.DocTestParser().get_doctest(text, {"__name__": f"docs_{page.stem}"}, page.name, str(page), 0)
+    """Run a session, in a module of its own, and give what failed."""
+    module = types.ModuleType(f"docs_{page.stem.replace('-', '_')}")
+    test = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+    test.globs = module.__dict__
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
     said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        runner.run(test, out=said.write, clear_globs=False)
+    sys.modules[module.__name__] = module
+    try:
+        with contextlib.redirect_stderr(said):
+            runner.run(test, out=said.write, clear_globs=False)
+    finally:
+        del sys.modules[module.__name__]
     return [said.getvalue()] if runner.failures else []
 
 
