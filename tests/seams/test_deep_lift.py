@@ -52,6 +52,9 @@ def test_complete_on_a_net_with_attention_softmax_and_product():
     done = ap.Field(net).bind(x, target=1).backward(rows, owner, DEEP_LIFT, reference)
     torch.testing.assert_close(done.reference_value, net(reference)[:, 1].detach())
     assert gap(done).abs().max() <= 1e-12
+    taped = ap.Field(net).bind(x, target=1).backward(rows, owner, DEEP_LIFT, reference, record=True)
+    torch.testing.assert_close(taped.relevance, done.relevance, atol=1e-13, rtol=0)
+    assert {"linear", "softmax", "matmul", "mul", "relu"} <= {op.kind for op in taped.tape[0]}
     # leaving the product rule for plain derivatives breaks it: attention is a product twice
     table = tuple((n, ap.rules.Plain() if n == "product" else r) for n, r in DEEP_LIFT.table)
     assert gap(ap.Field(net).bind(x, target=1).backward(rows, owner, Rules(table), reference)).abs().max() > 1e-2

@@ -70,7 +70,7 @@ def slow_lrp(model: Net, x: Tensor, target: int) -> Tensor:
     relevance = dense(a2.flatten(), model.dense1, relevance)
     c = (p1.flatten()[:, None] * matrix(model.conv2, p1[0])).clamp(min=0)
     relevance = torch.where(c > 0, c / c.sum(0).clamp(min=1e-300) * relevance, 0.0).sum(1)
-    relevance = F.max_unpool2d(relevance.reshape(p1.shape), at, 2).flatten()
+    relevance = F.max_unpool2d(relevance.reshape(p1.shape), at, (2, 2)).flatten()
     w = matrix(model.conv1, x)
     low, high = (torch.tensor(b, dtype=x.dtype)[:, None, None].expand_as(x).reshape(-1, 1) for b in (LOW, HIGH))
     c = x.reshape(-1, 1) * w - low * w.clamp(min=0) - high * w.clamp(max=0)

@@ -206,6 +206,8 @@ class Question:
 
         target = field.score.resolve(target, checked.read, all_outputs, batch)
         self.target = None if target is None else tree.apply(tree.ordinary, target)
+        if caution := field.score.caution(checked.read):
+            self.warn(caution)
         if known is not None:
             self._at_x = self._scored(field.score, known, self._owners())
             self._assert_finite(self._at_x, "the score", self._owners())

@@ -68,6 +68,11 @@ class Score(Configurable):
         """The inner site this score reads; None for the model's output."""
         return None
 
+    def caution(self, shown: Any) -> str | None:
+        """Say what looks wrong in combining this score with such outputs; None for nothing."""
+        del shown
+        return None
+
     @abstractmethod
     def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
         """Score each row.
@@ -220,6 +225,18 @@ class _Class(Score):
         if target is None:
             return self._of_number(scores.reshape(len(scores)))
         return self._of_class(scores, target)
+
+    def caution(self, shown: Any) -> str | None:
+        z = main_output(shown)
+        if isinstance(self, Logit) or z.ndim < 2 or z.shape[1] < 2:
+            return None
+        sums = z.sum(1)
+        if bool((z >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+            return (
+                f"the outputs look like probabilities, and {type(self).__name__} takes a softmax of them again: "
+                "use Logit() for the probability itself"
+            )
+        return None
 
     def _of_number(self, z: Tensor) -> Tensor:
         raise NotImplementedError

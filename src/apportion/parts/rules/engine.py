@@ -154,7 +154,7 @@ class _RuleMode(TorchFunctionMode):
     def _view(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
         """Run a view on both tracks, so that writing to it changes what it is a view of."""
         out = func(*args, **kwargs)
-        if not self.differentiable:
+        if not self.differentiable or self.phase == "reference":
             return out
         true: list[Tensor] = []
         for t, c in zip(tensors, carrying, strict=True):
@@ -277,8 +277,9 @@ def run(
     reference_value = None
     if reference is not None:
         mode.phase = "reference"
+        first = tree.apply(lambda t: t.detach().requires_grad_().clone(), reference)  # no operation of the model
         with mode:
-            reference_value = forward(tree.apply(lambda t: t.detach().requires_grad_().clone(), reference)).detach()
+            reference_value = forward(first).detach()
         mode.phase = "main"
     leafs = [t.detach().requires_grad_() for t in tree.leaves(z)]
     starts = []

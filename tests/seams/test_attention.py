@@ -1,0 +1,125 @@
+"""AttAttr: post-softmax attention as a free input, also inside `scaled_dot_product_attention`."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apportion as ap
+
+
+class Block(nn.Module):
+    def __init__(self, eager: bool):
+        super().__init__()
+        self.qkv, self.mlp, self.eager = nn.Linear(6, 18), nn.Linear(6, 6), eager
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (2, 3)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        if self.eager:
+            scores = q @ k.transpose(-1, -2) / math.sqrt(3)
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            h = F.softmax(scores.masked_fill(future, -torch.inf), dim=-1) @ v
+        else:
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + h.transpose(1, 2).flatten(2)
+        return x + torch.tanh(self.mlp(x))
+
+
+class Net(nn.Module):
+    def __init__(self, eager: bool = False):
+        super().__init__()
+        self.blocks, self.out = nn.Sequential(Block(eager), Block(eager)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.blocks(x)[:, -1])
+
+
+def twins() -> tuple[nn.Module, nn.Module, Tensor]:
+    fused, eager = Net().double().eval(), Net(eager=True).double().eval()
+    eager.load_state_dict(fused.state_dict())
+    return fused, eager, torch.randn(3, 5, 6, dtype=torch.float64) * 2
+
+
+TARGET = [0, 2, 1]
+
+
+def att_attr(q: ap.Question, rule: ap.quadrature.Quadrature) -> Tensor:
+    """A ⊙ ∫ ∂p/∂(αA) dα from the zero baseline; every node of every example is a row."""
+    nodes, weights = rule.rule()
+    owner = torch.arange(len(q)).repeat_interleave(len(nodes))
+    alpha = nodes.repeat(len(q))[:, None, None, None]
+    _, grad = q.value_and_grad(alpha * q.x[owner], owner)
+    return q.x * (grad.unflatten(0, (len(q), -1)) * weights[:, None, None, None]).sum(1)
+
+
+@pytest.mark.parametrize("call", [0, 1])
+def test_attention_of_each_layer(call: int):
+    fused, eager, x = twins()
+    site = ap.AtOp("softmax", call=call)
+    found = []
+    for net in (fused, eager):
+        q = ap.Field(net, ap.Probability(), site).bind(x, target=TARGET)
+        assert q.x.shape == (3, 2, 5, 5)
+        torch.testing.assert_close(q.x.sum(-1), torch.ones(3, 2, 5, dtype=torch.float64))
+        assert q.x.triu(1).abs().max() == 0  # causal
+        p = net(x).softmax(1)[torch.arange(3), TARGET].detach()
+        torch.testing.assert_close(q.fx, p, atol=1e-14, rtol=0)  # overriding by itself changes nothing
+        owner = torch.arange(3)
+        drop = q.fx - q.value(torch.zeros_like(q.x), owner)
+        assert drop.abs().min() > 1e-4
+        a = att_attr(q, ap.quadrature.Gauss(24))
+        assert (a.flatten(1).sum(1) - drop).abs().max() <= 1e-12
+        left = att_attr(q, ap.quadrature.Left(20))  # the authors' rule
+        assert (left.flatten(1).sum(1) - drop).abs().max() > 1e-5
+        found.append(a)
+    torch.testing.assert_close(found[0], found[1], atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, "auto"])
+def test_it_is_integrated_gradients_at_that_site(size):
+    fused, _, x = twins()
+    field = ap.Field(fused, ap.Probability(), ap.AtOp("softmax", call=1), batch_size=size)
+    a = ap.IntegratedGradients(quadrature=ap.quadrature.Gauss(24))(field, x, target=TARGET)
+    torch.testing.assert_close(a.values, att_attr(field.bind(x, target=TARGET), ap.quadrature.Gauss(24)))
+    assert a.gap is not None
+    assert a.gap.abs().max() <= 1e-12
+    first = ap.Field(fused, ap.Probability(), ap.AtOp("softmax", call=0))
+    assert (att_attr(first.bind(x, target=TARGET), ap.quadrature.Gauss(24)) - a.values).abs().max() > 1e-4
+
+
+def test_the_override_reaches_the_model():
+    """Uniform attention written by hand equals the overridden pass."""
+    fused, eager, x = twins()
+    q = ap.Field(fused, site=ap.AtOp("softmax", call=1)).bind(x, target=1)
+    uniform = torch.full_like(q.x, 0.2)
+    block = eager.get_submodule("blocks.1")
+    assert isinstance(block, Block)
+    h = eager.get_submodule("blocks.0")(x)
+    v = block.qkv(h).chunk(3, -1)[2]
+    h = h + v.mean(1, keepdim=True)
+    by_hand = eager.get_submodule("out")((h + torch.tanh(block.mlp(h)))[:, -1])[:, 1]
+    torch.testing.assert_close(q.value(uniform, torch.arange(3)), by_hand.detach(), atol=1e-13, rtol=0)
+
+
+def test_left_rule_bias():
+    """a² from 0 to 1: the left rule with 20 and 64 nodes gives .95 and .984."""
+    q = ap.Field(lambda a: (a**2).sum((1, 2, 3)), score=lambda out: out).bind(torch.ones(1, 1, 1, 1).double())
+    for n, expected in ((20, 0.95), (64, 1 - 1 / 64)):
+        torch.testing.assert_close(float(att_attr(q, ap.quadrature.Left(n))), expected)
+    torch.testing.assert_close(float(att_attr(q, ap.quadrature.Gauss(2))), 1.0)
+
+
+def test_errors_say_what_was_seen():
+    fused, _, x = twins()
+    cases = {
+        ap.AtOp("layer_norm"): r"'layer_norm' was not called(.|\n)*operations seen:.*'softmax'",
+        ap.AtOp("softmax"): r"called 2 times(.|\n)*call=0.*call=1",
+        ap.AtOp("softmax", call=2): r"was called 2 time\(s\)",
+    }
+    for site, message in cases.items():
+        with pytest.raises(ap.ApportionError, match=message):
+            ap.Field(fused, site=site).bind(x, target=0)
+    with pytest.raises(ap.ApportionError, match="softmax"):
+        ap.AtOp("sotfmax")
