@@ -7,6 +7,7 @@ They are generated at the start of every build into docs/_generated/, where page
     ```
 """
 
+import re
 from pathlib import Path
 
 import apportion
@@ -25,6 +26,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+default_role = "code"  # docstrings are read in terminals and editors first: one pair of backticks
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
@@ -45,5 +47,17 @@ def write_tables(app):
             path.write_text(text, encoding="utf-8")
 
 
+def keep_symbols(app, what, name, obj, options, lines):
+    """Let docstrings write |x|, x* and x_ as mathematics: outside code, these are no markup."""
+    in_doctest = False
+    for i, line in enumerate(lines):
+        in_doctest = line.lstrip().startswith(">>>") or (in_doctest and bool(line.strip()))
+        if not in_doctest:
+            parts = re.split(r"(`[^`]*`)", line)
+            parts[::2] = [re.sub(r"([*|]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2]]
+            lines[i] = "".join(parts)
+
+
 def setup(app):
     app.connect("builder-inited", write_tables)
+    app.connect("autodoc-process-docstring", keep_symbols, priority=100)  # before napoleon

@@ -150,6 +150,17 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_architecture_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [p for p in SOURCE.rglob("*.py") if p.name != "__init__.py"]
+    for path in rooms:
+        inside = path.relative_to(SOURCE)
+        folder = f"`{inside.parts[0]}/"
+        named = f"`{inside}`" in text or (folder in text and f"`{path.name}`" in text)
+        one_a_file = inside.parts[0] == "methods" and f"`{inside.parts[1]}/`" in text
+        assert named or one_a_file, f"docs/architecture.md does not say what lives in {inside}"
+
+
 # -- docstrings -----------------------------------------------------------------------------------
 
 
