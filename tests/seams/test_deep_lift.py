@@ -65,11 +65,12 @@ def test_reference_rows_ride_with_theirs(size: int | Literal["auto"]):
     x, owner, rows, reference = ragged()
     net = model()
     got = ap.Field(net, batch_size=size).bind(x, target=1).backward(rows, owner, DEEP_LIFT, reference).relevance
+    whole = ap.Field(net).bind(x, target=1)
     for i in range(len(rows)):  # each row alone, with its own reference
         at = slice(i, i + 1)
-        alone = ap.Field(net).bind(x, target=1).backward(rows[at], owner[at], DEEP_LIFT, reference[at])
+        alone = whole.backward(rows[at], owner[at], DEEP_LIFT, reference[at])
         torch.testing.assert_close(got[at], alone.relevance, atol=1e-12, rtol=0)
-        other = ap.Field(net).bind(x, target=1).backward(rows[at], owner[at], DEEP_LIFT, reference[at].flip(1))
+        other = whole.backward(rows[at], owner[at], DEEP_LIFT, reference[at].flip(1))
         assert (got[at] - other.relevance).abs().max() > 1e-3  # another row's reference would be noticed
 
 

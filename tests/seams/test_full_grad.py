@@ -96,6 +96,24 @@ def test_explicit_biases_alone_are_not_enough():
         assert enough or gap > 1e-3
 
 
+SEVERAL = {
+    "max": lambda x: (x * 2 + 1).max(1).values.sum(1),
+    "sort": lambda x: (x * 2 + 1).sort(1).values[:, 0].sum(1),
+    "var_mean": lambda x: torch.var_mean(torch.tanh(x), 1)[0].sum(1),
+    "chunk": lambda x: torch.tanh((x * 2 + 1).chunk(2, 2)[1]).flatten(1).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", [*SEVERAL, "lstm"])
+def test_operations_with_several_outputs(name: str):
+    lstm, x = nn.LSTM(4, 3, batch_first=True).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    fn = SEVERAL.get(name, lambda x: lstm(x)[0][:, -1].sum(1))
+    done = ap.Field(fn).bind(x).backward(x, torch.arange(2), ap.rules.gradient(), record=True)
+    total = (x * done.signal).sum() + sum(t.sum() for t in bias_terms(done).values())
+    assert (total - fn(x).sum()).abs() <= 1e-12
+    assert ((x * done.signal).sum() - fn(x).sum()).abs() > 1e-3
+
+
 def test_biases_can_be_mapped():
     """The tape keeps each term's place: what a picture of the bias of conv1 needs."""
     done, _, _ = recorded("relu")

@@ -163,3 +163,12 @@ def test_a_box_rule_behind_the_first_layer_is_refused():
     rules = Rules((("conv", ZBox(-1.0, 1.0)), ("relu", ap.rules.Plain()), ("max_pool2d", ap.rules.Plain())))
     with pytest.raises(ap.ApportionError, match=r"conv2 \(Conv2d\)"):
         relevance(ap.Field(model), x, rules)
+
+
+def test_weights_of_a_plain_callable_are_constants():
+    """A closure over a module whose weights want gradients is explained as the module itself."""
+    model, x = net().requires_grad_(), inputs()
+    rules = ap.rules.epsilon_plus_box(LOW, HIGH)
+    torch.testing.assert_close(relevance(ap.Field(model.forward), x, rules), relevance(ap.Field(model), x, rules))
+    scaled = relevance(ap.Field(lambda t: model(t * model.conv1.weight.sum())), x, ap.rules.epsilon())
+    assert scaled.abs().max() > 0  # an operation on weights alone needs no rule

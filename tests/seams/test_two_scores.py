@@ -113,9 +113,9 @@ def test_the_sum_follows_the_drop_in_probability():
     drop = a.claimed_total
     assert drop.min() > 0.05
     assert ((a.values.sum(1) - drop).abs() < 0.15 * drop).all()  # one-sided sums with finite steps
-    fine = AGI((1, 2), step=0.002, steps=600)(field, X, target=0)
+    fine = AGI((1, 2), step=0.004, steps=300)(field, X, target=0)
     assert fine.claimed_total is not None
-    assert ((fine.values.sum(1) - fine.claimed_total).abs() < 0.005 * drop).all()
+    assert ((fine.values.sum(1) - fine.claimed_total).abs() < 0.01 * drop).all()
     # restarting from x, as published, does not telescope
     wrong = AGI((1, 2), accumulate=False, steps=15)(field, X, target=0)
     assert wrong.claimed_total is not None

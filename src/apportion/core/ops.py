@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -206,6 +207,24 @@ def is_affine(op: Op, carrying: list[bool]) -> bool:
     if op.status is Status.MULTILINEAR:
         return sum(carrying) <= 1
     return op.status is Status.NUMERATOR and not any(carrying[1:])
+
+
+@cache
+def decomposed(func: Any) -> Callable[..., Any] | None:
+    """Give a composite operation in simpler ones, which the mode in force sees; None if it is not composite.
+
+    >>> decomposed(F.scaled_dot_product_attention).__name__, decomposed(F.relu)
+    ('attention', None)
+    """
+    if func is F.scaled_dot_product_attention:
+        return attention
+    if func is not F.multi_head_attention_forward:
+        return None
+    # its own Python body, without the hand-over to the mode that it starts with
+    blind = {**func.__globals__, "has_torch_function": lambda _: False}
+    body = FunctionType(func.__code__, blind, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
 
 
 def attention(

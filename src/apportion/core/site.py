@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -94,7 +93,7 @@ class Probe:
     _mode: _OpProbe | None = None
 
     def __enter__(self) -> Probe:
-        wanted = [s for s in (*self.read, *self.override) if not isinstance(s, Input)]
+        wanted = [s for s in dict.fromkeys((*self.read, *self.override)) if not isinstance(s, Input)]
         modules: dict[str, list[At]] = {}
         for site in wanted:
             if isinstance(site, At):
@@ -116,13 +115,13 @@ class Probe:
             raise SiteError(
                 f"sites {sorted(modules)} of a plain callable", "a torch.nn.Module", "pass the module itself"
             )
-        named = dict(self.model.named_modules())
+        named = dict(self.model.named_modules(remove_duplicate=False))
         for name, sites in modules.items():
             if name not in named:
                 raise SiteError(f"no module named {name!r}", nearest(name, named), "list them with field.sites(x)")
             self._attach(named[name], sites)
         if self.trace:
-            for name, module in named.items():
+            for name, module in self.model.named_modules():
                 if name:
                     self._attach_trace(name, module)
 
@@ -256,11 +255,13 @@ class _OpProbe(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and any(s.op != "scaled_dot_product_attention" for s in self.sites):
-            with self:
-                return ops.attention(*args, **kwargs)
+        simpler = ops.decomposed(func) if self.sites else None
         op = ops.lookup(func, args, kwargs)
-        out = func(*args, **kwargs)
+        if simpler is None:
+            out = func(*args, **kwargs)
+        else:
+            with self:
+                out = simpler(*args, **kwargs)
         if op is None or not isinstance(out, Tensor):
             return out
         call = self.counts[op.kind]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -50,7 +49,7 @@ class Record:
         module: where it ran.
         output: its output.
         signal: what it received there.
-        inputs: the inputs that carry a signal.
+        inputs: the inputs that carry a signal; none at the second and later outputs of one operation.
         sent: what it sent back to each.
     """
 
@@ -69,11 +68,11 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, mode: _RuleMode, rule: Rule, call: Call, output: Any, *signals: Tensor) -> Any:
         ctx.mode, ctx.rule, ctx.call = mode, rule, call
         held = [t.data_ptr() for t in call.inputs]
-        outs = [output] if isinstance(output, Tensor) else list(output)
+        outs = _flatten(output)
         own = mode.differentiable  # there the true output stays in use, and the model may overwrite this one
         fresh = [o.detach().clone() if own or o.data_ptr() in held else o.detach() for o in outs]
         ctx.mark_non_differentiable(*[o for o in fresh if not o.is_floating_point()])
-        return fresh[0] if isinstance(output, Tensor) else tuple(fresh)
+        return tuple(fresh)
 
     @staticmethod
     def backward(ctx: Any, *received: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -81,19 +80,13 @@ class _Node(torch.autograd.Function):
         call.check()
         signal = received[0] if len(received) == 1 else received
         sent = rule.back(call, signal)
-        if ctx.mode.record is not None and isinstance(signal, Tensor):
-            pairs = [(i, s) for i, s in zip(call.inputs, sent, strict=True) if s is not None]
-            out = call.output.detach()
-            ctx.mode.record.append(
-                Record(
-                    call.op.kind,
-                    call.module,
-                    out,
-                    signal,
-                    [i.detach() for i, _ in pairs],
-                    [s for _, s in pairs],
-                )
-            )
+        if ctx.mode.record is not None:
+            pairs = [(i.detach(), s) for i, s in zip(call.inputs, sent, strict=True) if s is not None]
+            for out, arrived in zip(_flatten(call.output), received, strict=True):
+                if out.is_floating_point():
+                    into, back = [i for i, _ in pairs], [s for _, s in pairs]
+                    ctx.mode.record.append(Record(call.op.kind, call.module, out.detach(), arrived, into, back))
+                    pairs = []
         carried = [s for s, c in zip(sent, call.carrying, strict=True) if c]
         return (None, None, None, None, *carried)
 
@@ -116,12 +109,15 @@ class _RuleMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = _flatten((args, kwargs))
-        carrying = [t.requires_grad and t.is_floating_point() for t in tensors]
+        # a leaf is a weight that a plain callable closes over: it does not depend on the input
+        carrying = [t.requires_grad and not t.is_leaf and t.is_floating_point() for t in tensors]
         if not any(carrying):
-            return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
+            with torch.no_grad():
+                return func(*args, **kwargs)
+        simpler = ops.decomposed(func)
+        if simpler is not None:
             with self:
-                return ops.attention(*args, **kwargs)
+                return simpler(*args, **kwargs)
         op = ops.lookup(func, args, kwargs)
         if op is None:
             return self._unknown(func, args, kwargs, tensors, carrying)
@@ -134,7 +130,7 @@ class _RuleMode(TorchFunctionMode):
             self._spare(tensors[0])
         if rule is None and op.kind in _VIEWS:
             out = self._view(func, args, kwargs, tensors, carrying)
-        elif rule is None and not self.everything:
+        elif (rule is None or type(rule) is Plain) and not self.everything:
             out = func(*args, **kwargs)
         else:
             out = self._ruled(rule or Plain(), op, args, kwargs, tensors, carrying)
@@ -224,7 +220,8 @@ class _RuleMode(TorchFunctionMode):
         else:
             for v in values:
                 self.readers.setdefault(v.untyped_storage().data_ptr(), []).append(call)
-        out = _Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
+        nodes = _Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
+        out = _substitute(true, iter(nodes))  # pyright: ignore[reportArgumentType, reportCallIssue]
         if op.inplace:
             out = tensors[0].copy_(out)  # pyright: ignore[reportArgumentType]
         if self.differentiable:

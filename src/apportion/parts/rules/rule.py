@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import RuleError
 from apportion.core.ops import Op
@@ -83,7 +84,7 @@ class Call:
 
 
 def _grad(out: Any, ins: list[Tensor], signal: Any, *, create_graph: bool) -> Sequence[Tensor | None]:
-    outs = [out] if isinstance(out, Tensor) else list(out)
+    outs = tree.tensors(out)
     signals = [signal] if isinstance(signal, Tensor) else list(signal)
     pairs = [(o, s) for o, s in zip(outs, signals, strict=True) if s is not None and o.requires_grad]
     if not pairs:
