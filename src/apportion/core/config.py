@@ -65,8 +65,9 @@ def to_config(value: Any, tensors: dict[str, Tensor] | None = None) -> Json:
         key = digest(value)
         tensors[key] = value.detach()
         return {"tensor": key, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, tuple | list):
-        return [to_config(v, tensors) for v in value]
+    if isinstance(value, tuple | list):  # a list of targets means another thing than a tuple
+        flat = [to_config(v, tensors) for v in value]
+        return {"list": flat} if isinstance(value, list) else flat
     if isinstance(value, dict):
         if not all(isinstance(k, str) for k in value):
             raise ConfigError(f"a dict with keys {list(value)}", "string keys")
@@ -85,7 +86,7 @@ def to_config(value: Any, tensors: dict[str, Tensor] | None = None) -> Json:
 
 
 def from_config(config: Json, tensors: dict[str, Tensor] | None = None) -> Any:
-    """Rebuild the value written by `to_config`; lists come back as tuples.
+    """Rebuild the value written by `to_config`.
 
     Only classes that are already imported are built: reading a file never imports anything.
 
@@ -116,6 +117,8 @@ def from_config(config: Json, tensors: dict[str, Tensor] | None = None) -> Any:
         if not isinstance(dtype, torch.dtype):
             raise ConfigError(f"the dtype {config['dtype']!r}", "a dtype of torch")
         return dtype
+    if "list" in config:
+        return [from_config(v, tensors) for v in config["list"]]
     if "dict" in config:
         return {k: from_config(v, tensors) for k, v in config["dict"].items()}
     raise ConfigError(f"an entry with keys {sorted(config)}", "what to_config writes")

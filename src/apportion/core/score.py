@@ -521,6 +521,7 @@ class Loss(Score):
                 "a Loss score without labels", "one label per example", "give target= or Loss(labels=...)"
             )
         if self.fn is cross_entropy:
+            labels = list(labels) if isinstance(labels, tuple) else labels  # one a label, never an index
             return index_targets(labels, main_output(shown), batch)[:, 0].to(main_output(shown).device)
         return _as_tensor(labels, batch).to(main_output(shown).device)
 

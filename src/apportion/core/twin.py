@@ -132,11 +132,12 @@ class Twin:
         if not isinstance(model, nn.Module):
             return
         try:
-            self.module = copy.deepcopy(model, _memo(model, precision))
-            for p in self.module.parameters():
-                p.requires_grad_(False)
+            with torch.no_grad():
+                self.module = copy.deepcopy(model, _memo(model, precision))
             self._call = self.module
-            both = zip(_held(model), _held(self.module), strict=False)
+            both = list(zip(_held(model), _held(self.module), strict=False))
+            for own, new in both:
+                _share(own, new, precision)
             self._copies = [(own, new) for own, new in both if own.data_ptr() != new.data_ptr()]
         except Exception as error:
             if precision is not None:
@@ -155,6 +156,10 @@ class Twin:
             frozen |= buffers
             self._call = lambda *a, **k: torch.func.functional_call(model, frozen, a, k)
 
+    def tensors(self) -> list[Tensor]:
+        """List the weights and buffers, which are there whatever the number of rows."""
+        return [] if self.module is None else _held(self.module)
+
     def refresh(self) -> None:
         """Bring what does not share its storage up to date with the user's model."""
         with torch.no_grad():
@@ -169,6 +174,15 @@ class Twin:
             return
         with self._lock:
             yield self._call
+
+
+def _share(own: Tensor, new: Tensor, precision: torch.dtype | None) -> None:
+    """See to it that a copy is as `_memo` wanted it, also where a module copies itself (TorchScript does)."""
+    new.requires_grad_(False)
+    wanted = _alias(own, copied=not isinstance(own, nn.Parameter), precision=precision)
+    apart = isinstance(own, nn.Parameter) and wanted.data_ptr() == own.data_ptr() != new.data_ptr()
+    if apart or wanted.dtype != new.dtype:
+        new.data = wanted
 
 
 def _held(model: nn.Module) -> list[Tensor]:

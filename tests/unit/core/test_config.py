@@ -37,7 +37,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Configurable):
         return type(a) is type(b) and all(same(v, vars(b)[k]) for k, v in vars(a).items())
     if isinstance(a, tuple | list):
-        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
     return type(a) is type(b) and repr(a) == repr(b)
@@ -62,6 +62,8 @@ VALUES = [
     {"a": 1, "b": {"callable": 2, "tensor": torch.ones(1)}},
     ap.Logit(3),
     ap.Logit((1, 2)),
+    ap.Logit([1, 2]),
+    [1, [2.0], (3,)],
     ap.Region(torch.ones(2, 2), 1),
     ap.IntegratedGradients(ap.baselines.Given((torch.zeros(1, 2), torch.ones(1, 3))), ap.quadrature.Gauss(7)),
     ap.SmoothGrad(ap.GradientTimesInput(ap.baselines.AtInput(ap.baselines.Blurred(2.0))), 3, ap.noise.Gaussian(0.1)),
