@@ -418,7 +418,7 @@ class Question:
                 "look for detach(), no_grad, rounding or argmax in the model, or explain another site",
             )
         more = self.differentiable
-        grads = torch.autograd.grad(v.sum(), leafs, retain_graph=keep or more, create_graph=more, allow_unused=True)
+        grads = self._autograd(v.sum(), leafs, retain_graph=keep or more, create_graph=more)
         if not any(g is not None and bool(g.any()) for g in grads) and _only_in_steps(v, leafs):
             raise NoGradientPathError(
                 f"{type(self.field.score).__name__} changes with {self.field.site} only in steps (round, floor, sign), "
@@ -427,6 +427,18 @@ class Question:
                 "take the rounding out, or explain with a method that removes features",
             )
         return self._used(list(grads), leafs, like)
+
+    def _autograd(self, v: Tensor, leafs: list[Tensor], **options: bool) -> Sequence[Tensor | None]:
+        try:
+            return torch.autograd.grad(v, leafs, allow_unused=True, **options)
+        except RuntimeError as error:
+            if _is_memory(error):
+                raise
+            raise ModelError(
+                f"the backward pass of {type(self.field.model).__name__} failed: {error}",
+                "a model that autograd can differentiate (twice, for second derivatives)",
+                "look for in-place operations on tensors that are needed later, or for custom functions",
+            ) from error
 
     def _used(self, grads: list[Tensor | None], leafs: list[Tensor], like: Tree) -> list[Tensor]:
         unused = [n for n, g in zip(tree.names(like), grads, strict=True) if g is None]
@@ -477,12 +489,12 @@ class Question:
             )
             if not v.requires_grad:
                 self._differentiate(v, leafs, part[0], keep=False)
-            first = torch.autograd.grad(v.sum(), leafs, create_graph=True, allow_unused=True)
+            first = self._autograd(v.sum(), leafs, create_graph=True)
             g = self._used(list(first), leafs, part[0])
             inner = sum(((a * b).sum() for a, b in zip(g, tree.leaves(part[1]), strict=True)), v.new_zeros(()))
             second: Sequence[Tensor | None] = [None] * len(leafs)
             if inner.requires_grad:
-                second = torch.autograd.grad(inner, leafs, allow_unused=True)
+                second = self._autograd(inner, leafs)
             h = [torch.zeros_like(t) if s is None else s for s, t in zip(second, leafs, strict=True)]
             like = part[0]
             return (

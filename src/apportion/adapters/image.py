@@ -1,0 +1,201 @@
+"""Pictures: reading, and cropping to what a network expects, outside the explained model.
+
+Needs Pillow: `pip install apportion[image]`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core.config import Configurable
+from apportion.core.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = Any
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+"""File names a directory is searched for."""
+
+LARGEST = 100_000_000
+"""Pixels beyond which a picture is refused unread."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture and its name.
+
+    Attributes:
+        name: the file's name, or one given.
+        pixels: red, green and blue in [0, 1].
+    """
+
+    name: str
+    pixels: Float[Tensor, "3 H W"]
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise ConfigError("Pillow is not installed", "the image extra", "pip install apportion[image]") from error
+    return PIL
+
+
+def read(source: Any, name: str | None = None) -> Picture:
+    """Read a picture from a file, a Pillow image, an array or a tensor.
+
+    Grey, palette, transparent (on white), 16-bit and CMYK pictures become RGB; the rotation a camera noted
+    is applied.
+
+    Args:
+        source: a path; a Pillow image; an array [H, W], [H, W, 1 | 3 | 4] or a tensor [1 | 3, H, W], integers in
+            the range of their type or floats in [0, 1].
+        name: the name; the file's unless given.
+
+    Raises:
+        InputError: a file that is not there, empty, no picture, or too large; an array of another shape or range.
+
+    >>> read(np.zeros((2, 4), dtype=np.uint8), "black").pixels.shape
+    torch.Size([3, 2, 4])
+    """
+    if isinstance(source, str | Path):
+        return Picture(name or Path(source).name, _from_pillow(_open(Path(source))))
+    if isinstance(source, Tensor):
+        return Picture(name or "tensor", _from_array(_channels_last(source)))
+    if isinstance(source, np.ndarray):
+        return Picture(name or "array", _from_array(source))
+    if isinstance(source, _pillow().Image.Image):
+        return Picture(name or "picture", _from_pillow(source))
+    raise InputError(f"a {type(source).__name__} as picture", "a path, a Pillow image, an array or a tensor")
+
+
+def read_all(sources: list[str | Path]) -> Iterator[Picture]:
+    """Read files, and the picture files of directories, in order of name.
+
+    Raises:
+        InputError: a directory without pictures, or a file that `read` refuses.
+    """
+    for source in sources:
+        path = Path(source)
+        if not path.is_dir():
+            yield read(path)
+            continue
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise InputError(f"no pictures in the directory {path}", f"files that end in {', '.join(sorted(SUFFIXES))}")
+        for one in found:
+            yield read(one)
+
+
+def _open(path: Path) -> Image.Image:
+    pil = _pillow()
+    if not path.exists():
+        raise InputError(f"no file {path}", "a picture file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path} is empty", "a picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)  # judged below, before decoding
+            image = pil.Image.open(path)
+        if image.width * image.height > LARGEST:
+            raise InputError(
+                f"{path} has {image.width} x {image.height} pixels", f"at most {LARGEST:,}", "scale it down"
+            )
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError, pil.Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as a picture: {error}", "a picture file Pillow can read") from error
+    return image
+
+
+def _from_pillow(image: Image.Image) -> Tensor:
+    pil = _pillow()
+    image = pil.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        raw = np.asarray(image).astype(np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(raw.max()))
+        return _grey(np.clip(raw / top, 0, 1))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = pil.Image.new("RGBA", image.size, "white")
+        image = pil.Image.alpha_composite(white, image)
+    array = np.asarray(image.convert("RGB"))
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+def _grey(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).float()[None].expand(3, *array.shape).contiguous()
+
+
+def _channels_last(t: Tensor) -> np.ndarray:
+    if t.ndim == 4 and t.shape[0] == 1:
+        t = t[0]
+    if t.ndim == 3 and t.shape[0] in (1, 3, 4):
+        t = t.permute(1, 2, 0)
+    return t.detach().cpu().numpy()
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    if array.dtype == bool:
+        array = array.astype(np.float32)
+    if np.issubdtype(array.dtype, np.integer):
+        array = array.astype(np.float64) / np.iinfo(array.dtype).max
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not fits or 0 in array.shape:
+        raise InputError(f"an array of shape {array.shape} as picture", "[H, W] or [H, W, 1 | 3 | 4]")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+        raise InputError(
+            f"pixels from {np.nanmin(array):.4g} to {np.nanmax(array):.4g}", "floats in [0, 1], or unsigned integers"
+        )
+    if array.ndim == 2:
+        return _grey(array)
+    if array.shape[2] == 4:
+        array = array[:, :, :3] * array[:, :, 3:] + 1 - array[:, :, 3:]
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float()
+
+
+@dataclass(frozen=True)
+class CenterCrop(Configurable):
+    """Crop the middle square and resize it: the picture the network sees.
+
+    Attributes:
+        size: the side after resizing.
+        share: the side of the crop as a share of the shorter side of the picture.
+    """
+
+    size: int
+    share: float = 0.875
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.share <= 1:
+            raise ConfigError(f"CenterCrop(size={self.size}, share={self.share})", "a positive size, a share in (0, 1]")
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Tell which part of a picture is seen: left, top, right, bottom in its pixels."""
+        side = max(1, round(min(height, width) * self.share))
+        left, top = (width - side) // 2, (height - side) // 2
+        return left, top, left + side, top + side
+
+    def __call__(self, picture: Picture) -> Float[Tensor, "3 size size"]:
+        """Crop and resize, bicubically and antialiased; values stay in [0, 1]."""
+        left, top, right, bottom = self.box(*picture.pixels.shape[1:])
+        part = picture.pixels[None, :, top:bottom, left:right]
+        sized = torch.nn.functional.interpolate(
+            part, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+        )
+        return sized[0].clamp_(0, 1)

