@@ -23,7 +23,7 @@ Masks = Bool[Tensor, "*b S P"] | Float[Tensor, "*b S P"]
 class Fill(Protocol):
     """Replaces what a mask removes; may depend on the mask and return several draws."""
 
-    def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
+    def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"], /) -> Tree:
         """Fill rows.
 
         Args:
@@ -66,7 +66,11 @@ class Game:
             InputError: labels that do not fit the input.
         """
         if reduce not in ("score_of_mean", "mean_of_score"):
-            raise ConfigError(f"reduce={reduce!r}", "'score_of_mean' or 'mean_of_score'")
+            raise ConfigError(
+                f"reduce={reduce!r}",
+                "'score_of_mean' or 'mean_of_score'",
+                "'mean_of_score' averages scores, 'score_of_mean' scores the mean output",
+            )
         for part, what in ((groups, "groups"), (fill, "fill")):
             if isinstance(part, type):
                 raise ConfigError(f"the class {part.__name__} as {what}", "an instance", f"write {part.__name__}()")
@@ -79,6 +83,7 @@ class Game:
                 raise InputError(
                     f"group labels of shape {tuple(label.shape)} for input {tuple(x.shape)}",
                     "broadcastable shapes",
+                    "give labels of the input's shape, with 1 where they are shared",
                 ) from error
         self.players = 1 + max(int(label.max()) for label in tree.leaves(self._labels))
 
@@ -104,11 +109,15 @@ class Game:
         q, batch = self.question, len(self.question)
         if masks.shape[-1] != self.players or masks.ndim not in (2, 3) or (masks.ndim == 3 and len(masks) != batch):
             raise InputError(
-                f"masks of shape {tuple(masks.shape)}", f"(S, {self.players}) or ({batch}, S, {self.players})"
+                f"masks of shape {tuple(masks.shape)}",
+                f"(S, {self.players}) or ({batch}, S, {self.players})",
+                "give one column per player",
             )
         if masks.dtype != torch.bool and not bool(((masks >= 0) & (masks <= 1)).all()):
             raise InputError(
-                f"masks between {float(masks.min()):.4g} and {float(masks.max()):.4g}", "Boolean, or soft in [0, 1]"
+                f"masks between {float(masks.min()):.4g} and {float(masks.max()):.4g}",
+                "Boolean, or soft in [0, 1]",
+                "scale soft masks to [0, 1]",
             )
         masks = masks.to(q.device)
         count = masks.shape[-2]

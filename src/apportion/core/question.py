@@ -55,7 +55,7 @@ class Tap(NamedTuple):
 class Baseline(Protocol):
     """Gives baselines for the examples of a question, k of each: a tree [B, k, ...]."""
 
-    def __call__(self, q: Question) -> Tree:
+    def __call__(self, q: Question, /) -> Tree:
         """Make the baselines."""
         ...
 
@@ -226,7 +226,7 @@ class Question:
     ) -> Question:
         """Take the examples in, before anything is asked of them."""
         if not isinstance(seed, int):
-            raise ConfigError(f"seed={seed!r}", "an int")
+            raise ConfigError(f"seed={seed!r}", "an int", "give a whole number")
         self = cls()
         self.field, self.seed, self.differentiable = field, seed, differentiable
         self.inputs = self.x = field.admit(x, keep_graph=differentiable, any_dtype=any_dtype)
@@ -263,6 +263,7 @@ class Question:
             raise SiteError(
                 f"{site} has {value.shape[0]} rows for {len(self)} example(s)",
                 "examples on the site's first axis",
+                "choose a site before the examples are merged or reshaped",
             )
         if not value.is_floating_point():
             raise SiteError(f"{site} holds {value.dtype}", "floating point", "explain at a later site")
@@ -663,7 +664,7 @@ class Question:
         """Give what the scores read, where rows are at the network's own input or at the inner site."""
         sites = {s.site for s in scores}
         if len(sites) > 1:
-            raise ConfigError(f"scores that read {sites}", "scores of one site in one pass")
+            raise ConfigError(f"scores that read {sites}", "scores of one site in one pass", "ask in two calls")
         inner = sites.pop() if sites else None
         outputs, values = self._call_from(z, owner, [] if inner is None else [inner])
         return outputs if inner is None else values[inner]
@@ -699,7 +700,7 @@ class Question:
         count = len(owner)
         extra = tree.apply(lambda v: _extra_rows(v, in_root), self._extra[0])
         named = tree.apply(lambda v: _extra_rows(v, in_root), self._extra[1])
-        args, kwargs = _arguments(z)
+        args, kwargs = _arguments(tree.apply(lambda t: t.clone() if t.is_leaf else t, z))  # models may write to it
         probe = Probe(twin.module, read, override or {}, differentiate=differentiate, trace=trace)
         try:
             with twin.running() as call, probe:
@@ -715,6 +716,7 @@ class Question:
             raise ModelError(
                 f"outputs of shape {tuple(flat[0].shape)} for {count} row(s)",
                 "rows on the outputs' first axis",
+                "return one row of outputs per example",
             )
         self._trace = probe.seen
         return outputs, probe.values
@@ -808,12 +810,16 @@ class Question:
         owner = owner.to(self.device)
         for leaf in tree.leaves(rows):
             if leaf.shape[0] != total:
-                raise InputError(f"rows of shape {tuple(leaf.shape)} with {total} owner(s)", "one owner per row")
-        if detach and not self.differentiable:
-            rows = tree.apply(lambda t: tree.ordinary(t.detach()), rows)
+                raise InputError(
+                    f"rows of shape {tuple(leaf.shape)} with {total} owner(s)",
+                    "one owner per row",
+                    "pass owner=torch.arange(len(q)) for the examples themselves",
+                )
         out: list[T] = []
         start = 0
         with torch.inference_mode(False), torch.enable_grad():
+            if detach and not self.differentiable:
+                rows, owner = tree.apply(lambda t: tree.ordinary(t.detach()), (rows, owner))
             while start < total:
                 size = min(self.field.chunk, total - start)
                 at = slice(start, start + size)
@@ -915,20 +921,29 @@ class Question:
     def _make_references(self, baseline: Baseline) -> References:
         rows = baseline(self)
         if tree.names(rows) != tree.names(self.x):
-            raise BaselineError(f"baselines {tree.names(rows)}", f"the input's structure {tree.names(self.x)}")
+            raise BaselineError(
+                f"baselines {tree.names(rows)}",
+                f"the input's structure {tree.names(self.x)}",
+                "return a tree like q.x with k baselines each",
+            )
         for leaf, x, name in zip(tree.leaves(rows), tree.leaves(self.x), tree.names(self.x), strict=True):
             k = leaf.shape[1] if leaf.ndim == x.ndim + 1 else 0
             if tuple(leaf.shape) != (x.shape[0], k, *x.shape[1:]) or not k:
                 raise BaselineError(
                     f"baselines of shape {tuple(leaf.shape)} for {name} of shape {tuple(x.shape)}",
                     f"shape ({x.shape[0]}, k, {', '.join(map(str, x.shape[1:]))})",
+                    "return k baselines per example on the second axis",
                 )
             if leaf.dtype != x.dtype or leaf.device != x.device:
                 raise BaselineError(
-                    f"a baseline of {leaf.dtype} on {leaf.device}", f"{x.dtype} on {x.device}, as the input"
+                    f"a baseline of {leaf.dtype} on {leaf.device}",
+                    f"{x.dtype} on {x.device}, as the input",
+                    "convert it with .to(x)",
                 )
             if not bool(torch.isfinite(leaf).all()):
-                raise BaselineError(f"a baseline for {name} that is NaN or infinite", "finite values")
+                raise BaselineError(
+                    f"a baseline for {name} that is NaN or infinite", "finite values", "check how it was made"
+                )
         k = tree.leaves(rows)[0].shape[1]
         scores, tops = [], []
         for step, owner in self.grid(k, "baselines"):
@@ -1058,7 +1073,11 @@ def _join(parts: list[Any]) -> Any:
 
 def _not_none(value: Tensor | None) -> Tensor:
     if value is None:
-        raise ConfigError("a rule set that gave no reference value", "one per reference row")
+        raise ConfigError(
+            "a rule set that gave no reference value",
+            "one per reference row",
+            "return the score of the reference rows in RulePass",
+        )
     return value
 
 
