@@ -325,7 +325,7 @@ def test_no_result_of_a_callable_keeps_a_graph() -> None:
     found = [q.fx, q.value(x, owner), *q.value_and_grad(x, owner), q.outputs(x, owner), *q.hvp(x, owner, x)]
     a = ap.IntegratedGradients()(ap.Field(around), x)
     assert a.references is not None
-    found += [a.values, a.value, a.references.score]
+    found += [a.values, a.value, a.references.value]
     found += [ap.Game(q, ap.groups.Elements(), ap.fills.Baselines()).value(torch.eye(6))]
     assert not any(t.requires_grad for t in found)
     assert all(p.grad is None for p in net.parameters())
