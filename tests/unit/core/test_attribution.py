@@ -165,7 +165,7 @@ def test_to_moves_every_tensor() -> None:
     a = pictures().to("meta")
     assert a.references is not None
     held = [a.values, a.value, a.claimed_total, a.target, *tree.leaves(a.parts), a.references.rows]
-    held += [a.references.score, a.references.top_class, a.cost.forward, a.cost.backward, a.cost.at_x]
+    held += [a.references.value, a.references.top_class, a.cost.forward, a.cost.backward, a.cost.at_x]
     assert all(isinstance(t, Tensor) and t.is_meta for t in held)
     assert a.method == pictures().method
 

@@ -1,6 +1,8 @@
 """Bad input gets a clear error: what was given, what was expected, what to do."""
 
 import copy
+import dataclasses
+import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -193,23 +195,62 @@ def test_given_baseline_of_another_structure(value: Any) -> None:
         ap.IntegratedGradients(ap.baselines.Given(value))(field, (batch(), batch()))
 
 
+@dataclasses.dataclass(frozen=True)
+class NoDraws(ap.baselines.Baseline):
+    """Forgets the axis of draws."""
+
+    def __call__(self, q: ap.Question) -> Any:
+        return q.x
+
+
+@dataclasses.dataclass(frozen=True)
+class InTuple(ap.baselines.Baseline):
+    """Gives a tuple for a tensor."""
+
+    def __call__(self, q: ap.Question) -> Any:
+        return (q.x[:, None],)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ap.IntegratedGradients(cast(Any, ap.baselines.Zero)), ("class Zero as baseline", "instance")),
+        (lambda: ap.IntegratedGradients(cast(Any, torch.zeros(3))), ("Tensor as baseline", "Given")),
+        (lambda: ap.IntegratedGradients(cast(Any, 0.0)), ("0.0 as baseline", "Given")),
+        (lambda: ap.GradientTimesInput(cast(Any, None)), ("NoneType as baseline",)),
+        (lambda: ap.IntegratedGradients(quadrature=cast(Any, 32)), ("32 as quadrature", "Gauss(32)")),
+        (lambda: ap.SmoothGrad(noise=cast(Any, 0.1)), ("0.1 as noise", "noise.Gaussian")),
+        (lambda: ap.SmoothGrad(cast(Any, ap.Gradient)), ("class Gradient as base", "ap.Gradient()")),
+        (lambda: ap.SmoothGrad(samples=cast(Any, 2.5)), ("2.5 as samples", "an int")),
+        (lambda: ap.GradCAM(relu=cast(Any, "no")), ("'no' as relu", "a bool")),
+    ],
+)
+def test_option_of_another_type(make: Any, words: tuple[str, ...]) -> None:
+    with clear(errors.ConfigError, *words):
+        make()
+
+
 @pytest.mark.parametrize(
     ("baseline", "words"),
     [
-        (ap.baselines.Zero, ("class Zero", "instance")),
-        (torch.zeros(1, 3, dtype=DOUBLE), ("Tensor as baseline", "Given")),
-        (0.0, ("float as baseline", "Given")),
-        (None, ("NoneType as baseline",)),
-        (lambda q: q.x, ("(2, 3)", "shape (2, k, 3)")),
-        (lambda q: (q.x[:, None],), ("x[0]", "structure")),
+        (NoDraws(), ("(2, 3)", "shape (2, k, 3)")),
+        (InTuple(), ("x[0]", "structure")),
         (ap.baselines.Constant((0.0, 1.0)), ("2 channel values", "axis 1")),
         (ap.baselines.Blurred(1.0), ("blur", "[R, C, H, W]")),
     ],
-    ids=["class", "tensor", "number", "none", "rank", "tree", "channels", "blur"],
+    ids=["rank", "tree", "channels", "blur"],
 )
 def test_baseline_that_is_not_one(baseline: Any, words: tuple[str, ...]) -> None:
+    q = ap.Field(linear()).bind(batch(), target=0)
     with clear(errors.BaselineError, *words):
-        ap.GradientTimesInput(baseline)(ap.Field(linear()), batch(), target=0)
+        q.references(baseline)
+
+
+@pytest.mark.parametrize("baseline", [ap.baselines.Zero, torch.zeros(1, 3), 0.0, None])
+@pytest.mark.parametrize("method", [ap.GradientTimesInput, ap.IntegratedGradients])
+def test_method_with_a_baseline_that_is_not_one(method: Any, baseline: Any) -> None:
+    with clear(errors.ConfigError, "baseline=", "ap.baselines.Zero()", "ap.baselines.Given(tensor)"):
+        method(baseline=baseline)
 
 
 # -- inputs -------------------------------------------------------------------------------------
@@ -350,7 +391,7 @@ def test_outputs_of_which_none_is_the_main_one() -> None:
 
 @pytest.mark.parametrize("score", [3, "logit", torch.zeros(2)])
 def test_score_of_another_type(score: Any) -> None:
-    with clear(errors.ScoreError, f"a {type(score).__name__} as score"):
+    with clear(errors.ScoreError, f"{type(score).__name__} as score"):
         ap.Field(linear(), score)
 
 
@@ -721,8 +762,8 @@ def test_exported_program_with_a_dynamic_batch() -> None:
         ({"bounds": (0.0,)}, ("bounds=(0.0,)",)),
         ({"bounds": 1.0}, ("bounds=1.0",)),
         ({"bounds": (0.0, torch.nan)}, ("bounds",)),
-        ({"site": "layer"}, ("a str as site", "At(...)")),
-        ({"site": ap.Input}, ("a type as site", "Input()")),
+        ({"site": "layer"}, ("str as site", "At(...)")),
+        ({"site": ap.Input}, ("as site", "Input()")),
         ({"normalize": (0.5, 0.5)}, ("normalize=(0.5, 0.5)", "ap.Normalize")),
     ],
     ids=str,
@@ -780,7 +821,7 @@ def test_classes_instead_of_instances() -> None:
         ap.Field(linear(), cast(Any, ap.Logit))
     with clear(errors.ConfigError, "class Gradient", "Gradient()"):
         ap.explain(linear(), x, cast(Any, ap.Gradient))
-    with clear(errors.ConfigError, "a int as method"):
+    with clear(errors.ConfigError, "int as method"):
         ap.explain(linear(), x, cast(Any, 3))
     with clear(errors.ConfigError, "Linear as field", "ap.Field(model)"):
         ap.Gradient()(cast(Any, linear()), x)
@@ -880,4 +921,7 @@ def test_every_error_has_a_cause_and_a_fix() -> None:
         assert kind.cause
         assert kind.fix
         assert f"`{kind.__name__}`" in errors.errors_table()
-        assert f"To fix: {kind.fix}" in str(kind("given"))
+        assert str(kind("given", "expected", "do")) == "given\nExpected: expected\nTo fix: do"
+        again = pickle.loads(pickle.dumps(kind("given", "expected", "do")))
+        assert type(again) is kind
+        assert str(again) == str(kind("given", "expected", "do"))

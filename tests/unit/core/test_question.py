@@ -144,14 +144,14 @@ def test_references_are_made_once(x: Tensor) -> None:
     assert calls == [3]
     assert torch.equal(found.rows, torch.stack([x * 0, x * 2], 1))
     want = cubic(found.rows.flatten(0, 1)).reshape(3, 2, 3)
-    assert torch.allclose(found.score, torch.stack([want[b, :, b] for b in range(3)]), atol=1e-15)
+    assert torch.allclose(found.value, torch.stack([want[b, :, b] for b in range(3)]), atol=1e-15)
     assert found.top_class is not None
     assert torch.equal(found.top_class, want.argmax(2))
     inner = q.at(torch.ones(4, 3, dtype=DOUBLE), torch.tensor([2, 0, 2, 1]), torch.tensor([0, 0, 1, 0]))
     derived = inner.references(made)
     assert calls == [3]
     assert torch.equal(derived.rows, found.rows[[2, 0, 2, 1]])
-    assert torch.equal(derived.score, found.score[[2, 0, 2, 1]])
+    assert torch.equal(derived.value, found.value[[2, 0, 2, 1]])
     assert derived.top_class is not None
     assert torch.equal(derived.top_class, found.top_class[[2, 0, 2, 1]])
     assert ap.Gradient().explain(q).cost.forward.tolist() == [3, 3, 3]
