@@ -118,6 +118,23 @@ def test_memory_backs_off_without_losing_work(most: int, error: Callable[[], Exc
     assert again.warnings == ()
 
 
+def test_chunks_done_before_memory_ran_out_are_kept() -> None:
+    sizes: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        if len(sizes) == 3 and len(x) > 2:  # another process took the memory meanwhile
+            raise torch.OutOfMemoryError("no room")
+        return x * torch.arange(1, 3)
+
+    field = ap.Field(model)
+    q = field.bind(torch.arange(26.0).reshape(13, 2), target=1)
+    field.shrink(4)
+    sizes.clear()
+    assert q.value(q.x, torch.arange(13)).tolist() == (2 * q.x[:, 1]).tolist()
+    assert sizes == [4, 4, 4, 2, 2, 1]
+
+
 @pytest.mark.parametrize("error", MEMORY, ids=["cuda", "python", "cpu"])
 def test_memory_that_is_too_small(error: Callable[[], Exception]) -> None:
     x = torch.randn(4, 6, dtype=DOUBLE)
