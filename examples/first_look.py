@@ -189,7 +189,7 @@ def at_baseline(name: str, one: Look) -> list[str]:
     if not isinstance(one.explainer, ap.IntegratedGradients) or made is None or made.top_class is None:
         return []
     return [
-        f"{name}: the logit is {float(one.result.value):.2f} here and {float(made.score):.2f} at the baseline (black), "
+        f"{name}: the logit is {float(one.result.value):.2f} here and {float(made.value):.2f} at the baseline (black), "
         f"where the top class is {class_name(int(made.top_class))}; {float(made.equal_share):.2%} of the values "
         "equal the baseline and get 0 by construction."
     ]

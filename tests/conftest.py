@@ -4,6 +4,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # every worker collects the same random parameters
 
 
 @pytest.fixture(autouse=True)

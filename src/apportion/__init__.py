@@ -2,7 +2,7 @@
 
 from apportion import planted, testing
 from apportion.core.attribution import Attribution, Cost, Domain, References
-from apportion.core.card import Card, Kind, Need, Principle
+from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle
 from apportion.core.errors import ApportionError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field, Normalize, Shared
@@ -24,7 +24,7 @@ from apportion.core.score import (
     Score,
     Sequence,
 )
-from apportion.core.site import At, AtOp, Input, Site
+from apportion.core.site import At, AtOp, Input, Site, SiteInfo
 from apportion.methods import (
     GradCAM,
     Gradient,
@@ -48,11 +48,13 @@ __all__ = [
     "AtOp",
     "Attribution",
     "Card",
+    "Claim",
     "Contrast",
     "Cost",
     "Custom",
     "Domain",
     "Explainer",
+    "Family",
     "Field",
     "Game",
     "GradCAM",
@@ -68,6 +70,7 @@ __all__ = [
     "Need",
     "Neuron",
     "Normalize",
+    "Paper",
     "Passes",
     "Principle",
     "Probability",
@@ -78,6 +81,7 @@ __all__ = [
     "Sequence",
     "Shared",
     "Site",
+    "SiteInfo",
     "SmoothGrad",
     "SmoothGradSquared",
     "VarGrad",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from apportion.core.attribution import Attribution
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, kind_of
 from apportion.core.explainer import Explainer
 from apportion.core.field import Field, Normalize
 from apportion.core.registry import method as find
@@ -28,8 +30,12 @@ def explain(
     extra: Any = None,
     bounds: tuple[float, float] | None = None,
     normalize: Normalize | None = None,
+    precision: torch.dtype | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    allow_unused: bool = False,
     ids: Sequence[Any] | None = None,
     seed: int = 0,
+    differentiable: bool = False,
 ) -> Any:
     """Explain a model at x in one call.
 
@@ -43,8 +49,12 @@ def explain(
         extra: further arguments of the model.
         bounds: lowest and highest admissible input.
         normalize: the normalization between x and the network.
+        precision: see `Field`.
+        batch_size: rows per pass.
+        allow_unused: give zeros for an input the score does not depend on.
         ids: names of the examples, which key their random numbers.
         seed: of all random numbers.
+        differentiable: keep the graph of the values back to x.
 
     Returns:
         One attribution, or a list of them for a list of methods.
@@ -57,10 +67,20 @@ def explain(
     >>> explain(lambda x: (x**2).sum(1), torch.tensor([[3.0]]), "gradient").values
     tensor([[6.]])
     """
-    field = Field(model, score, site, extra=extra, bounds=bounds, normalize=normalize)
+    field = Field(
+        model,
+        score,
+        site,
+        extra=extra,
+        bounds=bounds,
+        normalize=normalize,
+        precision=precision,
+        batch_size=batch_size,
+        allow_unused=allow_unused,
+    )
 
     def one(m: Any) -> Attribution:
-        return as_explainer(m)(field, x, target=target, ids=ids, seed=seed)
+        return as_explainer(m)(field, x, target=target, ids=ids, seed=seed, differentiable=differentiable)
 
     return [one(m) for m in method] if isinstance(method, list | tuple) else one(method)
 
@@ -75,4 +95,8 @@ def as_explainer(method: Any) -> Explainer:
         raise ConfigError(
             f"the class {method.__name__} as method", "an instance or a name", f"write {method.__name__}()"
         )
-    raise ConfigError(f"a {type(method).__name__} as method", "a name from ap.methods() or an explainer")
+    raise ConfigError(
+        f"{kind_of(method)} as method",
+        "a name from ap.methods() or an explainer",
+        "ap.methods() lists the names",
+    )

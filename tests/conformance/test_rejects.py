@@ -37,7 +37,7 @@ class Honest(Explainer):
     def spoil(self, q: Question, grad: torch.Tensor) -> torch.Tensor:
         return grad
 
-    def passes(self) -> Passes:
+    def passes(self, q: Question | None = None) -> Passes:
         return Passes(1, 1)
 
 
@@ -100,7 +100,7 @@ class ClaimsTotal(Explainer):
         _, grad = q.value_and_grad(q.x, torch.arange(len(q)))
         return q.attribution(self, grad, claimed_total=q.fx)
 
-    def passes(self) -> Passes:
+    def passes(self, q: Question | None = None) -> Passes:
         return Passes(1, 1, at_x=1)
 
 

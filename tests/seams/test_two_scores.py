@@ -52,7 +52,7 @@ class AGI(ap.Explainer):
             point, owner = after[left], owner[left]
         return q.attribution(self, total, claimed_total=q.fx - q.value(ends, torch.arange(len(q))))
 
-    def passes(self) -> ap.Passes:
+    def passes(self, q: ap.Question | None = None) -> ap.Passes:
         return ap.Passes(2 * self.steps + 1, 2 * self.steps, at_x=1)
 
 

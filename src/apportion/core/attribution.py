@@ -19,7 +19,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.card import Kind
 from apportion.core.config import Json, from_config, is_reproducible
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.tree import Tree
 
 
@@ -67,13 +67,13 @@ class References:
     """The baselines an explanation was made against, k per example.
 
     Attributes:
-        score: the target's score there.
+        value: the target's score there.
         top_class: the highest output there, or None where outputs are not classes.
         equal_share: the share of features equal to the baseline, which get 0 by construction.
         rows: the baselines themselves, [B, k, ...].
     """
 
-    score: Float[Tensor, "B k"]
+    value: Float[Tensor, "B k"]
     top_class: Int[Tensor, "B k"] | None
     equal_share: Float[Tensor, "B k"]
     rows: Tree
@@ -98,6 +98,7 @@ class Attribution:
         target: the resolved target of each example.
         seed: of all random numbers.
         warnings: what deserves a look.
+        cautions: known failings of the method, from its Card.
         postprocessing: what was done to the values afterwards, in order.
         tensors: tensors the configurations name by digest.
     """
@@ -114,6 +115,7 @@ class Attribution:
     target: Any
     seed: int
     warnings: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     parts: Mapping[str, Tree] = field(default_factory=dict)
     references: References | None = None
     postprocessing: tuple[str, ...] = ()
@@ -121,7 +123,11 @@ class Attribution:
 
     def __post_init__(self) -> None:
         if self.kind is Kind.SENSITIVITY and self.claimed_total is not None:
-            raise ConfigError("a claimed total for a sensitivity", "None: sensitivities do not sum to anything")
+            raise ConfigError(
+                "a claimed total for a sensitivity",
+                "None: sensitivities do not sum to anything",
+                "give the Card kind=Kind.SALIENCE, or leave claimed_total out",
+            )
 
     @property
     def gap(self) -> Float[Tensor, " B"] | None:
@@ -142,6 +148,8 @@ class Attribution:
         if self.kind is Kind.SENSITIVITY:
             return "not applicable: a sensitivity does not sum to the score"
         if self.gap is None or self.relative_gap is None:
+            if self.postprocessing:
+                return f"not applicable after {self.postprocessing[-1]}"
             return "not applicable: the method claims no total"
         worst = int(self.gap.abs().argmax())
         return f"at most {self.gap.abs()[worst]:.3g} ({self.relative_gap[worst]:.2%} of the claimed total)"
@@ -159,12 +167,13 @@ class Attribution:
         shapes = [tuple(leaf.shape) for leaf in tree.leaves(self.values)]
         lines = [
             f"Attribution by {name} ({self.kind.value}) of {len(self)} example(s), {self.domain.value} {shapes}",
-            f"  score {[round(v, 4) for v in self.value[:5].tolist()]}{' ...' if len(self) > 5 else ''}",
+            f"  value {[round(v, 4) for v in self.value[:5].tolist()]}{' ...' if len(self) > 5 else ''}",
             f"  gap {self.gap_note}",
             f"  passes per example: {int(self.cost.forward.max())} forward, {int(self.cost.backward.max())} backward",
         ]
         lines += [f"  after: {' → '.join(self.postprocessing)}"] if self.postprocessing else []
         lines += [f"  warning: {w}" for w in self.warnings]
+        lines += [f"  caution: {c}" for c in self.cautions]
         return "\n".join(lines)
 
     def explainer(self) -> Any:
@@ -210,7 +219,11 @@ class Attribution:
     @staticmethod
     def _axis(axis: int, values: Tensor) -> int:
         if not 0 < axis < values.ndim:
-            raise InputError(f"axis {axis} of values of shape {tuple(values.shape)}", f"1 to {values.ndim - 1}")
+            raise InputError(
+                f"axis {axis} of values of shape {tuple(values.shape)}",
+                f"1 to {values.ndim - 1}",
+                "name the axis of the channels, 1 for pictures",
+            )
         return axis
 
     def pool(self, groups: Groups) -> Attribution:
@@ -221,7 +234,16 @@ class Attribution:
 
         Returns:
             Values [B, players].
+
+        Raises:
+            InputError: something that is no partition, or does not fit.
         """
+        if not isinstance(groups, Groups):
+            raise InputError(
+                f"{kind_of(groups)} as groups",
+                "one of ap.groups",
+                "write ap.groups.Labels(tensor) for labels of your own",
+            )
         sums: Tensor | None = None
         labels = [
             torch.as_tensor(one).to(v.device).expand_as(v)
@@ -242,7 +264,11 @@ class Attribution:
         def grow(v: Tensor) -> Tensor:
             v = v[:, None] if v.ndim == len(size) + 1 else v
             if v.ndim != len(size) + 2 or len(size) not in (1, 2):
-                raise InputError(f"values of shape {tuple(v.shape)} to size {size}", "maps with 1 or 2 spatial axes")
+                raise InputError(
+                    f"values of shape {tuple(v.shape)} to size {size}",
+                    "maps with 1 or 2 spatial axes",
+                    "give one number per spatial axis, as in a.resize((224, 224))",
+                )
             return F.interpolate(v, size, mode="bilinear" if len(size) == 2 else "linear", align_corners=False)
 
         return self._after(f"resize{size}", tree.apply(grow, self.values), keeps_total=False)
@@ -303,16 +329,26 @@ class Attribution:
                 meta = (file.metadata() or {}).get("apportion")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: {error}", "a file written by Attribution.save") from error
+            raise ConfigError(
+                f"{path}: {error}",
+                "a file written by Attribution.save",
+                "check the path, and that the file was written completely",
+            ) from error
         if meta is None:
-            raise ConfigError(f"{path} has no record of ours in its header", "a file written by Attribution.save")
+            raise ConfigError(
+                f"{path} has no record of ours in its header",
+                "a file written by Attribution.save",
+                "write results with a.save(path)",
+            )
         try:
             return cls._from_record(json.loads(meta), tensors, str(path))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(
-                f"{path} has a damaged record ({type(error).__name__}: {error})", "a file written by Attribution.save"
+                f"{path} has a damaged record ({type(error).__name__}: {error})",
+                "a file written by Attribution.save",
+                "write the result again with a.save(path)",
             ) from error
 
     @classmethod

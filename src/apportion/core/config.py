@@ -70,7 +70,7 @@ def to_config(value: Any, tensors: dict[str, Tensor] | None = None) -> Json:
         return {"list": flat} if isinstance(value, list) else flat
     if isinstance(value, dict):
         if not all(isinstance(k, str) for k in value):
-            raise ConfigError(f"a dict with keys {list(value)}", "string keys")
+            raise ConfigError(f"a dict with keys {list(value)}", "string keys", "name the entries by strings")
         return {"dict": {k: to_config(v, tensors) for k, v in value.items()}}
     if isinstance(value, Configurable) and dataclasses.is_dataclass(value):
         fields = {f.name: to_config(getattr(value, f.name), tensors) for f in dataclasses.fields(value) if f.init}
@@ -82,6 +82,7 @@ def to_config(value: Any, tensors: dict[str, Tensor] | None = None) -> Json:
     raise ConfigError(
         f"a value of type {type(value).__name__} in a configuration",
         "None, numbers, strings, tensors, tuples, dicts, callables or frozen dataclasses of the library",
+        "make it a field of one of those types",
     )
 
 
@@ -104,7 +105,11 @@ def from_config(config: Json, tensors: dict[str, Tensor] | None = None) -> Any:
         return float(config["float"])
     if "tensor" in config:
         if config["tensor"] not in tensors:
-            raise ConfigError(f"tensor {config['tensor']} is not among the stored ones")
+            raise ConfigError(
+                f"tensor {config['tensor']} is not among the stored ones",
+                "a value that is there",
+                "pass the tensors that were stored beside the configuration",
+            )
         return tensors[config["tensor"]]
     if "callable" in config:
         raise ConfigError(
@@ -115,13 +120,17 @@ def from_config(config: Json, tensors: dict[str, Tensor] | None = None) -> Any:
     if "dtype" in config:
         dtype = getattr(torch, str(config["dtype"]), None)
         if not isinstance(dtype, torch.dtype):
-            raise ConfigError(f"the dtype {config['dtype']!r}", "a dtype of torch")
+            raise ConfigError(
+                f"the dtype {config['dtype']!r}", "a dtype of torch", "read files with the release that wrote them"
+            )
         return dtype
     if "list" in config:
         return [from_config(v, tensors) for v in config["list"]]
     if "dict" in config:
         return {k: from_config(v, tensors) for k, v in config["dict"].items()}
-    raise ConfigError(f"an entry with keys {sorted(config)}", "what to_config writes")
+    raise ConfigError(
+        f"an entry with keys {sorted(config)}", "what to_config writes", "read files with the release that wrote them"
+    )
 
 
 def _build(config: Json, tensors: dict[str, Tensor]) -> Any:

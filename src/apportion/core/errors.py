@@ -19,9 +19,8 @@ class ApportionError(Exception):
         Args:
             given: what was found.
             expected: what would have been right.
-            do: the next step; the class's general advice unless given.
+            do: the next step.
         """
-        do = do or self.fix
         self.given, self.expected, self.do = given, expected, do
         parts = [given]
         if expected:
@@ -132,6 +131,24 @@ class RegistryError(ApportionError, KeyError):
 
 class NumericalWarning(UserWarning):
     """Something in a result deserves a look; also recorded on the result."""
+
+
+def kind_of(value: object) -> str:
+    """Name what a value is, for messages.
+
+    >>> kind_of(3), kind_of("x"), kind_of(float)
+    ('an int', 'a str', 'the class float')
+    """
+    return f"the class {value.__name__}" if isinstance(value, type) else with_article(type(value).__name__)
+
+
+def with_article(name: str) -> str:
+    """Put the article before a name.
+
+    >>> with_article("int"), with_article("Tensor")
+    ('an int', 'a Tensor')
+    """
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import torch
 
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Kind
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, kind_of, with_article
 from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.score import Target
@@ -39,7 +40,12 @@ class Passes(NamedTuple):
 class Explainer(Configurable):
     """Base of the methods; a subclass is a frozen dataclass of parts with a Card and an `explain`."""
 
+    example: ClassVar[str] = "ap.Gradient()"
+
     card: ClassVar[Card]
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def __call__(
         self,
@@ -68,11 +74,13 @@ class Explainer(Configurable):
             ConfigError: `differentiable` for a method that is not.
         """
         if differentiable and not self.differentiable:
-            raise ConfigError(f"differentiable=True for {type(self).__name__}", "a method that is, by its Card")
-        if not isinstance(field, Field):
             raise ConfigError(
-                f"a {type(field).__name__} as field", "an ap.Field", "write ap.Field(model), or ap.explain"
+                f"differentiable=True for {type(self).__name__}",
+                "a method that is, by its Card",
+                "use a method with card.differentiable, or leave it out",
             )
+        if not isinstance(field, Field):
+            raise ConfigError(f"{kind_of(field)} as field", "an ap.Field", "write ap.Field(model), or ap.explain")
         with torch.inference_mode(False):
             return self.explain(field.bind(x, target=target, ids=ids, seed=seed, differentiable=differentiable))
 
@@ -81,8 +89,12 @@ class Explainer(Configurable):
         """Answer a bound question; wrappers call this of their base on derived questions."""
 
     @abstractmethod
-    def passes(self) -> Passes:
-        """Count the rows evaluated per example: exact, or at most, as the Card says."""
+    def passes(self, q: Question | None = None) -> Passes:
+        """Count the rows evaluated per example: exact, or at most, as the Card says.
+
+        Args:
+            q: the question, for methods whose passes depend on the input, such as on its number of regions.
+        """
 
     @property
     def kind(self) -> Kind:
@@ -91,6 +103,14 @@ class Explainer(Configurable):
             return self.card.kind
         base = getattr(self, "base", None)
         return base.kind if isinstance(base, Explainer) else Kind.SENSITIVITY
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Known failings: the Card's, and those of the base of a wrapper; none without a Card."""
+        base = getattr(self, "base", None)
+        inner = base.cautions if isinstance(base, Explainer) else ()
+        own = self.card.cautions if hasattr(type(self), "card") else ()
+        return (*own, *inner)
 
     @property
     def differentiable(self) -> bool:
@@ -102,3 +122,30 @@ class Explainer(Configurable):
     def variants(cls) -> tuple[Explainer, ...]:
         """Configurations the conformance suite runs: the default one and others worth covering."""
         return (cls(),)
+
+
+def check_options(value: Configurable) -> None:
+    """Hold options to their annotations, where those are numbers or parts.
+
+    Raises:
+        ConfigError: an option of another type, with an example of the right one.
+    """
+    try:
+        hints = get_type_hints(type(value))
+    except NameError:  # a class defined inside a function may name types only that function knows
+        return
+    for f in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
+        hint, given = hints.get(f.name), getattr(value, f.name)
+        if not isinstance(hint, type):
+            continue
+        number = isinstance(given, int | float) and not isinstance(given, bool)
+        ok = {int: isinstance(given, int) and number, float: number}.get(hint, isinstance(given, hint))
+        if ok or not (hint in (int, float, bool) or issubclass(hint, Configurable)):
+            continue
+        example, wanted = getattr(hint, "example", ""), with_article(hint.__name__)
+        shown = repr(given) if isinstance(given, str | int | float) else kind_of(given)
+        raise ConfigError(
+            f"{shown} as {f.name} of {type(value).__name__}",
+            f"an instance: {wanted}",
+            f"write {f.name}={example}" if example else f"give {wanted} for {f.name}",
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import ApportionError, ConfigError, InputError, ModelError, NonFiniteError
+from apportion.core.errors import ApportionError, ConfigError, InputError, ModelError, NonFiniteError, kind_of
 from apportion.core.score import Logit, Score, Target, as_score
 from apportion.core.site import Input, Probe, Site, SiteInfo
 from apportion.core.tree import Tree
@@ -26,7 +26,7 @@ else:
     Question = Any  # questions import fields; shapes are checked at run time in tests
 
 _LARGEST_CHUNK = 8192
-_CPU_BUDGET = 1 << 30
+_CPU_BUDGET = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,19 @@ class Normalize(Configurable):
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ConfigError(f"Normalize(mean={self.mean}, std={self.std})", "as many positive std as mean")
+            raise ConfigError(
+                f"Normalize(mean={self.mean}, std={self.std})",
+                "as many positive std as mean",
+                "give one positive std for each mean",
+            )
 
     def __call__(self, x: Float[Tensor, "R C *rest"]) -> Float[Tensor, "R C *rest"]:
         """Normalize each channel."""
         if x.ndim < 2 or x.shape[1] not in (len(self.mean), *([x.shape[1]] if len(self.mean) == 1 else [])):
             raise InputError(
-                f"input of shape {tuple(x.shape)} with {len(self.mean)} channel mean(s)", "matching axis 1"
+                f"input of shape {tuple(x.shape)} with {len(self.mean)} channel mean(s)",
+                "matching axis 1",
+                "give one mean and std per channel, or one for all",
             )
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).reshape(shape)
@@ -123,16 +129,26 @@ class Field:
         self.score = as_score(Logit() if score is None else score)
         self.site = Input() if site is None else site
         if not isinstance(self.site, Site):
-            raise ConfigError(f"a {type(site).__name__} as site", "Input(), At(...) or AtOp(...)")
+            raise ConfigError(
+                f"{kind_of(site)} as site",
+                "Input(), At(...) or AtOp(...)",
+                "write ap.At('name of the layer'); field.sites(x) lists them",
+            )
         whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
         if batch_size != "auto" and not (whole and batch_size >= 1):
-            raise ConfigError(f"batch_size={batch_size!r}", "a positive int or 'auto'")
+            raise ConfigError(f"batch_size={batch_size!r}", "a positive int or 'auto'", "leave it out for 'auto'")
         if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
-            raise ConfigError(f"precision={precision!r}", "a floating-point torch.dtype or None")
+            raise ConfigError(
+                f"precision={precision!r}", "a floating-point torch.dtype or None", "write torch.float64, for example"
+            )
         if bounds is not None and not (isinstance(bounds, tuple | list) and len(bounds) == 2 and bounds[0] < bounds[1]):
-            raise ConfigError(f"bounds={bounds!r}", "(low, high) with low < high")
+            raise ConfigError(
+                f"bounds={bounds!r}", "(low, high) with low < high", "write bounds=(0, 1) for pictures in [0, 1]"
+            )
         if normalize is not None and not isinstance(normalize, Normalize):
-            raise ConfigError(f"normalize={normalize!r}", "ap.Normalize(mean, std) or None")
+            raise ConfigError(
+                f"normalize={normalize!r}", "ap.Normalize(mean, std) or None", "give one positive std for each mean"
+            )
         if isinstance(model, type | torch.export.ExportedProgram) or not callable(model):
             check_ready(model, torch.device("cpu"))
         self.extra = extra if isinstance(extra, tuple | dict) or extra is None else (extra,)
@@ -221,18 +237,26 @@ class Field:
         for leaf, name in zip(flat, names, strict=True):
             self._admit_leaf(leaf, name, any_dtype or not isinstance(self.site, Input))
         if not flat:
-            raise InputError("an empty tree as input", "at least one tensor")
+            raise InputError("an empty tree as input", "at least one tensor", "pass the examples")
         counts = {int(leaf.shape[0]) for leaf in flat}
         if len(counts) != 1:
             shapes = {n: tuple(leaf.shape) for n, leaf in zip(names, flat, strict=True)}
-            raise InputError(f"inputs of shapes {shapes}", "the same number of examples on each first axis")
+            raise InputError(
+                f"inputs of shapes {shapes}",
+                "the same number of examples on each first axis",
+                "give every input one row per example; what has none goes to extra=, wrapped in ap.Shared",
+            )
         if self.normalize is not None and len(flat) > 1:
             raise InputError("several inputs with normalize=", "a single tensor", "normalize inside the model")
         check_ready(self.model, flat[0].device)
         self._check_dtype(flat, names)
         cast = self.precision
         if keep_graph and not any(t.requires_grad for t in flat):
-            raise InputError("differentiable=True with an x that requires no gradient", "x.requires_grad_()")
+            raise InputError(
+                "differentiable=True with an x that requires no gradient",
+                "x.requires_grad_()",
+                "call x.requires_grad_() first",
+            )
         x = x if keep_graph else tree.apply(torch.Tensor.detach, x)
         return tree.apply(lambda t: tree.ordinary(t.to(cast) if cast and t.is_floating_point() else t), x)
 
@@ -242,9 +266,15 @@ class Field:
         if leaf.ndim == 0:
             raise InputError(f"{name} is a single number", "examples on the first axis", "pass x[None]")
         if leaf.shape[0] == 0:
-            raise InputError(f"{name} of shape {tuple(leaf.shape)}, an empty batch", "at least one example")
+            raise InputError(
+                f"{name} of shape {tuple(leaf.shape)}, an empty batch",
+                "at least one example",
+                "leave empty batches out",
+            )
         if leaf.numel() == 0:
-            raise InputError(f"{name} of shape {tuple(leaf.shape)}, without elements", "at least one feature")
+            raise InputError(
+                f"{name} of shape {tuple(leaf.shape)}, without elements", "at least one feature", "check how x was made"
+            )
         if leaf.is_meta:
             raise InputError(f"{name} is on the meta device", "a tensor that holds numbers", "load the data first")
         if not any_dtype and not leaf.is_floating_point():
@@ -257,12 +287,18 @@ class Field:
             finite = torch.isfinite(leaf)
             if not bool(finite.all()):
                 bad = int((~finite).flatten(1).any(1).nonzero()[0]) if leaf.ndim > 1 else int((~finite).nonzero()[0])
-                raise NonFiniteError(f"{name} is NaN or infinite in example {bad}", "finite inputs")
+                raise NonFiniteError(
+                    f"{name} is NaN or infinite in example {bad}", "finite inputs", "remove or repair that example"
+                )
         if self.bounds is not None and isinstance(self.site, Input):
             low, high = float(leaf.min()), float(leaf.max())
             slack = 1e-6 * (self.bounds[1] - self.bounds[0])
             if low < self.bounds[0] - slack or high > self.bounds[1] + slack:
-                raise InputError(f"{name} ranges over [{low:.4g}, {high:.4g}]", f"values within bounds {self.bounds}")
+                raise InputError(
+                    f"{name} ranges over [{low:.4g}, {high:.4g}]",
+                    f"values within bounds {self.bounds}",
+                    "scale x, or declare the bounds it has",
+                )
 
     def _check_dtype(self, flat: list[Tensor], names: list[str]) -> None:
         if self.precision is not None or not isinstance(self.model, nn.Module):

@@ -31,6 +31,7 @@ from apportion.core.errors import (
     RuleError,
     ScoreError,
     SiteError,
+    kind_of,
 )
 from apportion.core.field import Field, Shared, explain_failure
 from apportion.core.frozen import Frozen
@@ -78,7 +79,12 @@ class RulePass(NamedTuple):
 
 @runtime_checkable
 class Answering(Protocol):
-    """What a result must know of its explainer: the question it answers."""
+    """What a result must know of its explainer: the question it answers and its known failings."""
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Known failings."""
+        ...
 
     @property
     def kind(self) -> Kind:
@@ -429,9 +435,12 @@ class Question:
             )
         return self._used(list(grads), leafs, like)
 
-    def _autograd(self, v: Tensor, leafs: list[Tensor], **options: bool) -> Sequence[Tensor | None]:
+    def _autograd(
+        self, v: Tensor, leafs: list[Tensor], *, retain_graph: bool = False, create_graph: bool = False
+    ) -> Sequence[Tensor | None]:
+        keep = retain_graph or create_graph
         try:
-            return torch.autograd.grad(v, leafs, allow_unused=True, **options)
+            return torch.autograd.grad(v, leafs, retain_graph=keep, create_graph=create_graph, allow_unused=True)
         except RuntimeError as error:
             if _is_memory(error):
                 raise
@@ -901,7 +910,7 @@ class Question:
             BaselineError: wrong shape, dtype, device or values.
         """
         if isinstance(baseline, type) or not callable(baseline):
-            name = f"the class {baseline.__name__}" if isinstance(baseline, type) else f"a {type(baseline).__name__}"
+            name = f"the class {baseline.__name__}" if isinstance(baseline, type) else f"{kind_of(baseline)}"
             raise BaselineError(
                 f"{name} as baseline",
                 "an instance of one of ap.baselines",
@@ -916,7 +925,7 @@ class Question:
         rows = tree.index(made.rows, self._in_root)
         top = None if made.top_class is None else made.top_class[self._in_root]
         share = _equal_share(self.x, rows)
-        return References(made.score[self._in_root], top, share, rows)
+        return References(made.value[self._in_root], top, share, rows)
 
     def _make_references(self, baseline: Baseline) -> References:
         rows = baseline(self)
@@ -1002,6 +1011,7 @@ class Question:
             target=_shown(self.target),
             seed=self.seed,
             warnings=tuple(self._warnings),
+            cautions=explainer.cautions,
             parts=dict(parts or {}),
             references=references,
             tensors=tensors,

@@ -35,7 +35,11 @@ def register(card: Card) -> Callable[[E], E]:
         key = snake(cls.__name__)
         there = _METHODS.get(key)
         if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise RegistryError(f"the name {key!r} is taken by {there.__module__}.{there.__qualname__}")
+            raise RegistryError(
+                f"the name {key!r} is taken by {there.__module__}.{there.__qualname__}",
+                "a name of its own",
+                "give the class another name",
+            )
         cls.card = card
         _METHODS[key] = cls
         return cls
@@ -55,7 +59,9 @@ def method(name: str) -> type[Explainer]:
         RegistryError: unknown, with the nearest names.
     """
     if name not in _METHODS:
-        raise RegistryError(f"no method named {name!r}; {nearest(name, sorted(_METHODS))}")
+        raise RegistryError(
+            f"no method named {name!r}", nearest(name, sorted(_METHODS)), "list the names with ap.methods()"
+        )
     return _METHODS[name]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, ScoreError, TargetError
+from apportion.core.errors import ConfigError, ScoreError, TargetError, kind_of
 from apportion.core.site import Site
 from apportion.core.tree import Tree
 
@@ -134,10 +134,16 @@ def _as_tensor(target: Target, batch: int) -> Tensor:
     try:
         given = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(f"target {target!r}", "a number, or a list or tensor of one per example") from error
+        raise TargetError(
+            f"target {target!r}", "a number, or a list or tensor of one per example", "give class indices"
+        ) from error
     given = given.expand(batch) if given.ndim == 0 else given
     if given.shape[0] != batch:
-        raise TargetError(f"{given.shape[0]} targets for {batch} example(s)", "one per example")
+        raise TargetError(
+            f"{given.shape[0]} targets for {batch} example(s)",
+            "one per example",
+            "give one target per example, or one number for all",
+        )
     return given
 
 
@@ -145,9 +151,13 @@ def _check_int(target: Any) -> Tensor:
     try:
         t = torch.as_tensor(np.asarray(target) if not isinstance(target, Tensor) else target)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(f"target {target!r}", "an int, a list or tensor of ints, or a tuple of ints") from error
+        raise TargetError(
+            f"target {target!r}", "an int, a list or tensor of ints, or a tuple of ints", "give class indices"
+        ) from error
     if t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
-        raise TargetError(f"target {target!r} of type {t.dtype}", "integers (class indices)")
+        raise TargetError(
+            f"target {target!r} of type {t.dtype}", "integers (class indices)", "name the class by its index"
+        )
     return t.long()
 
 
@@ -189,7 +199,11 @@ def index_targets(target: Target, scores: Tensor, batch: int) -> Tensor:
     for axis, size in enumerate(axes):
         if low[axis] < 0 or high[axis] >= size:
             bad = low[axis] if low[axis] < 0 else high[axis]
-            raise TargetError(f"target {bad} on output axis {axis + 1}", f"0 to {size - 1}")
+            raise TargetError(
+                f"target {bad} on output axis {axis + 1}",
+                f"0 to {size - 1}",
+                "look at the shape of model(x), and count classes from 0",
+            )
     return t
 
 
@@ -361,7 +375,9 @@ class Contrast(Score):
         scores = main_output(shown)
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise ScoreError(
-                f"Contrast on outputs of shape {tuple(scores.shape[1:])} per example", "two or more classes"
+                f"Contrast on outputs of shape {tuple(scores.shape[1:])} per example",
+                "two or more classes",
+                "use Logit for a model with one number",
             )
         all_scores = main_output(outputs()) if target is None or self.other is None else None
         if target is not None:
@@ -373,7 +389,11 @@ class Contrast(Score):
         else:
             other = all_scores.scatter(1, own[:, None], -torch.inf).argmax(1)  # pyright: ignore[reportOptionalMemberAccess]
         if bool((own == other).any()):
-            raise TargetError(f"Contrast of a class with itself: {own.tolist()} and {other.tolist()}", "two classes")
+            raise TargetError(
+                f"Contrast of a class with itself: {own.tolist()} and {other.tolist()}",
+                "two classes",
+                "give two different classes",
+            )
         return torch.stack([own, other], 1)
 
     def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
@@ -397,7 +417,11 @@ class Neuron(Score):
         if not isinstance(self.at, Site):
             raise ConfigError(f"Neuron(at={self.at!r})", "a site", "write Neuron(ap.At('name.of.the.layer'), (0,))")
         if not isinstance(self.index, tuple):
-            raise ConfigError(f"Neuron(index={self.index!r})", "a tuple of ints, one per axis after the first")
+            raise ConfigError(
+                f"Neuron(index={self.index!r})",
+                "a tuple of ints, one per axis after the first",
+                "write Neuron(At('layer'), (channel, row, column))",
+            )
 
     @property
     def site(self) -> Site | None:
@@ -440,10 +464,13 @@ class Region(Score):
             raise ScoreError(
                 f"a region mask of shape {tuple(self.mask.shape)} for outputs {tuple(scores.shape[1:])} per example",
                 f"shape {space} or {(batch, *space)}" if space else "outputs [rows, classes, *space]",
+                "give the mask the spatial shape of the outputs",
             )
         if not bool(((mask.flatten(1).sum(1) > 0) & (mask.flatten(1) >= 0).all(1)).all()):
             raise ScoreError(
-                "a region that is empty or has negative weights", "weights from 0 with positive total per example"
+                "a region that is empty or has negative weights",
+                "weights from 0 with positive total per example",
+                "mark at least one position",
             )
         if target is not None:
             return index_targets(target, scores.flatten(2).mean(2), batch).to(scores.device), mask
@@ -477,19 +504,31 @@ class Sequence(Score):
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         scores = main_output(shown)
         if scores.ndim != 3:
-            raise ScoreError(f"Sequence on outputs of shape {tuple(scores.shape[1:])} per example", "[steps, tokens]")
+            raise ScoreError(
+                f"Sequence on outputs of shape {tuple(scores.shape[1:])} per example",
+                "[steps, tokens]",
+                "use Logit or Region for other outputs",
+            )
         steps, words = scores.shape[1:]
         if any(not -steps <= p < steps for p in self.positions):
-            raise TargetError(f"positions {self.positions}", f"{-steps} to {steps - 1}")
+            raise TargetError(
+                f"positions {self.positions}",
+                f"{-steps} to {steps - 1}",
+                "count positions from 0, or from -1 at the end",
+            )
         target = _agree(self.tokens, target)
         if target is None:
             return main_output(outputs())[:, list(self.positions)].argmax(2)
         t = _check_int(list(target) if isinstance(target, tuple) else target)
         t = t.expand(batch, -1) if t.ndim == 1 else t
         if tuple(t.shape) != (batch, len(self.positions)):
-            raise TargetError(f"tokens of shape {tuple(t.shape)}", f"({batch}, {len(self.positions)})")
+            raise TargetError(
+                f"tokens of shape {tuple(t.shape)}",
+                f"({batch}, {len(self.positions)})",
+                "count positions from 0, or from -1 at the end",
+            )
         if bool((t < 0).any()) or bool((t >= words).any()):
-            raise TargetError(f"tokens {t.tolist()}", f"0 to {words - 1}")
+            raise TargetError(f"tokens {t.tolist()}", f"0 to {words - 1}", "give token ids of the output's vocabulary")
         return t.to(scores.device)
 
     def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
@@ -575,7 +614,11 @@ def as_score(score: Any) -> Score:
         raise ScoreError(f"the class {score.__name__} as score", "an instance", f"write {score.__name__}()")
     if callable(score):
         return Custom(cast("Callable[..., Tensor]", score))
-    raise ScoreError(f"a {type(score).__name__} as score", "a Score or a callable of the outputs")
+    raise ScoreError(
+        f"{kind_of(score)} as score",
+        "a Score or a callable of the outputs",
+        "write ap.Logit(), or a function of the outputs",
+    )
 
 
 def check_scores(values: Any, count: int, score: Score) -> Float[Tensor, " R"]:
@@ -586,5 +629,9 @@ def check_scores(values: Any, count: int, score: Score) -> Float[Tensor, " R"]:
     """
     if not isinstance(values, Tensor) or tuple(values.shape) != (count,) or not values.is_floating_point():
         got = f"shape {tuple(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
-        raise ScoreError(f"{type(score).__name__} gave {got} for {count} row(s)", f"floating point of shape ({count},)")
+        raise ScoreError(
+            f"{type(score).__name__} gave {got} for {count} row(s)",
+            f"floating point of shape ({count},)",
+            "reduce over every axis but the first",
+        )
     return values

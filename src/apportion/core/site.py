@@ -44,7 +44,9 @@ class At(Site):
 
     def __post_init__(self) -> None:
         if self.end not in ("output", "input"):
-            raise ConfigError(f"At(end={self.end!r})", "'output' or 'input'")
+            raise ConfigError(
+                f"At(end={self.end!r})", "'output' or 'input'", "write end='input' for what the module is given"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ class AtOp(Site):
 
     def __post_init__(self) -> None:
         if self.op not in ops.STATUS and self.op not in ops._ALIASES.values():
-            raise ConfigError(f"AtOp({self.op!r})", f"an operation; {nearest(self.op, ops.STATUS)}")
+            raise ConfigError(
+                f"AtOp({self.op!r})",
+                f"an operation; {nearest(self.op, ops.STATUS)}",
+                "choose one of the operations of ops.STATUS",
+            )
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,9 @@ class Probe:
         named = dict(self.model.named_modules(remove_duplicate=False))
         for name, sites in modules.items():
             if name not in named:
-                raise SiteError(f"no module named {name!r}", nearest(name, named), "list them with field.sites(x)")
+                raise SiteError(
+                    f"no module named {name!r}", nearest(name, [n for n in named if n]), "list them with field.sites(x)"
+                )
             self._attach(named[name], sites)
         if self.trace:
             for name, module in self.model.named_modules():
@@ -209,7 +217,9 @@ class Probe:
             listed = ", ".join(str(replace(site, call=i)) for i in range(calls))  # pyright: ignore[reportCallIssue]
             raise SiteError(f"{name} is called {calls} times in one forward pass", f"one of {listed}", "give call=")
         if call is not None and call >= calls:
-            raise SiteError(f"{name} was called {calls} time(s)", f"call below {calls}; given call={call}")
+            raise SiteError(
+                f"{name} was called {calls} time(s)", f"call below {calls}; given call={call}", "count calls from 0"
+            )
 
 
 def _tensors(held: Any) -> list[tuple[int | str | None, Tensor]]:

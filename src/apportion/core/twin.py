@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from apportion.core.errors import ModelError
+from apportion.core.errors import ModelError, kind_of
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
@@ -201,9 +201,7 @@ def check_ready(model: Any, x_device: torch.device) -> None:
         if isinstance(model, type):
             raise ModelError(f"the class {model.__name__} as model", "an instance", f"write {model.__name__}(...)")
         if not callable(model):
-            raise ModelError(
-                f"a {type(model).__name__} as model", "a torch.nn.Module or a callable", "pass the model itself"
-            )
+            raise ModelError(f"{kind_of(model)} as model", "a torch.nn.Module or a callable", "pass the model itself")
         return
     exported = isinstance(model, torch.fx.GraphModule)
     for name, module in model.named_modules():

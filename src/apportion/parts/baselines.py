@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import BaselineError, ConfigError
+from apportion.core.errors import BaselineError, ConfigError, kind_of
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 
@@ -19,6 +20,8 @@ from apportion.core.tree import Tree
 @dataclass(frozen=True)
 class Baseline(Configurable):
     """Base of the baselines; called with a question, it gives [B, k, ...] points at the field's site."""
+
+    example: ClassVar[str] = "ap.baselines.Zero(), or ap.baselines.Given(tensor)"
 
     @property
     def draws(self) -> int:
@@ -63,7 +66,9 @@ class Constant(Baseline):
             if v.ndim:
                 if x.ndim < 2 or x.shape[1] != len(v):
                     raise BaselineError(
-                        f"{len(v)} channel values for input {tuple(x.shape)}", "one per entry of axis 1"
+                        f"{len(v)} channel values for input {tuple(x.shape)}",
+                        "one per entry of axis 1",
+                        "give one value for all, or one per channel",
                     )
                 v = v.reshape(1, -1, *[1] * (x.ndim - 2))
             return v.expand_as(x)
@@ -101,7 +106,11 @@ class Blurred(Baseline):
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
-            raise ConfigError(f"Blurred(sigma={self.sigma})", "a positive standard deviation in pixels")
+            raise ConfigError(
+                f"Blurred(sigma={self.sigma})",
+                "a positive standard deviation in pixels",
+                "write Blurred(8), for example",
+            )
 
     def __call__(self, q: Question) -> Tree:
         return _one(lambda x: blur(x, self.sigma), q)
@@ -160,7 +169,9 @@ class Noise(Baseline):
 
     def __post_init__(self) -> None:
         if not self.sigma > 0 or self.count < 1:
-            raise ConfigError(f"Noise(sigma={self.sigma}, count={self.count})", "positive numbers")
+            raise ConfigError(
+                f"Noise(sigma={self.sigma}, count={self.count})", "positive numbers", "give a positive sigma and count"
+            )
 
     @property
     def draws(self) -> int:
@@ -190,7 +201,7 @@ class Given(Baseline):
     def __call__(self, q: Question) -> Tree:
         def fit(x: Tensor, v: Tensor) -> Tensor:
             if not isinstance(v, Tensor):
-                raise BaselineError(f"a {type(v).__name__} as baseline", "a torch.Tensor", "use Constant for numbers")
+                raise BaselineError(f"{kind_of(v)} as baseline", "a torch.Tensor", "use Constant for numbers")
             if tuple(v.shape) == tuple(x.shape[1:]):
                 v = v[None]
             if tuple(v.shape[1:]) != tuple(x.shape[1:]) or v.shape[0] not in (1, x.shape[0]):
@@ -213,7 +224,9 @@ class Given(Baseline):
             return tree.apply(fit, q.x, self.value)
         except TypeError as error:
             raise BaselineError(
-                f"a baseline of names {tree.names(self.value)}", f"the input's structure {tree.names(q.x)}"
+                f"a baseline of names {tree.names(self.value)}",
+                f"the input's structure {tree.names(q.x)}",
+                "build Given with the structure of x",
             ) from error
 
 

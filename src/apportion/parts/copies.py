@@ -11,7 +11,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Domain
 from apportion.core.errors import ConfigError
-from apportion.core.explainer import Explainer, Passes
+from apportion.core.explainer import Explainer, Passes, check_options
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.noise import Gaussian
@@ -71,20 +71,19 @@ def moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: s
     return Moments(mean, variance, domain, None if claim is None else claim / samples)
 
 
-def check(wrapper: Explainer, base: Explainer, samples: int) -> None:
+def check(wrapper: Explainer, samples: int) -> None:
     """Refuse options that cannot be run.
 
     Raises:
-        ConfigError: the base is no explainer, or samples is no positive int.
+        ConfigError: an option of the wrong type, or no positive number of samples.
     """
-    name = type(wrapper).__name__
-    if not isinstance(base, Explainer):
-        raise ConfigError(f"{name}(base={base!r})", "an explainer", f"write {name}(base=ap.Gradient())")
-    if not isinstance(samples, int) or samples < 1:
-        raise ConfigError(f"{name}(samples={samples!r})", "a positive int")
+    check_options(wrapper)
+    if samples < 1:
+        name = type(wrapper).__name__
+        raise ConfigError(f"{name}(samples={samples!r})", "a positive int", "write samples=25, for example")
 
 
-def wrapped(base: Explainer, samples: int) -> Passes:
+def wrapped(base: Explainer, samples: int, q: Question | None = None) -> Passes:
     """Count the passes of a base on copies; its own f(x) is a forward row of each copy."""
-    b = base.passes()
+    b = base.passes(q)
     return Passes(samples * (b.forward + b.at_x), samples * b.backward, at_x=1, once=b.once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Int
 from torch import Tensor
@@ -11,6 +12,7 @@ from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError
 from apportion.core.question import Owner, Question
+from apportion.core.site import Input
 from apportion.core.tree import Tree
 
 
@@ -23,12 +25,18 @@ class Gaussian(Configurable):
         relative: whether sigma is a share of max(x) - min(x) per example (Smilkov et al. 2017).
     """
 
+    example: ClassVar[str] = "ap.noise.Gaussian(0.15)"
+
     sigma: float = 0.15
     relative: bool = True
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
-            raise ConfigError(f"Gaussian(sigma={self.sigma})", "a positive standard deviation")
+            raise ConfigError(
+                f"Gaussian(sigma={self.sigma})",
+                "a positive standard deviation",
+                "write noise.Gaussian(0.15), for example",
+            )
 
     def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         """Make noisy copies: rows [R, ...]."""
@@ -44,4 +52,10 @@ class Gaussian(Configurable):
                 q.warn("an example is constant: noise relative to its range is 0 there")
             return rows + tree.per_row(self.sigma * width, rows) * noise
 
-        return tree.apply(add, q.x, n)
+        rows = tree.apply(add, q.x, n)
+        bounds = q.field.bounds
+        if bounds is not None and isinstance(q.field.site, Input):
+            low, high = bounds
+            if any(bool(((t < low) | (t > high)).any()) for t in tree.leaves(rows)):
+                q.warn(f"noisy copies leave the declared bounds {bounds}; they are not clipped")
+        return rows

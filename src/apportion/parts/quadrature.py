@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,11 +23,17 @@ class Quadrature(Configurable):
         n: the number of nodes.
     """
 
+    example: ClassVar[str] = "ap.quadrature.Gauss(32)"
+
     n: int = 32
 
     def __post_init__(self) -> None:
         if not isinstance(self.n, int) or self.n < self._least:
-            raise ConfigError(f"{type(self).__name__}(n={self.n!r})", f"an int of at least {self._least}")
+            raise ConfigError(
+                f"{type(self).__name__}(n={self.n!r})",
+                f"an int of at least {self._least}",
+                "write Gauss(32), for example",
+            )
 
     @property
     def _least(self) -> int:

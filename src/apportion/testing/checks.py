@@ -228,8 +228,8 @@ def config_round_trip(explainer: Explainer) -> None:
 
 def cost(explainer: Explainer) -> None:
     """Rows spent on every example are what `passes` says."""
-    said = explainer.passes()
     for case in cases(explainer):
+        said = explainer.passes(Field(case.model).bind(case.x, target=case.target))
         spent = _run(explainer, case, batch_size=3).cost
         want = {"forward": said.forward + said.once, "backward": said.backward, "at_x": said.at_x}
         for what, number in want.items():

@@ -103,5 +103,5 @@ def measure(explainer: Explainer, principle: Principle) -> bool:
     """
     if principle not in PRINCIPLES:
         known = ", ".join(p.name for p in PRINCIPLES)
-        raise ConfigError(f"no check for {principle.name}", f"one of {known}")
+        raise ConfigError(f"no check for {principle.name}", f"one of {known}", "measure one of those")
     return PRINCIPLES[principle](explainer)

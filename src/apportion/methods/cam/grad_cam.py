@@ -65,6 +65,7 @@ class GradCAM(Explainer):
     relu: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.layer, Site) and self.layer != "auto":
             raise ConfigError(f"GradCAM(layer={self.layer!r})", "a site or 'auto'", f"write ap.At({self.layer!r})")
 
@@ -79,7 +80,7 @@ class GradCAM(Explainer):
         cam = (grad.mean((2, 3), keepdim=True) * act).sum(1)
         return q.attribution(self, cam.relu() if self.relu else cam, domain=Domain.SITE, value=value)
 
-    def passes(self) -> Passes:
+    def passes(self, q: Question | None = None) -> Passes:
         return Passes(1, 1)
 
 

@@ -60,5 +60,5 @@ class Gradient(Explainer):
         value, grad = q.value_and_grad(q.x, torch.arange(len(q)))
         return q.attribution(self, grad, value=value)
 
-    def passes(self) -> Passes:
+    def passes(self, q: Question | None = None) -> Passes:
         return Passes(1, 1)

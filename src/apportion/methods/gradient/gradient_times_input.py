@@ -71,8 +71,8 @@ class GradientTimesInput(Explainer):
         value, grad = q.value_and_grad(q.x, torch.arange(len(q)))
         reference = q.references(self.baseline)
         values = tree.apply(lambda g, x, r: g * (x - r.mean(1)), grad, q.x, reference.rows)
-        total = value - reference.score.mean(1)
+        total = value - reference.value.mean(1)
         return q.attribution(self, values, value=value, claimed_total=total, references=reference)
 
-    def passes(self) -> Passes:
+    def passes(self, q: Question | None = None) -> Passes:
         return Passes(1, 1, once=self.baseline.draws + self.baseline.rows)

@@ -75,7 +75,7 @@ class SmoothGrad(Explainer):
     noise: Gaussian = Gaussian()
 
     def __post_init__(self) -> None:
-        check(self, self.base, self.samples)
+        check(self, self.samples)
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "SmoothGrad")
@@ -88,8 +88,8 @@ class SmoothGrad(Explainer):
             parts={"standard_error": error},
         )
 
-    def passes(self) -> Passes:
-        return wrapped(self.base, self.samples)
+    def passes(self, q: Question | None = None) -> Passes:
+        return wrapped(self.base, self.samples, q)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:

@@ -59,15 +59,15 @@ class SmoothGradSquared(Explainer):
     noise: Gaussian = Gaussian()
 
     def __post_init__(self) -> None:
-        check(self, self.base, self.samples)
+        check(self, self.samples)
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "SmoothGrad squared")
         values = tree.apply(lambda m, v: m.square() + v, found.mean, found.variance)
         return q.attribution(self, values, domain=found.domain)
 
-    def passes(self) -> Passes:
-        return wrapped(self.base, self.samples)
+    def passes(self, q: Question | None = None) -> Passes:
+        return wrapped(self.base, self.samples, q)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:

@@ -62,14 +62,14 @@ class VarGrad(Explainer):
     noise: Gaussian = Gaussian()
 
     def __post_init__(self) -> None:
-        check(self, self.base, self.samples)
+        check(self, self.samples)
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "VarGrad")
         return q.attribution(self, found.variance, domain=found.domain)
 
-    def passes(self) -> Passes:
-        return wrapped(self.base, self.samples)
+    def passes(self, q: Question | None = None) -> Passes:
+        return wrapped(self.base, self.samples, q)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:

@@ -53,7 +53,7 @@ CARD = Card(
     cautions=(
         "Features equal to the baseline get 0 whatever they do; see references.equal_share.",
         "Complete in the limit only: read the gap, and raise n while it matters.",
-        "The score at the baseline is part of the claim; see references.score.",
+        "The score at the baseline is part of the claim; see references.value.",
     ),
 )
 
@@ -103,12 +103,12 @@ class IntegratedGradients(Explainer):
         return q.attribution(
             self,
             tree.apply(lambda e: e.mean(1), each),
-            claimed_total=q.fx - reference.score.mean(1),
+            claimed_total=q.fx - reference.value.mean(1),
             references=reference,
             parts={"per_baseline": each} if k > 1 else {},
         )
 
-    def passes(self) -> Passes:
+    def passes(self, q: Question | None = None) -> Passes:
         k = self.baseline.draws
         return Passes(self.quadrature.n * k, self.quadrature.n * k, at_x=1, once=k + self.baseline.rows)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, kind_of
 from apportion.core.question import Owner, Question
 from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline, Zero
@@ -46,14 +46,21 @@ class Marginal(Configurable):
         def spread(x: Tensor, d: Tensor) -> Tensor:
             if not isinstance(d, Tensor) or d.shape[1:] != x.shape[1:] or d.dtype != x.dtype:
                 if not isinstance(d, Tensor):
-                    raise InputError(f"a {type(d).__name__} as background rows", "a torch.Tensor")
+                    raise InputError(
+                        f"{kind_of(d)} as background rows", "a torch.Tensor", "convert with torch.as_tensor"
+                    )
                 raise InputError(
                     f"background rows {tuple(d.shape)} of {d.dtype}",
                     f"[k, {tuple(x.shape[1:])}] of {x.dtype}",
+                    "take rows of the data the examples come from",
                 )
             return d.to(x.device).expand(len(owner), *d.shape)
 
         try:
             return tree.apply(spread, q.x, self.data)
         except TypeError as error:
-            raise InputError(f"background rows {tree.names(self.data)}", f"the input's {tree.names(q.x)}") from error
+            raise InputError(
+                f"background rows {tree.names(self.data)}",
+                f"the input's {tree.names(q.x)}",
+                "build the data with the structure of x",
+            ) from error

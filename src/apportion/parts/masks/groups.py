@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import InputError
+from apportion.core.errors import ConfigError, InputError
 from apportion.core.tree import Tree
 
 
@@ -53,12 +53,40 @@ def _numbered(like: Tree, shape) -> Tree:
     return tree.rebuild(like, flat)
 
 
+@dataclass(frozen=True)
+class Squares(Configurable):
+    """Squares of pixels with all their channels, row by row; the last ones are smaller where they do not fit.
+
+    Attributes:
+        side: in pixels.
+
+    >>> Squares(2).labels(torch.zeros(1, 3, 2, 4))[0, 0].tolist()
+    [[0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.side, int) or self.side < 1:
+            raise ConfigError(f"Squares(side={self.side!r})", "a positive int", "write Squares(16), for example")
+
+    def labels(self, like: Tree) -> Tree:
+        """Number the squares."""
+        if not isinstance(like, Tensor) or like.ndim != 4:
+            shapes = [tuple(t.shape) for t in tree.leaves(like)]
+            raise InputError(f"squares of input {shapes}", "one tensor [B, channels, H, W]", "use Labels for others")
+        down = torch.arange(like.shape[2], device=like.device) // self.side
+        across = torch.arange(like.shape[3], device=like.device) // self.side
+        return (down[:, None] * (int(across[-1]) + 1) + across)[None, None]
+
+
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Labels(Configurable):
     """Players named by the user: integers from 0, -1 for elements of no player.
 
     Attributes:
-        value: [...] or [1, ...] for all examples, [B, ...] for each; broadcasts to the input.
+        value: [...] or [1, ...] for all examples, [B, ...] for each; broadcasts to the input. [H, W] labels
+            the pixels of a picture with all their channels.
 
     >>> Labels(torch.tensor([0, 0, 1])).labels(torch.zeros(2, 3)).tolist()
     [[0, 0, 1]]
@@ -71,21 +99,29 @@ class Labels(Configurable):
 
         def fit(x: Tensor, label: Tensor) -> Tensor:
             if not isinstance(label, Tensor) or label.is_floating_point() or label.dtype == torch.bool:
-                raise InputError(f"group labels {type(label).__name__}", "an integer tensor")
+                raise InputError(
+                    f"group labels {type(label).__name__}", "an integer tensor", "convert with torch.as_tensor"
+                )
             label = label.to(x.device).long()
             label = label[None] if label.ndim == x.ndim - 1 else label
+            label = label[None, None] if label.ndim == x.ndim - 2 and x.ndim > 2 else label
             fits = label.ndim == x.ndim and all(a in (1, b) for a, b in zip(label.shape, x.shape, strict=True))
             if not fits or int(label.min()) < -1:
                 raise InputError(
                     f"group labels of shape {tuple(label.shape)} for {tuple(x.shape)}",
                     "a broadcastable shape, labels from 0 (or -1 for no group)",
+                    "give the labels of one example, or one row per example",
                 )
             return label
 
         try:
             out = tree.apply(fit, like, self.value)
         except TypeError as error:
-            raise InputError(f"group labels of {tree.names(self.value)}", f"the input's {tree.names(like)}") from error
+            raise InputError(
+                f"group labels of {tree.names(self.value)}",
+                f"the input's {tree.names(like)}",
+                "build the labels with the structure of x",
+            ) from error
         if max(int(label.max()) for label in tree.leaves(out)) < 0:
-            raise InputError("group labels of which all are -1", "at least one player")
+            raise InputError("group labels of which all are -1", "at least one player", "number the players from 0")
         return out

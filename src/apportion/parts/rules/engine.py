@@ -212,6 +212,7 @@ class _RuleMode(TorchFunctionMode):
             raise RuleError(
                 f"{type(rule).__name__} on {op.kind} in {_where() or 'the model'}, which does not read the input",
                 "the first layer",
+                "use a rule that gives gradients for later layers",
             )
         with torch.set_grad_enabled(self.differentiable):
             true = rule.forward(call)
@@ -268,7 +269,7 @@ def run(
         NonFiniteError: relevance is to start at 1 where the score is 0.
     """
     if start not in ("score", "one"):
-        raise ConfigError(f"start={start!r}", "'score' or 'one'")
+        raise ConfigError(f"start={start!r}", "'score' or 'one'", "'score' lets relevance sum to the score, 'one' to 1")
     everything = record or differentiable
     mode = _RuleMode(rules, everything=everything, differentiable=differentiable, record=record)
     reference_value = None
@@ -291,7 +292,11 @@ def run(
     if not value.requires_grad:
         raise NoGradientPathError("the score does not depend on the input", "a differentiable path", "")
     if mode.position != len(mode.tape):
-        raise RuleError("the reference pass ran more operations than the input's", "the same operations on both")
+        raise RuleError(
+            "the reference pass ran more operations than the input's",
+            "the same operations on both",
+            "choose a baseline for which the model branches alike",
+        )
     _check_visible(value)
     true_value = mode.truth[value] if differentiable else value.detach()
     signal = torch.ones_like(value)

@@ -159,6 +159,7 @@ def linear_parts(call: Call) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor],
         raise RuleError(
             f"a rule for linear layers on {call.op.kind} in {call.module or 'the model'}",
             "linear or conv with constant weights",
+            "give that operation another rule",
         )
     x, weight = call.inputs[0], call.inputs[1].detach()
     bias = call.inputs[2] if len(call.inputs) > 2 else None
@@ -255,7 +256,7 @@ class RescaleSoftmax(Rule):
         x, x0 = call.inputs[0], reference_of(call)[0]
         dim = call.arguments.get("dim")
         if dim is None:
-            raise RuleError("softmax without dim", "an explicit dim")
+            raise RuleError("softmax without dim", "an explicit dim", "write softmax(x, dim=-1) in the model")
         top = torch.maximum(x, x0).amax(dim, keepdim=True).detach()
         e, e0 = (x - top).exp(), (x0 - top).exp()  # one of the sums is at least 1
         rise, s0 = (e - e0).sum(dim, keepdim=True), e0.sum(dim, keepdim=True)

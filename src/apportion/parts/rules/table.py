@@ -60,9 +60,15 @@ class Rules(Configurable):
         known = {*ops.STATUS, *ops._ALIASES.values(), *GROUPS}
         for name, _ in self.table:
             if name not in known:
-                raise ConfigError(f"a rule for {name!r}", f"an operation or one of {GROUPS}; {nearest(name, known)}")
+                raise ConfigError(
+                    f"a rule for {name!r}",
+                    f"an operation or one of {GROUPS}; {nearest(name, known)}",
+                    "choose one of those names",
+                )
             if any(name == other for other in (o for o, r in ops._ALIASES.items() if r != o)):
-                raise ConfigError(f"a rule for {name!r}", f"the name {ops._ALIASES[name]!r}, which covers it")
+                raise ConfigError(
+                    f"a rule for {name!r}", f"the name {ops._ALIASES[name]!r}, which covers it", "use that name"
+                )
 
     @property
     def kind(self) -> Literal["gradient", "relevance"]:
