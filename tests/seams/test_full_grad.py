@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apportion as ap
-from apportion.core.question import Backward
+from apportion.core.protocols import Backward
 
 
 class Net(nn.Module):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import ApportionError, ConfigError, InputError, ModelError, NonFiniteError, kind_of
+from apportion.core.errors import ConfigError, InputError, ModelError, NonFiniteError, kind_of
 from apportion.core.score import Logit, Score, Target, as_score
-from apportion.core.site import Input, Probe, Site, SiteInfo
+from apportion.core.site import Input, Site, SiteInfo
 from apportion.core.tree import Tree
 from apportion.core.twin import Twin, check_ready, fingerprint, unwrap
 
@@ -443,18 +443,3 @@ def _available_bytes() -> int:
     except OSError:
         pass
     return 4 * _CPU_BUDGET
-
-
-def explain_failure(model: Any, error: Exception, rows: int, shapes: list[tuple[int, ...]]) -> ApportionError:
-    """Turn an exception from inside the model into one that says what was asked of it."""
-    kind = f"{type(model).__name__} raised {type(error).__name__} on {rows} row(s) of input shapes {shapes}: {error}"
-    if isinstance(model, torch.fx.GraphModule):
-        return ModelError(
-            f"the exported program failed on {rows} row(s): {error}",
-            "a program exported with a dynamic batch axis",
-            "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))",
-        )
-    return ModelError(kind, "a model that accepts these inputs", "call it yourself on x[:1] to see")
-
-
-__all__ = ["Field", "Normalize", "Probe", "Shared", "explain_failure"]

@@ -12,7 +12,8 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.errors import ConfigError, InputError
-from apportion.core.question import Owner, Question, take
+from apportion.core.protocols import Owner
+from apportion.core.question import Question, take
 from apportion.core.score import check_scores
 from apportion.core.tree import Tree
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -17,141 +15,30 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Cost, Domain, References
-from apportion.core.card import Kind
 from apportion.core.config import to_config
+from apportion.core.derivative import gradients, only_in_steps
 from apportion.core.errors import (
     ApportionError,
     BaselineError,
     ConfigError,
     InputError,
-    ModelError,
     NoGradientPathError,
-    NonFiniteError,
-    OutOfMemoryError,
     RuleError,
     ScoreError,
     SiteError,
     kind_of,
 )
-from apportion.core.field import Field, Shared, explain_failure
+from apportion.core.field import Field
 from apportion.core.frozen import Frozen
 from apportion.core.progress import tick
+from apportion.core.protocols import Answering, Backward, Baseline, Owner, RulePass, RuleSet, Tap
+from apportion.core.runner import Runner, is_memory
 from apportion.core.score import Score, Target, as_score, check_scores, inherited, top_class
-from apportion.core.site import Input, Probe, Site, SiteInfo
+from apportion.core.site import Input, Site, SiteInfo
 from apportion.core.streams import Stream, content_ids
 from apportion.core.tree import Tree
 
 T = TypeVar("T")
-Owner = Int[Tensor, " R"]
-
-
-class Tap(NamedTuple):
-    """An inner tensor and the gradient of the score with respect to it; None where not asked for."""
-
-    value: Tensor
-    grad: Tensor | None
-
-
-@runtime_checkable
-class Baseline(Protocol):
-    """Gives baselines for the examples of a question, k of each: a tree [B, k, ...]."""
-
-    def __call__(self, q: Question, /) -> Tree:
-        """Make the baselines."""
-        ...
-
-
-class RulePass(NamedTuple):
-    """What a rule set makes of one chunk.
-
-    Attributes:
-        value: the score of each row, as the rules' forward gives it.
-        signal: gradient, or relevance where the rule set says so.
-        reference_value: the score of the reference rows.
-        tape: what was recorded, or empty.
-    """
-
-    value: Tensor
-    signal: Tree
-    reference_value: Tensor | None
-    tape: list[Any]
-
-
-@runtime_checkable
-class Answering(Protocol):
-    """What a result must know of its explainer: the question it answers and its known failings."""
-
-    @property
-    def cautions(self) -> tuple[str, ...]:
-        """Known failings."""
-        ...
-
-    @property
-    def kind(self) -> Kind:
-        """The question."""
-        ...
-
-
-@runtime_checkable
-class RuleSet(Protocol):
-    """A modified backward pass; `parts.rules` has them."""
-
-    @property
-    def kind(self) -> Literal["gradient", "relevance"]:
-        """What the pass delivers at the network's input."""
-        ...
-
-    @property
-    def surrogate(self) -> bool:
-        """Whether the forward is replaced as well."""
-        ...
-
-    def run(
-        self,
-        forward: Callable[[Tree], Tensor],
-        z: Tree,
-        reference: Tree | None,
-        *,
-        start: Literal["score", "one"],
-        record: bool,
-        differentiable: bool,
-    ) -> RulePass:
-        """Send one chunk forward and, by the rules, backward."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Backward:
-    """The outcome of a pass under a rule set.
-
-    Attributes:
-        value: the score of each row.
-        signal: gradient or relevance at the network's own input, after the declared normalization.
-        kind: which of the two.
-        input: the network's own input, z.
-        reference: its counterpart for the reference rows.
-        reference_value: their score.
-        surrogate_gap: score under the rules' forward minus the model's; None if the forward is the model's.
-        tape: per chunk, what was recorded.
-    """
-
-    value: Tensor
-    signal: Tree
-    kind: Literal["gradient", "relevance"]
-    input: Tree
-    reference: Tree | None
-    reference_value: Tensor | None
-    surrogate_gap: Tensor | None
-    tape: list[list[Any]]
-
-    @property
-    def relevance(self) -> Tree:
-        """Relevance of the network's input: the signal, times z (or z - z') where it is a gradient."""
-        if self.kind == "relevance":
-            return self.signal
-        if self.reference is None:
-            return tree.apply(torch.mul, self.signal, self.input)
-        return tree.apply(lambda g, z, r: g * (z - r), self.signal, self.input, self.reference)
 
 
 class Question:
@@ -179,14 +66,11 @@ class Question:
         self._in_root: Tensor
         self._stream: Callable[[str], Stream]
         self._at_x: Tensor | None = None
-        self._extra: tuple[Any, dict[str, Any]]
-        self._spent: dict[str, Tensor]
-        self._warnings: dict[str, None]
+        self._runner: Runner
         self._references: dict[Any, tuple[Baseline, References]]
         self._overrides: dict[int, tuple[Score, Tree]] = {}
         self._checks: int
         self._sites: list[SiteInfo] | None = None
-        self._trace: list[SiteInfo] = []
 
     # -- binding ----------------------------------------------------------------------------------
 
@@ -244,9 +128,7 @@ class Question:
                 raise InputError(f"{len(named)} ids for {batch} example(s)", "one id per example", "or leave ids out")
             ids = named
         self._ids, self._root, self._in_root = ids, self, torch.arange(batch, device=self.device)
-        self._spent = {k: torch.zeros(batch, dtype=torch.long) for k in ("forward", "backward", "at_x")}
-        self._warnings, self._references = {}, {}
-        self._extra = field.split_extra(batch)
+        self._runner, self._references = Runner(field, batch, self.device), {}
         self._stream = lambda purpose: Stream.of(seed, self.ids, purpose)
         self.target = None
         if twin.note:
@@ -307,10 +189,10 @@ class Question:
         new = Question()
         new.field, new.seed, new.differentiable = self.field, self.seed, self.differentiable
         new.x = rows if self.differentiable else tree.apply(torch.Tensor.detach, rows)
-        new.inputs, new._extra = self._root.inputs, self._extra
+        new.inputs, new._runner = self._root.inputs, self._runner
         new.target = take(self.target, owner)
         new._ids, new._root, new._in_root = None, self._root, self._in_root[owner]
-        new._spent, new._warnings, new._references = self._spent, self._warnings, self._root._references
+        new._references = self._root._references
         outer = self._stream
         new._stream = lambda purpose: outer(purpose).derive(owner, draw)
         return new
@@ -327,7 +209,7 @@ class Question:
 
     def warn(self, message: str) -> None:
         """Record a warning on every result of this question, once."""
-        self._warnings[message] = None
+        self._runner.warnings[message] = None
 
     def stream(self, purpose: str) -> Stream:
         """Give random rows for a purpose, keyed by seed, example and draw."""
@@ -425,8 +307,8 @@ class Question:
                 "look for detach(), no_grad, rounding or argmax in the model, or explain another site",
             )
         more = self.differentiable
-        grads = self._autograd(v.sum(), leafs, retain_graph=keep or more, create_graph=more)
-        if not any(g is not None and bool(g.any()) for g in grads) and _only_in_steps(v, leafs):
+        grads = gradients(self.field.model, v.sum(), leafs, retain_graph=keep or more, create_graph=more)
+        if not any(g is not None and bool(g.any()) for g in grads) and only_in_steps(v, leafs):
             raise NoGradientPathError(
                 f"{type(self.field.score).__name__} changes with {self.field.site} only in steps (round, floor, sign), "
                 "whose derivative is 0",
@@ -434,21 +316,6 @@ class Question:
                 "take the rounding out, or explain with a method that removes features",
             )
         return self._used(list(grads), leafs, like)
-
-    def _autograd(
-        self, v: Tensor, leafs: list[Tensor], *, retain_graph: bool = False, create_graph: bool = False
-    ) -> Sequence[Tensor | None]:
-        keep = retain_graph or create_graph
-        try:
-            return torch.autograd.grad(v, leafs, retain_graph=keep, create_graph=create_graph, allow_unused=True)
-        except RuntimeError as error:
-            if _is_memory(error):
-                raise
-            raise ModelError(
-                f"the backward pass of {type(self.field.model).__name__} failed: {error}",
-                "a model that autograd can differentiate (twice, for second derivatives)",
-                "look for in-place operations on tensors that are needed later, or for custom functions",
-            ) from error
 
     def _used(self, grads: list[Tensor | None], leafs: list[Tensor], like: Tree) -> list[Tensor]:
         unused = [n for n, g in zip(tree.names(like), grads, strict=True) if g is None]
@@ -499,12 +366,12 @@ class Question:
             )
             if not v.requires_grad:
                 self._differentiate(v, leafs, part[0], keep=False)
-            first = self._autograd(v.sum(), leafs, create_graph=True)
+            first = gradients(self.field.model, v.sum(), leafs, create_graph=True)
             g = self._used(list(first), leafs, part[0])
             inner = sum(((a * b).sum() for a, b in zip(g, tree.leaves(part[1]), strict=True)), v.new_zeros(()))
             second: Sequence[Tensor | None] = [None] * len(leafs)
             if inner.requires_grad:
-                second = self._autograd(inner, leafs)
+                second = gradients(self.field.model, inner, leafs)
             h = [torch.zeros_like(t) if s is None else s for s, t in zip(second, leafs, strict=True)]
             like = part[0]
             return (
@@ -701,34 +568,9 @@ class Question:
         override: Mapping[Site, Tensor] | None = None,
         *,
         differentiate: bool = False,
-        trace: bool = False,
     ) -> tuple[Any, Mapping[Site, Tensor]]:
-        field = self.field
-        twin = field.twin()
-        in_root = self._in_root[owner]
-        count = len(owner)
-        extra = tree.apply(lambda v: _extra_rows(v, in_root), self._extra[0])
-        named = tree.apply(lambda v: _extra_rows(v, in_root), self._extra[1])
-        args, kwargs = _arguments(tree.apply(lambda t: t.clone() if t.is_leaf else t, z))  # models may write to it
-        probe = Probe(twin.module, read, override or {}, differentiate=differentiate, trace=trace)
-        try:
-            with twin.running() as call, probe:
-                outputs = call(*args, *extra, **kwargs, **named)
-        except (ApportionError, *_MEMORY):
-            raise
-        except Exception as error:
-            if _is_memory(error):
-                raise
-            raise explain_failure(field.model, error, count, [tuple(t.shape) for t in tree.leaves(z)]) from error
-        flat = [t for t in tree.tensors(outputs) if t.ndim == 0 or t.shape[0] != count]
-        if flat and len(flat) == len(tree.tensors(outputs)):
-            raise ModelError(
-                f"outputs of shape {tuple(flat[0].shape)} for {count} row(s)",
-                "rows on the outputs' first axis",
-                "return one row of outputs per example",
-            )
-        self._trace = probe.seen
-        return outputs, probe.values
+        called = self._runner.call(z, self._in_root[owner], read, override, differentiate=differentiate)
+        return called.outputs, called.values
 
     def sites(self) -> list[SiteInfo]:
         """List the addressable tensors of one forward pass on the first example."""
@@ -736,8 +578,10 @@ class Question:
         if root._sites is None:
             first = torch.zeros(1, dtype=torch.long, device=self.device)
             with torch.inference_mode(False), torch.no_grad():
-                root._call(root._normalized(tree.index(root.inputs, first)), first, trace=True)
-            root._sites, root._checks = root._trace, root._checks + 1
+                root._sites = self._runner.call(
+                    root._normalized(tree.index(root.inputs, first)), first, trace=True
+                ).seen
+            root._checks += 1
         return root._sites
 
     def look(self, owner: Tensor, *, grad: bool = False, vary: bool = False) -> tuple[Any, Any]:
@@ -763,9 +607,10 @@ class Question:
                     rows = tree.apply(lambda t: t.clone().requires_grad_(), rows)
                 outputs, values = self._call(self._normalized(rows), owner, sites, differentiate=grad)
         except (RuntimeError, MemoryError) as error:
-            if not _is_memory(error):
+            if not is_memory(error):
                 raise
-            self._back_off(len(owner), error)
+            self._runner.refuse_smaller(len(owner), error)
+            self._runner.back_off(len(owner))
             return None, None
         read = outputs if inner is None else values[inner]
         for t in tree.tensors(outputs):
@@ -794,9 +639,11 @@ class Question:
         target = self._target_of(score, outputs, owner)
         try:
             values = score(outputs, target)
-        except (ApportionError, *_MEMORY):
+        except ApportionError:
             raise
         except Exception as error:
+            if is_memory(error):
+                raise
             shapes = [tuple(t.shape) for t in tree.tensors(outputs)]
             raise ScoreError(
                 f"{_score_name(score)} raised {type(error).__name__} on outputs of shapes {shapes}: {error}",
@@ -806,81 +653,16 @@ class Question:
         return check_scores(values, len(owner), score)
 
     def _chunks(
-        self,
-        body: Callable[[Any, Tensor], T],
-        rows: Tree,
-        owner: Tensor,
-        count: dict[str, int],
-        *,
-        detach: bool = True,
+        self, body: Callable[[Any, Tensor], T], rows: Tree, owner: Tensor, count: dict[str, int], *, detach: bool = True
     ) -> list[T]:
-        """Run `body` on rows in chunks that fit, halving when memory runs out, without losing work."""
-        total = len(owner)
         owner = owner.to(self.device)
-        for leaf in tree.leaves(rows):
-            if leaf.shape[0] != total:
-                raise InputError(
-                    f"rows of shape {tuple(leaf.shape)} with {total} owner(s)",
-                    "one owner per row",
-                    "pass owner=torch.arange(len(q)) for the examples themselves",
-                )
-        out: list[T] = []
-        start = 0
         with torch.inference_mode(False), torch.enable_grad():
             if detach and not self.differentiable:
                 rows, owner = tree.apply(lambda t: tree.ordinary(t.detach()), (rows, owner))
-            while start < total:
-                size = min(self.field.chunk, total - start)
-                at = slice(start, start + size)
-                try:
-                    whole = size == total
-                    out.append(body(rows if whole else tree.index(rows, at), owner if whole else owner[at]))
-                except _MEMORY as error:
-                    self._back_off(size, error)
-                    continue
-                except RuntimeError as error:
-                    if not _is_memory(error):
-                        raise
-                    self._back_off(size, error)
-                    continue
-                start += size
-        tally = torch.bincount(self._in_root[owner].cpu(), minlength=len(self._root))
-        for what, times in count.items():
-            self._spent[what] += times * tally
-        return out
-
-    def _back_off(self, size: int, error: BaseException) -> None:
-        if size == 1:
-            raise OutOfMemoryError(
-                f"memory ran out on a single row: {error}",
-                "room for one row",
-                "lower precision or a larger device",
-            ) from error
-        if not self.field.is_automatic:
-            raise OutOfMemoryError(
-                f"memory ran out on {size} rows",
-                "a batch that fits",
-                "lower batch_size, or leave it at 'auto'",
-            ) from error
-        self.field.shrink(size // 2)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.warn(f"memory ran out at {size} rows a pass: went on with {size // 2}")
+            return self._runner.chunks(body, rows, owner, self._in_root[owner], count)
 
     def _assert_finite(self, t: Tensor, what: str, owner: Tensor) -> None:
-        finite = torch.isfinite(t)
-        if bool(finite.all()):
-            return
-        bad = ~finite.reshape(len(t), -1).all(1)
-        row = int(bad.nonzero()[0])
-        example = int(self._in_root[owner.to(self.device)[row]])
-        raise NonFiniteError(
-            f"{what} is NaN or infinite for example {example} ({int(bad.sum())} of {len(t)} rows)",
-            "finite numbers",
-            "check the example, avoid end points where the model is singular (midpoint or Gauss nodes), "
-            "or compute in Field(..., precision=torch.float64)",
-        )
+        self._runner.assert_finite(t, what, self._in_root[owner.to(self.device)])
 
     def grid(self, steps: int, what: str = "passes") -> Iterator[tuple[Int[Tensor, " R"], Owner]]:
         """Go over all (step, example) pairs in blocks of one pass; each example meets its steps in order.
@@ -993,7 +775,9 @@ class Question:
         value = self.fx
         tensors: dict[str, Tensor] = {}
         root = self is self._root
-        cost = Cost(*(self._spent[k].clone() for k in ("forward", "backward", "at_x")), checks=self._root._checks)
+        cost = Cost(
+            *(self._runner.spent[k].clone() for k in ("forward", "backward", "at_x")), checks=self._root._checks
+        )
         for leaf in tree.leaves(values):
             if leaf.is_floating_point() and leaf.shape[0] == len(self):
                 self._assert_finite(leaf.detach(), "the attribution", self._owners())
@@ -1010,55 +794,12 @@ class Question:
             site=to_config(site, tensors) if root else {},
             target=_shown(self.target),
             seed=self.seed,
-            warnings=tuple(self._warnings),
+            warnings=tuple(self._runner.warnings),
             cautions=explainer.cautions,
             parts=dict(parts or {}),
             references=references,
             tensors=tensors,
         )
-
-
-_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError)
-
-
-def _is_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, _MEMORY) or "not enough memory" in text or "can't allocate memory" in text
-
-
-def _extra_rows(value: Any, in_root: Tensor) -> Any:
-    if isinstance(value, Shared):
-        return value.value
-    return value[in_root.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
-
-
-def _arguments(z: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(z, Mapping):
-        return (), dict(z)
-    return (tuple(z), {}) if isinstance(z, tuple | list) else ((z,), {})
-
-
-_STEPS = ("RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward", "SignBackward", "HeavisideBackward")
-
-
-def _only_in_steps(v: Tensor, leafs: Sequence[Tensor]) -> bool:
-    """Tell whether every way back from the score to the leafs ends at an operation whose derivative is 0."""
-    ends = {id(t) for t in leafs} | {id(t.grad_fn) for t in leafs if t.grad_fn is not None}
-    seen: set[Any] = set()
-    todo: list[Any] = [v.grad_fn]
-    stepped = False
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if id(node) in ends or id(getattr(node, "variable", None)) in ends:
-            return False
-        if node.name().startswith(_STEPS):
-            stepped = True
-            continue
-        todo += [n for n, _ in node.next_functions]
-    return stepped
 
 
 def _score_name(score: Score) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError
-from apportion.core.question import Owner, Question
+from apportion.core.protocols import Owner
+from apportion.core.question import Question
 from apportion.core.site import Input
 from apportion.core.tree import Tree
 

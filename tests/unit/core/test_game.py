@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import apportion as ap
-from apportion.core.question import Owner
+from apportion.core.protocols import Owner
 
 DOUBLE = torch.float64
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import InputError, kind_of
-from apportion.core.question import Owner, Question
+from apportion.core.protocols import Owner
+from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline, Zero
 

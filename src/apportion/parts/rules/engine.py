@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from apportion.core import ops, tree
 from apportion.core.errors import ConfigError, NoGradientPathError, NonFiniteError, RuleError
-from apportion.core.question import RulePass
+from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
 from apportion.parts.rules.rule import Call, Plain, Rule
 

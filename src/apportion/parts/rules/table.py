@@ -11,7 +11,7 @@ from torch import Tensor
 from apportion.core import ops
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, nearest
-from apportion.core.question import RulePass
+from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
 from apportion.parts.rules.engine import run
 from apportion.parts.rules.rule import Plain, Rule

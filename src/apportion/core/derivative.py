@@ -1,0 +1,63 @@
+"""Derivatives by autograd, with its failures and silences told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apportion.core.errors import ModelError
+from apportion.core.runner import is_memory
+
+
+def gradients(
+    model: Any, v: Tensor, leafs: list[Tensor], *, retain_graph: bool = False, create_graph: bool = False
+) -> Sequence[Tensor | None]:
+    """Differentiate a number with respect to tensors; None where it does not depend on one.
+
+    Args:
+        model: whose backward pass it is, for messages.
+        v: what is differentiated.
+        leafs: with respect to what.
+        retain_graph: whether another pass follows.
+        create_graph: whether the outcome will be differentiated.
+
+    Raises:
+        ModelError: autograd failed.
+    """
+    keep = retain_graph or create_graph
+    try:
+        return torch.autograd.grad(v, leafs, retain_graph=keep, create_graph=create_graph, allow_unused=True)
+    except RuntimeError as error:
+        if is_memory(error):
+            raise
+        raise ModelError(
+            f"the backward pass of {type(model).__name__} failed: {error}",
+            "a model that autograd can differentiate (twice, for second derivatives)",
+            "look for in-place operations on tensors that are needed later, or for custom functions",
+        ) from error
+
+
+_STEPS = ("RoundBackward", "FloorBackward", "CeilBackward", "TruncBackward", "SignBackward", "HeavisideBackward")
+
+
+def only_in_steps(v: Tensor, leafs: Sequence[Tensor]) -> bool:
+    """Tell whether every way back from the score to the leafs ends at an operation whose derivative is 0."""
+    ends = {id(t) for t in leafs} | {id(t.grad_fn) for t in leafs if t.grad_fn is not None}
+    seen: set[Any] = set()
+    todo: list[Any] = [v.grad_fn]
+    stepped = False
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(node) in ends or id(getattr(node, "variable", None)) in ends:
+            return False
+        if node.name().startswith(_STEPS):
+            stepped = True
+            continue
+        todo += [n for n, _ in node.next_functions]
+    return stepped

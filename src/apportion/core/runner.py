@@ -1,0 +1,217 @@
+"""The runner: calls the model's twin on rows, in chunks that fit, and keeps account of it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.errors import ApportionError, InputError, ModelError, NonFiniteError, OutOfMemoryError
+from apportion.core.field import Field, Shared
+from apportion.core.site import Probe, Site, SiteInfo
+from apportion.core.tree import Tree
+
+T = TypeVar("T")
+Examples = Int[Tensor, " R"]
+"""For each row, the user's example it belongs to."""
+
+
+class Called(NamedTuple):
+    """What one call of the model gave.
+
+    Attributes:
+        outputs: the model's outputs.
+        values: the tensors read at sites.
+        seen: the sites passed, where they were traced.
+    """
+
+    outputs: Any
+    values: Mapping[Site, Tensor]
+    seen: list[SiteInfo]
+
+
+class Runner:
+    """Runs one field for the examples of one question and all questions derived from it.
+
+    Attributes:
+        field: what is asked of which model.
+        spent: rows sent forward, backward and for f(x), per example.
+        warnings: messages recorded so far, each once.
+    """
+
+    def __init__(self, field: Field, batch: int, device: torch.device) -> None:
+        """Start the accounts.
+
+        Args:
+            field: what is asked of which model.
+            batch: the number of examples.
+            device: where they are.
+        """
+        self.field, self.device = field, device
+        self.spent = {k: torch.zeros(batch, dtype=torch.long) for k in ("forward", "backward", "at_x")}
+        self.warnings: dict[str, None] = {}
+        self._batch = batch
+        self._extra = field.split_extra(batch)
+
+    def call(
+        self,
+        z: Tree,
+        examples: Examples,
+        read: Sequence[Site] = (),
+        override: Mapping[Site, Tensor] | None = None,
+        *,
+        differentiate: bool = False,
+        trace: bool = False,
+    ) -> Called:
+        """Call the twin on rows that all fit.
+
+        Args:
+            z: rows at the network's own input.
+            examples: whose further arguments go with each row.
+            read: sites to read.
+            override: sites to replace, with what.
+            differentiate: whether what is read will be differentiated.
+            trace: whether to list the sites passed.
+
+        Raises:
+            ModelError: the model raised, or its outputs have other rows.
+            SiteError: a site does not address one tensor of the pass.
+        """
+        twin, count = self.field.twin(), len(examples)
+        extra = tree.apply(lambda v: _extra_rows(v, examples), self._extra[0])
+        named = tree.apply(lambda v: _extra_rows(v, examples), self._extra[1])
+        args, kwargs = _arguments(tree.apply(lambda t: t.clone() if t.is_leaf else t, z))  # models may write to it
+        probe = Probe(twin.module, read, override or {}, differentiate=differentiate, trace=trace)
+        try:
+            with twin.running() as call, probe:
+                outputs = call(*args, *extra, **kwargs, **named)
+        except ApportionError:
+            raise
+        except Exception as error:
+            if is_memory(error):
+                raise
+            raise _failure(self.field.model, error, count, [tuple(t.shape) for t in tree.leaves(z)]) from error
+        flat = [t for t in tree.tensors(outputs) if t.ndim == 0 or t.shape[0] != count]
+        if flat and len(flat) == len(tree.tensors(outputs)):
+            raise ModelError(
+                f"outputs of shape {tuple(flat[0].shape)} for {count} row(s)",
+                "rows on the outputs' first axis",
+                "return one row of outputs per example",
+            )
+        return Called(outputs, probe.values, probe.seen)
+
+    def chunks(
+        self, body: Callable[[Any, Tensor], T], rows: Tree, owner: Tensor, examples: Examples, count: dict[str, int]
+    ) -> list[T]:
+        """Run `body` on rows in chunks that fit, halving when memory runs out, without losing work.
+
+        Args:
+            body: called with rows and their owners.
+            rows: all rows.
+            owner: handed on to `body`.
+            examples: whose account each row is on.
+            count: how often each row counts, by account.
+        """
+        total = len(owner)
+        for leaf in tree.leaves(rows):
+            if leaf.shape[0] != total:
+                raise InputError(
+                    f"rows of shape {tuple(leaf.shape)} with {total} owner(s)",
+                    "one owner per row",
+                    "pass owner=torch.arange(len(q)) for the examples themselves",
+                )
+        out: list[T] = []
+        start = 0
+        while start < total:
+            size = min(self.field.chunk, total - start)
+            whole, at = size == total, slice(start, start + size)
+            try:
+                out.append(body(rows if whole else tree.index(rows, at), owner if whole else owner[at]))
+                start += size
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_memory(error):
+                    raise
+                self.refuse_smaller(size, error)
+            self.back_off(size)  # only here has the error let go of the failed pass's tensors
+        tally = torch.bincount(examples.cpu(), minlength=self._batch)
+        for what, times in count.items():
+            self.spent[what] += times * tally
+        return out
+
+    def refuse_smaller(self, size: int, error: BaseException) -> None:
+        """Give up where fewer rows cannot be tried.
+
+        Raises:
+            OutOfMemoryError: one row was too many, or the user fixed the number.
+        """
+        if size == 1:
+            raise OutOfMemoryError(
+                f"memory ran out on a single row: {error}", "room for one row", "lower precision or a larger device"
+            ) from error
+        if not self.field.is_automatic:
+            raise OutOfMemoryError(
+                f"memory ran out on {size} rows", "a batch that fits", "lower batch_size, or leave it at 'auto'"
+            ) from error
+
+    def back_off(self, size: int) -> None:
+        """Halve the rows per pass."""
+        self.field.shrink(size // 2)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.warnings[f"memory ran out at {size} rows a pass: went on with {size // 2}"] = None
+
+    def assert_finite(self, t: Tensor, what: str, examples: Examples) -> None:
+        """Insist on finite numbers.
+
+        Raises:
+            NonFiniteError: there are others, with the first example that has them.
+        """
+        finite = torch.isfinite(t)
+        if bool(finite.all()):
+            return
+        bad = ~finite.reshape(len(t), -1).all(1)
+        example = int(examples[int(bad.nonzero()[0])])
+        raise NonFiniteError(
+            f"{what} is NaN or infinite for example {example} ({int(bad.sum())} of {len(t)} rows)",
+            "finite numbers",
+            "check the example; compute in Field(..., precision=torch.float64); on paths, take nodes without end "
+            "points (midpoint, Gauss) where the model is singular",
+        )
+
+
+def is_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out."""
+    text = str(error).lower()
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "not enough memory" in text or "can't allocate memory" in text
+
+
+def _extra_rows(value: Any, in_root: Tensor) -> Any:
+    if isinstance(value, Shared):
+        return value.value
+    return value[in_root.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _arguments(z: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(z, Mapping):
+        return (), dict(z)
+    return (tuple(z), {}) if isinstance(z, tuple | list) else ((z,), {})
+
+
+def _failure(model: Any, error: Exception, rows: int, shapes: list[tuple[int, ...]]) -> ApportionError:
+    """Turn an exception from inside the model into one that says what was asked of it."""
+    kind = f"{type(model).__name__} raised {type(error).__name__} on {rows} row(s) of input shapes {shapes}: {error}"
+    if isinstance(model, torch.fx.GraphModule):
+        return ModelError(
+            f"the exported program failed on {rows} row(s): {error}",
+            "a program exported with a dynamic batch axis",
+            "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))",
+        )
+    return ModelError(kind, "a model that accepts these inputs", "call it yourself on x[:1] to see")
