@@ -109,14 +109,32 @@ def total(tree: Tree) -> Tensor:
     return torch.stack(sums).sum(0)
 
 
+def sums(like: Tree, count: int) -> Tree:
+    """Make zeros to add rows to, `count` rows shaped as those of `like`, in float32 or wider.
+
+    >>> sums(torch.ones(1, 2, dtype=torch.bfloat16), 3).dtype
+    torch.float32
+    """
+
+    def zeros(t: Tensor) -> Tensor:
+        return t.new_zeros(count, *t.shape[1:], dtype=torch.promote_types(t.dtype, torch.float32))
+
+    return apply(zeros, like)
+
+
+def narrow(wide: Tree, like: Tree) -> Tree:
+    """Give sums the dtype of what was summed."""
+    return apply(lambda w, t: w.to(t.dtype), wide, like)
+
+
 def add_rows(into: Tree, owner: Tensor, values: Tree, weight: Tensor | None = None) -> None:
     """Add each row, times its weight, to its owner's row of `into`, in row order.
 
     Rows are added one after another, so the sums do not depend on how rows were grouped into chunks.
     """
     for acc, leaf in zip(leaves(into), leaves(values), strict=True):
-        term = leaf if weight is None else leaf * per_row(weight, leaf)
-        acc.index_add_(0, owner, term.to(acc.dtype))
+        term = leaf.to(acc.dtype)
+        acc.index_add_(0, owner, term if weight is None else term * per_row(weight, term))
 
 
 def map_tensors(fn: Callable[..., Any], held: Any, *rest: Any, depth: int = 4) -> Any:

@@ -46,21 +46,19 @@ def moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: s
         samples: copies per example.
         what: the name for progress.
     """
-    first = total = square = None
+    first = total = square = like = None
     claim: Tensor | None = None
     domain = Domain.INPUT
     for draw, owner in q.grid(samples, what):
         one = base.explain(q.at(noise(q, owner, draw), owner, draw))
         domain = one.domain
         if first is None:
-            first, total, square = (
-                tree.apply(lambda v: v.new_zeros(len(q), *v.shape[1:]), one.values) for _ in range(3)
-            )
+            like, (first, total, square) = one.values, (tree.sums(one.values, len(q)) for _ in range(3))
             claim = None if one.claimed_total is None else one.claimed_total.new_zeros(len(q))
         start = draw == 0
         if bool(start.any()):
             for f, v in zip(tree.leaves(first), tree.leaves(one.values), strict=True):
-                f[owner[start]] = v[start]
+                f[owner[start]] = v[start].to(f.dtype)
         away = tree.apply(lambda v, f, owner=owner: v - f[owner], one.values, first)
         tree.add_rows(total, owner, away)
         tree.add_rows(square, owner, tree.apply(torch.square, away))
@@ -68,6 +66,7 @@ def moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: s
             claim.index_add_(0, owner, one.claimed_total)
     mean = tree.apply(lambda f, t: f + t / samples, first, total)
     variance = tree.apply(lambda t, s: (s / samples - (t / samples) ** 2).clamp_(min=0), total, square)
+    mean, variance = tree.narrow(mean, like), tree.narrow(variance, like)
     return Moments(mean, variance, domain, None if claim is None else claim / samples)
 
 

@@ -88,7 +88,7 @@ class IntegratedGradients(Explainer):
         reference = q.references(self.baseline)
         nodes, weights = (t.to(q.device) for t in self.quadrature.rule())
         n, k = len(nodes), self.baseline.draws
-        slope = tree.apply(lambda r: torch.zeros_like(r).flatten(0, 1).contiguous(), reference.rows)  # [B k, ...]
+        slope = tree.sums(q.x, len(q) * k)
         for step, owner in q.grid(n * k, "integrated gradients"):
             draw, node = step // n, step % n
             alpha = nodes[node]
@@ -100,6 +100,7 @@ class IntegratedGradients(Explainer):
             _, grad = q.value_and_grad(points, owner)
             tree.add_rows(slope, owner * k + draw, grad, weights[node])
         each = tree.apply(lambda s, x, r: s.unflatten(0, (len(q), k)) * (x[:, None] - r), slope, q.x, reference.rows)
+        each = tree.narrow(each, q.x)
         return q.attribution(
             self,
             tree.apply(lambda e: e.mean(1), each),
