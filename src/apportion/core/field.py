@@ -375,7 +375,7 @@ class Field:
             pair = torch.tensor([0, min(1, len(q) - 1)])
             both, _ = q.look(pair, vary=len(q) == 1)
             spent += 2
-            if both is not None and not _same(_of_rows(one, 1), _of_rows(both, 2), 1e-3):
+            if both is not None and not _same(*_first_rows(one, both), 1e-3):
                 raise ModelError(
                     "an example's output depends on the other examples of its batch",
                     "independent examples",
@@ -391,9 +391,11 @@ class Field:
         return checked
 
 
-def _of_rows(outputs: Any, count: int) -> list[Tensor]:
-    """Give the first row of every output that has rows."""
-    return [t[:1] for t in tree.tensors(outputs) if t.ndim and t.shape[0] == count]
+def _first_rows(one: Any, both: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Give the first row of each output that has one row in the one and two in the other."""
+    pairs = zip(tree.tensors(one), tree.tensors(both), strict=False)
+    rows = [(a, b[:1]) for a, b in pairs if a.ndim and b.ndim and (a.shape[0], b.shape[0]) == (1, 2)]
+    return [a for a, _ in rows], [b for _, b in rows]
 
 
 def _same(a: Any, b: Any, tolerance: float) -> bool:

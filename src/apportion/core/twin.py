@@ -203,6 +203,9 @@ def check_ready(model: Any, x_device: torch.device) -> None:
         if not callable(model):
             raise ModelError(f"{kind_of(model)} as model", "a torch.nn.Module or a callable", "pass the model itself")
         return
+    lazy = next((n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)), None)
+    if lazy is not None:
+        raise ModelError(f"{lazy} is not initialized yet", "weights that hold numbers", "call the model once first")
     exported = isinstance(model, torch.fx.GraphModule)
     for name, module in model.named_modules():
         stochastic = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0

@@ -407,3 +407,15 @@ def test_weight_gradients_are_neither_made_nor_touched() -> None:
 def test_explain_takes_what_the_field_takes() -> None:
     own = set(inspect.signature(ap.Field).parameters) - {"model", "self"}
     assert own <= set(inspect.signature(ap.explain).parameters) | {"precision", "batch_size", "allow_unused"}
+
+
+def test_a_lazy_module_is_refused_until_it_has_weights() -> None:
+    with pytest.raises(ap.ApportionError, match=r"0\.weight is not initialized"):
+        ap.Field(nn.Sequential(nn.LazyLinear(4))).bind(torch.zeros(2, 3))
+
+
+def test_a_state_beside_the_outputs_is_not_taken_for_rows() -> None:
+    """The states of an LSTM have layers, not rows, on their first axis."""
+    lstm = nn.LSTM(4, 3, batch_first=True)
+    a = ap.Gradient()(ap.Field(lstm, lambda out: out[0].sum((1, 2))), torch.randn(2, 5, 4))
+    assert a.values.shape == (2, 5, 4)
