@@ -129,6 +129,13 @@ class RegistryError(ApportionError, KeyError):
         return str(self.args[0])
 
 
+class OutputError(ApportionError, OSError):
+    """A file cannot be written; nothing half-written is left behind."""
+
+    cause = "The directory is missing or may not be written to, or the disk is full."
+    fix = "Name a directory that exists, is yours and has room."
+
+
 class NumericalWarning(UserWarning):
     """Something in a result deserves a look; also recorded on the result."""
 
