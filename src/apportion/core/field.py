@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, InputError, ModelError, NonFiniteError, kind_of
+from apportion.core.errors import ConfigError, InputError, ModelError, NonFiniteError, ScoreError, kind_of
 from apportion.core.score import Logit, Score, Target, as_score
 from apportion.core.site import Input, Site, SiteInfo
 from apportion.core.tree import Tree
@@ -76,14 +76,18 @@ class _Checked:
     Attributes:
         outputs: the model's outputs for one example.
         read: what the score reads of that example: the outputs or an inner site.
+        read_pair: the same of two examples in one pass; None where passes have one row.
         row_bytes: memory kept per row for the backward pass.
         rows: rows spent.
+        score_is_checked: whether the score was found to treat rows alone.
     """
 
     outputs: Any
     read: Any
+    read_pair: Any
     row_bytes: int
     rows: int
+    score_is_checked: bool = False
 
 
 class Field:
@@ -356,6 +360,8 @@ class Field:
             return t
 
         first = torch.zeros(1, dtype=torch.long)
+        module = self.twin().module
+        before = None if module is None else fingerprint(module)
         with _kept_rng() as drew:  # over both: the second call must not meet the same random state
             with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
                 one, read = q.look(first, grad=True)
@@ -371,30 +377,82 @@ class Field:
                 "a model that keeps no state between calls",
                 "reset or remove its state (caches, counters, running statistics)",
             )
+        if module is not None and fingerprint(module) != before:  # it wrote to itself: see whether that matters
+            spent += 2 * self._forgets(q)
+        pair, read_pair = torch.tensor([0, min(1, len(q) - 1)]), None
         if self._batch_size != 1:
-            pair = torch.tensor([0, min(1, len(q) - 1)])
-            both, _ = q.look(pair, vary=len(q) == 1)
-            spent += 2
-            if both is not None and not _same(*_first_rows(one, both), 1e-3):
+            both, read_pair = q.look(pair, companion=True)
+            second, _ = q.look(pair, companion=True, only=1)
+            spent += 3
+            if both is not None and not all(_same(*_rows(o, both, i), 1e-3) for i, o in enumerate((one, second))):
                 raise ModelError(
-                    "an example's output depends on the other examples of its batch",
+                    "an example's output depends on the other examples of its batch, or on those before it",
                     "independent examples",
-                    "call model.eval(); or pass batch_size=1",
+                    "call model.eval(); make the forward pass forget what it saw; or pass batch_size=1",
                 )
         inputs = sum(t[0].numel() * t.element_size() for t in tree.leaves(x))
         fixed = {t.untyped_storage().data_ptr() for t in self.twin().tensors()}
         row_bytes = sum(size for where, size in kept.items() if where not in fixed) + 4 * inputs
-        checked = _Checked(one, read, row_bytes, spent)
+        checked = _Checked(one, read, read_pair, row_bytes, spent)
         known[key] = checked
         if self._chunk is None:
             self._chunk = _fitting_rows(checked.row_bytes, tree.leaves(x)[0].device)
         return checked
 
+    def _forgets(self, q: Question) -> int:
+        """See that a model which saw the first example treats another as a model that saw none.
 
-def _first_rows(one: Any, both: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Give the first row of each output that has one row in the one and two in the other."""
-    pairs = zip(tree.tensors(one), tree.tensors(both), strict=False)
-    rows = [(a, b[:1]) for a, b in pairs if a.ndim and b.ndim and (a.shape[0], b.shape[0]) == (1, 2)]
+        Raises:
+            ModelError: it does not.
+        """
+        used = self._local.twin
+        pair = torch.tensor([0, min(1, len(q) - 1)])
+        after, _ = q.look(pair, companion=True, only=1)
+        try:
+            self._local.twin = (Twin(self.model, self.precision), *used[1:])
+            fresh, _ = q.look(pair, companion=True, only=1)
+        finally:
+            self._local.twin = used
+        if after is not None and fresh is not None and not _same(after, fresh, 1e-6):
+            raise ModelError(
+                "an example's output depends on the examples the model saw before",
+                "a model that keeps no state between calls",
+                "reset or remove its state (caches, counters, running statistics)",
+            )
+        return 1
+
+
+def check_score(q: Question, checked: _Checked) -> None:
+    """See that a score of one row is the same alone and beside another, and the same twice.
+
+    Raises:
+        ScoreError: it is not.
+    """
+    if checked.score_is_checked:
+        return
+    score, first = q.field.score, torch.zeros(1, dtype=torch.long)
+    with _kept_rng():
+        beside = None
+        if checked.read_pair is not None:
+            beside = q.score_rows(checked.read_pair, torch.tensor([0, min(1, len(q) - 1)]))[:1]
+        alone = q.score_rows(checked.read, first)
+        again = q.score_rows(checked.read, first)
+    name = type(score).__name__
+    if not _same(alone, again, 1e-6):
+        raise ScoreError(f"{name} gave different numbers for the same outputs", "a pure function", "take the noise out")
+    if beside is not None and not _same(alone, beside, 1e-3):
+        raise ScoreError(
+            f"{name} of a row depends on the other rows: {float(alone):.4g} alone, {float(beside):.4g} beside another",
+            "one number for each row by itself",
+            "reduce over axis 1 and further, never over axis 0 (softmax(1), not softmax(0))",
+        )
+    checked.score_is_checked = True
+
+
+def _rows(alone: Any, both: Any, at: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Give each output that has one row in the one and two in the other: its row, and that row of the two."""
+    pairs = zip(tree.tensors(alone), tree.tensors(both), strict=False)
+    rows = [(a, b[at : at + 1]) for a, b in pairs if a.ndim and b.ndim and (a.shape[0], b.shape[0]) == (1, 2)]
     return [a for a, _ in rows], [b for _, b in rows]
 
 

@@ -28,7 +28,7 @@ from apportion.core.errors import (
     SiteError,
     kind_of,
 )
-from apportion.core.field import Field
+from apportion.core.field import Field, check_score
 from apportion.core.frozen import Frozen
 from apportion.core.progress import tick
 from apportion.core.protocols import Answering, Backward, Baseline, Owner, RulePass, RuleSet, Tap
@@ -96,6 +96,7 @@ class Question:
 
         target = field.score.resolve(target, checked.read, all_outputs, batch)
         self.target = None if target is None else tree.apply(tree.ordinary, target)
+        check_score(self, checked)
         if caution := field.score.caution(checked.read):
             self.warn(caution)
         if known is not None:
@@ -584,21 +585,26 @@ class Question:
             root._checks += 1
         return root._sites
 
-    def look(self, owner: Tensor, *, grad: bool = False, vary: bool = False) -> tuple[Any, Any]:
+    def look(
+        self, owner: Tensor, *, grad: bool = False, companion: bool = False, only: int | None = None
+    ) -> tuple[Any, Any]:
         """Run the model on some examples outside all accounts, for checking it.
 
         Args:
             owner: examples.
             grad: whether to build the graph.
-            vary: replace all rows but the first by a changed copy.
+            companion: change the second row where it equals the first.
+            only: run that row alone.
 
         Returns:
             The outputs, and what the score reads; None for both where memory ran out and fewer rows are left to try.
         """
         owner = owner.to(self.device)
         rows = tree.apply(lambda t: t.detach()[owner], self.inputs)
-        if vary:
-            rows = tree.apply(lambda t: torch.cat([t[:1], t[1:].flip(-1) if t.ndim > 1 else t[1:]]), rows)
+        if companion:
+            rows = tree.apply(_told_apart, rows)
+        if only is not None:
+            owner, rows = owner[only : only + 1], tree.apply(lambda t: t[only : only + 1], rows)
         inner = self.field.score.site
         sites = [s for s in (self.field.site, inner) if s is not None and not isinstance(s, Input)]
         try:
@@ -620,6 +626,11 @@ class Question:
         return tree.map_tensors(torch.Tensor.detach, outputs), tree.map_tensors(torch.Tensor.detach, read)
 
     # -- scores, chunks, checks -------------------------------------------------------------------
+
+    def score_rows(self, read: Any, owner: Tensor) -> Float[Tensor, " R"]:
+        """Score outputs that are there already, for checking the score."""
+        with torch.no_grad():
+            return self._scored(self.field.score, read, owner.to(self.device))
 
     def _target_of(self, score: Score, read: Any, owner: Tensor) -> Tree:
         """Give each row's target; a score other than the field's may have one of its own, resolved once."""
@@ -805,6 +816,17 @@ class Question:
 def _score_name(score: Score) -> str:
     fn = getattr(score, "fn", None)
     return f"{type(score).__name__}({getattr(fn, '__name__', fn)})" if fn is not None else type(score).__name__
+
+
+def _told_apart(t: Tensor) -> Tensor:
+    """Change the second of two rows where it equals the first."""
+    if not torch.equal(t[0], t[1]):
+        return t
+    other = t[1:].flip(-1) if t.ndim > 1 else t[1:]
+    if t.is_floating_point() and torch.equal(other, t[1:]):
+        other = 0.9 * other + 0.1  # stays within [0, 1]
+        other = torch.where(other == t[1:], other / 2, other)
+    return torch.cat([t[:1], other])
 
 
 def take(target: Tree, owner: Tensor) -> Tree:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from apportion.core import tree
 from apportion.core.errors import ApportionError, InputError, ModelError, NonFiniteError, OutOfMemoryError
@@ -19,6 +20,17 @@ from apportion.core.tree import Tree
 T = TypeVar("T")
 Examples = Int[Tensor, " R"]
 """For each row, the user's example it belongs to."""
+
+
+class _SlowPath(TorchFunctionMode):
+    """Does nothing but be there, which keeps torch's fused inference kernels away.
+
+    Without gradient, torch's transformer layers switch to kernels that drop padded positions: f would be
+    another function where it is valued than where it is differentiated.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 class Called(NamedTuple):
@@ -88,7 +100,7 @@ class Runner:
         args, kwargs = _arguments(tree.apply(lambda t: t.clone() if t.is_leaf else t, z))  # models may write to it
         probe = Probe(twin.module, read, override or {}, differentiate=differentiate, trace=trace)
         try:
-            with twin.running() as call, probe:
+            with twin.running() as call, _SlowPath(), probe:
                 outputs = call(*args, *extra, **kwargs, **named)
         except ApportionError:
             raise

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,15 +39,28 @@ def _alias(tensor: Tensor, *, copied: bool, precision: torch.dtype | None) -> Te
     return out.clone() if copied and out.data_ptr() == tensor.data_ptr() else out
 
 
-def _plain_tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
-    """Find tensors kept as ordinary attributes."""
-    if isinstance(value, Tensor):
+_DEPTH = 4  # how far into plain attributes tensors and changes are looked for
+
+
+def _inside(value: Any) -> list[Any]:
+    """List what a plain attribute holds: entries of containers, attributes of records, parts of loose modules."""
+    if isinstance(value, nn.Module):
+        return [*value._parameters.values(), *value._buffers.values(), *value._modules.values(), *_own(value).values()]
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, type) or callable(value) or not hasattr(value, "__dict__"):
+        return []
+    return list(vars(value).values())
+
+
+def _plain_tensors(value: Any, depth: int = _DEPTH) -> Iterator[Tensor | np.ndarray]:
+    """Find tensors and arrays kept as ordinary attributes, also those of modules that are not registered."""
+    if isinstance(value, Tensor | np.ndarray):
         yield value
-    elif depth and isinstance(value, dict):
-        for v in value.values():
-            yield from _plain_tensors(v, depth - 1)
-    elif depth and isinstance(value, list | tuple):
-        for v in value:
+    elif depth:
+        for v in _inside(value):
             yield from _plain_tensors(v, depth - 1)
 
 
@@ -66,7 +80,9 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
                 memo[id(b)] = _alias(b, copied=True, precision=precision)
     for module in model.modules():  # after all parameters: an attribute may hold one of them
         for t in _plain_tensors(_own(module)):
-            if isinstance(t, nn.Parameter):
+            if isinstance(t, np.ndarray):
+                held: Any = t  # data, which a model reads
+            elif isinstance(t, nn.Parameter):
                 held = nn.Parameter(_alias(t, copied=False, precision=precision), requires_grad=False)
             else:
                 held = _alias(t, copied=True, precision=precision)
@@ -78,17 +94,17 @@ def _own(module: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
 
 
-def _mark(value: Any, depth: int = 3) -> Any:
+def _mark(value: Any, depth: int = _DEPTH) -> Any:
     """Tell whether an attribute is still what it was: by value where that is plain, else by identity."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, nn.Parameter):
+        return id(value), value.data_ptr()
     if isinstance(value, Tensor):
         return id(value), 0 if value.is_inference() else value._version
-    if depth and isinstance(value, tuple | list):
-        return tuple(_mark(v, depth - 1) for v in value)
-    if depth and isinstance(value, dict):
-        return tuple((k, _mark(v, depth - 1)) for k, v in value.items())
-    return id(value)
+    inside = _inside(value) if depth else []
+    keys = tuple(map(id, value)) if isinstance(value, dict) else ()
+    return id(value), keys, tuple(_mark(v, depth - 1) for v in inside)
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
@@ -98,7 +114,7 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
         parts.append((name, id(module), type(module), module.training))
         parts += [(id(p), p.data_ptr()) for p in module._parameters.values() if p is not None and not _meta(p)]
         parts += [(id(b), b.data_ptr()) for b in module._buffers.values() if b is not None and not _meta(b)]
-        parts.append(_mark(_own(module)))
+        parts += [(k, _mark(v)) for k, v in _own(module).items()]
     return tuple(parts)
 
 
@@ -135,7 +151,7 @@ class Twin:
             with torch.no_grad():
                 self.module = copy.deepcopy(model, _memo(model, precision))
             self._call = self.module
-            both = list(zip(_held(model), _held(self.module), strict=False))
+            both = _pairs(model, self.module)
             for own, new in both:
                 _share(own, new, precision)
             self._copies = [(own, new) for own, new in both if own.data_ptr() != new.data_ptr()]
@@ -183,6 +199,25 @@ def _share(own: Tensor, new: Tensor, precision: torch.dtype | None) -> None:
     apart = isinstance(own, nn.Parameter) and wanted.data_ptr() == own.data_ptr() != new.data_ptr()
     if apart or wanted.dtype != new.dtype:
         new.data = wanted
+
+
+def _pairs(model: nn.Module, copied: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Pair each weight and buffer with its copy, by name.
+
+    Raises:
+        TypeError: the copy is none: a module copies itself in a way of its own.
+    """
+    mine, other = (
+        dict((*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False)))
+        for m in (model, copied)
+    )
+    if [(n, t.shape) for n, t in sorted(mine.items())] != [(n, t.shape) for n, t in sorted(other.items())]:
+        raise TypeError("its copy has other weights")
+    own_modules = {id(m) for m in model.modules()}
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    if any(id(m) in own_modules for m in copied.modules()) or (not scripted and any(mine[n] is other[n] for n in mine)):
+        raise TypeError("a part of it copies to itself")
+    return [(t, other[n]) for n, t in mine.items()]
 
 
 def _held(model: nn.Module) -> list[Tensor]:

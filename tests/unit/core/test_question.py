@@ -75,7 +75,7 @@ def test_costs_and_warnings_of_derived_rows_are_the_roots(q: ap.Question) -> Non
     assert a.cost.forward.tolist() == [1, 4, 1]
     assert a.cost.backward.tolist() == [1, 3, 1]
     assert a.warnings == ("look",)
-    assert a.cost.checks == 4
+    assert a.cost.checks == 5
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 5, 100])
