@@ -22,7 +22,7 @@ class Status(Enum):
 
     LINEAR = "affine in all of them jointly"
     MULTILINEAR = "affine while one of them carries gradient, a product otherwise"
-    NUMERATOR = "affine in the first, nonlinear in the second"
+    NUMERATOR = "affine in the first, nonlinear in the others"
     NONLINEAR = "nonlinear"
     COMPOSITE = "has a decomposition into simpler operations"
 
@@ -32,14 +32,14 @@ swapaxes movedim t T mT mean sum cumsum nansum cat concat concatenate stack hsta
 tensor_split split_with_sizes select narrow index_select gather squeeze unsqueeze expand expand_as broadcast_to
 contiguous clone to type float double half bfloat16 type_as cpu cuda detach_copy pad constant_pad_nd roll flip
 repeat repeat_interleave tile dropout feature_dropout alpha_dropout avg_pool1d avg_pool2d avg_pool3d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample grid_sample pixel_shuffle
-pixel_unshuffle unfold fold getitem masked_fill where batch_norm instance_norm_stats embedding native_dropout
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample pixel_shuffle
+pixel_unshuffle unfold fold getitem masked_fill where instance_norm_stats embedding native_dropout
 diagonal diag tril triu scatter index_put _unsafe_view alias lift_fresh real_if_close slice channel_shuffle
-_to_copy native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm narrow_copy
-requires_grad_ fill_diagonal""".split()
+_to_copy narrow_copy requires_grad_ fill_diagonal""".split()
 _MULTILINEAR = """mul multiply matmul bmm mm mv dot einsum bilinear linear conv1d conv2d conv3d conv_transpose1d
 conv_transpose2d conv_transpose3d convolution addmm baddbmm addbmm addmv rmul outer tensordot inner""".split()
-_NUMERATOR = "div divide true_divide truediv".split()
+_NUMERATOR = """div divide true_divide truediv grid_sample batch_norm native_batch_norm
+_native_batch_norm_legit_no_training cudnn_batch_norm""".split()
 _NONLINEAR = """relu relu6 hardtanh leaky_relu prelu elu selu celu gelu silu mish tanh sigmoid softplus softsign
 hardswish hardsigmoid logsigmoid threshold clamp clamp_min clamp_max clip exp expm1 log log1p log2 log10 sqrt
 rsqrt reciprocal rdiv pow rpow square abs sin cos erf softmax log_softmax softmin logsumexp layer_norm
@@ -82,7 +82,13 @@ _ALIASES = {
     "max_pool2d_with_indices": "max_pool2d",
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
+    "fmax": "maximum",
+    "fmin": "minimum",
 }
+
+
+_OF_TWO = {"max": "maximum", "min": "minimum"}
+"""Reductions that, given a second tensor, compare two instead."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,10 @@ def lookup(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | Non
         op = None if status is None or inplace else Op(kind, status, func)
     if op is None:
         return None
-    if op.kind == "clamp" and _is_relu(func, args, kwargs):
+    if (op.kind == "clamp" and _is_relu(func, args, kwargs)) or (op.kind == "threshold" and _is_zero(args, kwargs)):
         op = Op("relu", Status.NONLINEAR, op.pure, op.inplace)
+    if op.kind in _OF_TWO and isinstance(kwargs.get("other", args[1] if len(args) > 1 else None), Tensor):
+        op = Op(_OF_TWO[op.kind], op.status, op.pure, op.inplace)
     if not op.inplace and func not in {torch.Tensor.to}:
         position = _inplace_position(func)
         if position is not None and (kwargs.get("inplace") or (len(args) > position and args[position])):
@@ -185,6 +193,12 @@ def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     low = kwargs.get("min", args[1] if len(args) > 1 else None)
     high = kwargs.get("max", args[2] if len(args) > 2 else None)
     return name != "clamp_max" and isinstance(low, int | float) and low == 0 and high is None
+
+
+def _is_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return all(
+        kwargs.get(name, args[i] if len(args) > i else None) == 0 for i, name in ((1, "threshold"), (2, "value"))
+    )
 
 
 def _without_inplace(func: Callable[..., Any], position: int) -> Callable[..., Any]:

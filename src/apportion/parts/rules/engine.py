@@ -38,6 +38,13 @@ _WHOLE = frozenset(
 )
 """Operations that only rearrange: a layer behind them still reads the input."""
 _SETTERS = frozenset({torch.Tensor.__setitem__})
+_LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
+"""Operations that take shape, type or device, and no values, from tensors other than the first."""
+_MAKERS = frozenset(
+    """zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full
+    new_empty new_empty_strided new_tensor""".split()
+)
+"""Functions that take only shape, type and device from their first tensor."""
 
 
 @dataclass(eq=False)
@@ -101,6 +108,7 @@ class _RuleMode(TorchFunctionMode):
         self.truth = WeakTensorKeyDictionary()
         self.from_input = WeakTensorKeyDictionary()
         self.viewed = WeakTensorKeyDictionary()
+        self.computed = WeakTensorKeyDictionary()
         self.readers: dict[int, list[Call]] = {}
         self.tape: list[tuple[str, list[Tensor]]] = []
         self.phase: Literal["reference", "main"] = "main"
@@ -109,11 +117,71 @@ class _RuleMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = _flatten((args, kwargs))
-        # a leaf is a weight that a plain callable closes over: it does not depend on the input
-        carrying = [t.requires_grad and not t.is_leaf and t.is_floating_point() for t in tensors]
+        if not tensors:  # the switches of grad mode among others, which must stay as the model sets them
+            return func(*args, **kwargs)
+        carrying = [_carries(t) for t in tensors]
+        # masks, indices and factors computed from what carries: constants to autograd, but not to a rule
+        dependent = [not c and self._depends(t) for t, c in zip(tensors, carrying, strict=True)]
         if not any(carrying):
+            self._see_transforms(tensors)
             with torch.no_grad():
-                return func(*args, **kwargs)
+                out = func(*args, **kwargs)
+        else:
+            out = self._carried(func, args, kwargs, tensors, carrying, dependent)
+        self._follow(func, args, kwargs, tensors, carrying, dependent, out)
+        return out
+
+    def _depends(self, t: Tensor) -> bool:
+        return t in self.computed or (t._base is not None and t._base in self.computed)
+
+    def _see_transforms(self, tensors: list[Tensor]) -> None:
+        """Refuse vmap and its kin on what carries: it hides the gradient from this mode."""
+        for t in tensors:
+            inner = t
+            while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+                inner = torch._C._functorch.get_unwrapped(inner)
+                if _carries(inner):
+                    raise RuleError(
+                        f"torch.vmap, or another transform of torch.func, in {_where() or 'the model'}",
+                        "a model of plain torch operations: rules cannot see into vmap",
+                        "call the model on the whole batch instead of mapping it over single examples",
+                    )
+
+    def _follow(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        tensors: list[Tensor],
+        carrying: list[bool],
+        dependent: list[bool],
+        out: Any,
+    ) -> None:
+        """Remember which tensors without gradient were computed from those that carry."""
+        sources = [c or d for c, d in zip(carrying, dependent, strict=True)]
+        if not any(sources):
+            return
+        name = getattr(func, "__name__", "")
+        first = isinstance(args[0], Tensor) if args else False
+        if first and name in _MAKERS and not any(sources[1:]):
+            return
+        if first and name in _LIKE and not sources[0]:
+            return
+        written = [tensors[0]] if _overwrites(func, name) else []
+        for t in [*_flatten(out), *written, *_flatten(kwargs.get("out"))]:
+            for each in (t, t._base):
+                if each is not None and not _carries(each):
+                    self.computed[each] = True
+
+    def _carried(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]
+    ) -> Any:
+        """Run an operation of which at least one input carries a signal."""
+        if not torch.is_grad_enabled():
+            op = ops.lookup(func, args, kwargs)
+            if carrying[0] and ((op is not None and op.inplace) or _overwrites(func, getattr(func, "__name__", ""))):
+                raise self._refused(func)
+            return func(*args, **kwargs)
         simpler = ops.decomposed(func)
         if simpler is not None:
             with self:
@@ -121,11 +189,16 @@ class _RuleMode(TorchFunctionMode):
         op = ops.lookup(func, args, kwargs)
         if op is None:
             return self._unknown(func, args, kwargs, tensors, carrying)
+        if op.kind == "maximum" and (kept := self._as_relu(tensors, carrying, dependent)) is not None:
+            op, args, kwargs = _with_zero(op, tensors, kept), (tensors[kept],), {}
+            func, tensors, carrying, dependent = op.pure, [tensors[kept]], [True], [False]
+        if op.kind in _LIKE:
+            dependent = [False] * len(tensors)
         reads_input = tensors[0] in self.from_input
         try:
-            rule = self.rules.pick(op, carrying, reads_input)
+            rule = self.rules.pick(op, carrying, reads_input, dependent)
         except LookupError:
-            raise self._refused(func) from None
+            raise self._refused(func, any(dependent)) from None
         if op.inplace:
             self._spare(tensors[0])
         if rule is None and op.kind in _VIEWS:
@@ -137,6 +210,15 @@ class _RuleMode(TorchFunctionMode):
         if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
             self.from_input[out] = True
         return out
+
+    def _as_relu(self, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]) -> int | None:
+        """Find the operand of which a maximum is the ReLU: the other one is a constant zero."""
+        if len(tensors) != 2 or sum(carrying) != 1 or any(dependent):
+            return None
+        kept = carrying.index(True)
+        h, other = tensors[kept], tensors[1 - kept]
+        fits = torch.broadcast_shapes(h.shape, other.shape) == h.shape and torch.result_type(h, other) == h.dtype
+        return kept if fits and not bool(other.any()) else None
 
     def _spare(self, overwritten: Tensor) -> None:
         """Give the calls that will still need what a tensor holds their own copy of it."""
@@ -164,7 +246,7 @@ class _RuleMode(TorchFunctionMode):
 
     def _unknown(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
         name = getattr(func, "__name__", "")
-        overwrites = func in _SETTERS or (name.endswith("_") and not name.endswith("__"))
+        overwrites = _overwrites(func, name)
         if overwrites:
             self._spare(tensors[0])
         if not overwrites or not self.everything:
@@ -178,14 +260,21 @@ class _RuleMode(TorchFunctionMode):
                 return self._ruled(self.rules.otherwise, op, args, kwargs, tensors, carrying)
         raise self._refused(func)
 
-    def _refused(self, func: Any) -> RuleError:
+    def _refused(self, func: Any, dependent: bool = False) -> RuleError:
         try:
             name = resolve_name(func)
         except Exception:
             name = None
         name = name or getattr(func, "__name__", str(func))
+        where = _where() or "the model"
+        if dependent:
+            return RuleError(
+                f"the operation {name} in {where} takes a mask, index or factor that depends on the input",
+                "a constant there: with one computed from the signal the operation is not affine",
+                "write relu(h) for h * (h > 0) and the like, or take the derivative with otherwise=Plain()",
+            )
         return RuleError(
-            f"the operation {name} in {_where() or 'the model'} carries gradient and has no rule",
+            f"the operation {name} in {where} carries gradient and has no rule",
             "a rule for it, or an affine operation",
             "add it to the rule set's table, or give Rules(..., otherwise=Plain()) to take its derivative",
         )
@@ -328,6 +417,37 @@ def _check_visible(value: Tensor) -> None:
                 "write its forward with torch operations",
             )
         todo += [n for n, _ in node.next_functions]
+
+
+def _carries(t: Tensor) -> bool:
+    # a leaf is a weight that a plain callable closes over: it does not depend on the input
+    return t.requires_grad and not t.is_leaf and t.is_floating_point()
+
+
+def _overwrites(func: Any, name: str) -> bool:
+    inplace = name.startswith("__i") and name[3:-2] in {
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "truediv",
+        "matmul",
+        "pow",
+        "and",
+        "or",
+        "xor",
+    }
+    return func in _SETTERS or inplace or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
+
+
+def _with_zero(op: ops.Op, tensors: list[Tensor], kept: int) -> ops.Op:
+    """Give max(h, 0) as an operation of h alone."""
+    zero, both = tensors[1 - kept].detach(), op.pure
+
+    def pure(h: Tensor) -> Tensor:
+        return both(h, zero) if kept == 0 else both(zero, h)
+
+    return ops.Op("relu", ops.Status.NONLINEAR, pure)
 
 
 def _where() -> str:

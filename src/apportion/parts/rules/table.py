@@ -80,24 +80,34 @@ class Rules(Configurable):
         """Whether a rule replaces the forward."""
         return any(r.surrogate for r in (*(r for _, r in self.table), self.first, self.otherwise) if r is not None)
 
-    def pick(self, op: ops.Op, carrying: Sequence[bool], reads_input: bool) -> Rule | None:
+    def pick(
+        self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = ()
+    ) -> Rule | None:
         """Choose the rule of a call; None for the derivative of an affine one.
+
+        Args:
+            op: the operation.
+            carrying: for each tensor argument, whether it carries a signal.
+            reads_input: whether its first argument is the network's input.
+            dependent: for each tensor argument, whether it carries none although it was computed from the
+                input, as masks and indices are: such a call follows a rule of its name, or is nonlinear.
 
         Raises:
             LookupError: neither a rule nor affine.
         """
+        varies = any(dependent)
         if reads_input and self.first is not None and op.kind in LAYERS:
             return self.first
         table = dict(reversed(self.table))
         if op.kind in table:
             return table[op.kind]
-        if op.kind in LAYERS and "layer" in table:
+        if op.kind in LAYERS and "layer" in table and not varies:
             return table["layer"]
-        if ops.is_affine(op, list(carrying)):
+        if ops.is_affine(op, list(carrying)) and not varies:
             return None
-        if op.status is ops.Status.MULTILINEAR and "product" in table:
+        if op.status is ops.Status.MULTILINEAR and "product" in table and not varies:
             return table["product"]
-        if op.kind in ELEMENTWISE and not any(carrying[1:]) and "elementwise" in table:
+        if op.kind in ELEMENTWISE and not any(carrying[1:]) and not varies and "elementwise" in table:
             return table["elementwise"]
         if self.otherwise is None:
             raise LookupError(op.kind)
@@ -157,6 +167,5 @@ def deep_lift_rescale() -> Rules:
 
 
 _PLAIN: tuple[tuple[str, Rule], ...] = tuple(
-    (name, Plain())
-    for name in ("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "max", "amax", "maximum")
+    (name, Plain()) for name in ("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "max", "amax")
 )
