@@ -6,7 +6,7 @@ Needs Pillow: `pip install apportion[image]`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, InputError, kind_of
+from apportion.core.errors import ApportionError, ConfigError, InputError, kind_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,8 +60,8 @@ def read(source: Any, name: str | None = None) -> Picture:
     is applied.
 
     Args:
-        source: a path; a Pillow image; an array [H, W], [H, W, 1 | 3 | 4] or a tensor [1 | 3, H, W], integers in
-            the range of their type or floats in [0, 1].
+        source: a path; a Pillow image; an array [H, W] or [H, W, 1 | 3 | 4]; a tensor [H, W] or [1 | 3 | 4, H, W].
+            Unsigned integers span the range of their type, floats [0, 1].
         name: the name; the file's unless given.
 
     Raises:
@@ -71,7 +71,7 @@ def read(source: Any, name: str | None = None) -> Picture:
     torch.Size([3, 2, 4])
     """
     if isinstance(source, str | Path):
-        return Picture(name or Path(source).name, _from_pillow(_open(Path(source))))
+        return Picture(name or Path(source).name, _open(Path(source)))
     if isinstance(source, Tensor):
         return Picture(name or "tensor", _from_array(_channels_last(source)))
     if isinstance(source, np.ndarray):
@@ -85,18 +85,26 @@ def read(source: Any, name: str | None = None) -> Picture:
     )
 
 
-def read_all(sources: list[str | Path]) -> Iterator[Picture]:
+def read_all(sources: Sequence[str | Path]) -> Iterator[Picture]:
     """Read files, and the picture files of directories, in order of name.
+
+    Other files in a directory, hidden files and directories inside it are passed over.
+
+    Args:
+        sources: files and directories.
 
     Raises:
         InputError: a directory without pictures, or a file that `read` refuses.
+
+    >>> list(read_all([]))
+    []
     """
     for source in sources:
         path = Path(source)
         if not path.is_dir():
             yield read(path)
             continue
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = sorted(p for p in _inside(path) if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
         if not found:
             raise InputError(
                 f"no pictures in the directory {path}",
@@ -107,40 +115,57 @@ def read_all(sources: list[str | Path]) -> Iterator[Picture]:
             yield read(one)
 
 
-def _open(path: Path) -> Image.Image:
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be listed: {error.strerror}", "a readable directory", "check its permissions"
+        ) from error
+
+
+def _open(path: Path) -> Tensor:
     pil = _pillow()
     if not path.exists():
         raise InputError(f"no file {path}", "a picture file", "check the path")
+    if path.is_dir():
+        raise InputError(f"{path} is a directory", "a picture file", "read_all reads the pictures of a directory")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty", "a picture file", "write the file again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)  # judged below, before decoding
-            image = pil.Image.open(path)
-        if image.width * image.height > LARGEST:
-            raise InputError(
-                f"{path} has {image.width} x {image.height} pixels", f"at most {LARGEST:,}", "scale it down"
-            )
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, pil.Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
+            warnings.simplefilter("ignore")  # size is judged below, and damage shows in the decoding
+            with pil.Image.open(path) as image:
+                if image.width * image.height > LARGEST:
+                    raise InputError(
+                        f"{path} has {image.width} x {image.height} pixels", f"at most {LARGEST:,}", "scale it down"
+                    )
+                image.load()
+                return _from_pillow(image)
+    except ApportionError:
+        raise
+    except pil.UnidentifiedImageError as error:
+        raise InputError(f"{path} is no picture", "a file Pillow can read", "convert it to PNG or JPEG") from error
+    except pil.Image.DecompressionBombError as error:
+        raise InputError(f"{path}: {error}", f"at most {LARGEST:,} pixels", "scale it down") from error
+    except Exception as error:  # decoders raise whatever the damage leads them to
         raise InputError(
-            f"{path} cannot be read as a picture: {error}",
-            "a picture file Pillow can read",
+            f"{path} cannot be read as a picture: {getattr(error, 'strerror', None) or error}",
+            "a whole file that Pillow can read",
             "convert it to PNG or JPEG",
         ) from error
-    return image
 
 
 def _from_pillow(image: Image.Image) -> Tensor:
     pil = _pillow()
     image = pil.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I"):
         raw = np.asarray(image).astype(np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(raw.max()))
+        top = 65535.0 if raw.size == 0 or raw.max() <= 65535 else float(2**32 - 1)  # files of 32 bits are rare
         return _grey(np.clip(raw / top, 0, 1))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode == "F":
+        return _from_array(np.asarray(image))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = pil.Image.new("RGBA", image.size, "white")
         image = pil.Image.alpha_composite(white, image)
@@ -157,13 +182,14 @@ def _channels_last(t: Tensor) -> np.ndarray:
         t = t[0]
     if t.ndim == 3 and t.shape[0] in (1, 3, 4):
         t = t.permute(1, 2, 0)
-    return t.detach().cpu().numpy()
+    t = t.detach().cpu()
+    return (t.float() if t.is_floating_point() else t).numpy()
 
 
 def _from_array(array: np.ndarray) -> Tensor:
     if array.dtype == bool:
         array = array.astype(np.float32)
-    if np.issubdtype(array.dtype, np.integer):
+    if np.issubdtype(array.dtype, np.unsignedinteger):
         array = array.astype(np.float64) / np.iinfo(array.dtype).max
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -171,6 +197,12 @@ def _from_array(array: np.ndarray) -> Tensor:
     if not fits or 0 in array.shape:
         raise InputError(
             f"an array of shape {array.shape} as picture", "[H, W] or [H, W, 1 | 3 | 4]", "put the channels last"
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(
+            f"an array of {array.dtype} as picture, whose range is not known",
+            "unsigned integers, or floats in [0, 1]",
+            "convert it: array.astype(np.uint8)",
         )
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
         raise InputError(

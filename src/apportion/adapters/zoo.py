@@ -5,6 +5,7 @@ Needs the demo extra: `pip install apportion[demo]`.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from apportion.adapters.image import CenterCrop, Picture
-from apportion.core.errors import ConfigError, RegistryError, nearest
+from apportion.core.errors import ConfigError, RegistryError, TargetError, nearest
 from apportion.core.field import Field, Normalize
 
 _LITE = {0: 224, 1: 240, 2: 260}
@@ -26,18 +27,25 @@ class PictureModel:
     """A network with what it takes to show it a picture.
 
     Attributes:
-        name: its name in the zoo.
+        name: what it is called.
         model: the network, in eval mode; takes normalized pictures.
         crop: makes the picture it sees.
         normalize: its normalization, declared on the field so that values are in units of the picture.
-        classes: a name for each output.
+        classes: a name for each output; none where they are not known.
+        notes: what had to be assumed about the network, for its user to read.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    >>> own = PictureModel("own", net, CenterCrop(2, 1.0), Normalize((0.5,), (0.5,)), ("cat", "dog"))
+    >>> own.label(1), own.index("DOG"), own.see(Picture("black", torch.zeros(3, 9, 6))).shape
+    ('dog (1)', 1, torch.Size([1, 3, 2, 2]))
     """
 
     name: str
     model: nn.Module
     crop: CenterCrop
     normalize: Normalize
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def field(self, score: Any = None, **options: Any) -> Field:
         """Ask this network about pictures in [0, 1]; see `Field` for score and options."""
@@ -49,7 +57,37 @@ class PictureModel:
 
     def label(self, index: int) -> str:
         """Name a class, with its index, since names repeat."""
-        return f"{self.classes[index]} ({index})"
+        return f"{self.classes[index]} ({index})" if index < len(self.classes) else f"class {index}"
+
+    def index(self, target: str) -> int:
+        """Find a class by its index or its name, whatever the case of its letters.
+
+        Raises:
+            TargetError: no such name, with the nearest, or a name that several classes have.
+        """
+        if target.strip().lstrip("-").isdecimal():
+            return int(target)
+        wanted = target.strip().casefold()
+        found = [i for i, name in enumerate(self.classes) if wanted in (name.casefold(), f"{name} ({i})".casefold())]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise TargetError(
+                f"{target!r} names the classes {found}", "one class", "give the index of the one you mean"
+            )
+        if not self.classes:
+            raise TargetError(
+                f"the name {target!r}, for a model whose classes have none", "an index", "give the index of the class"
+            )
+        known = {name.casefold(): name for name in reversed(self.classes)}
+        close = ", ".join(
+            repr(self.label(self.classes.index(known[n]))) for n in difflib.get_close_matches(wanted, known, cutoff=0.4)
+        )
+        raise TargetError(
+            f"no class named {target!r}",
+            f"the nearest are {close}" if close else "the name or index of a class of this model",
+            "give a name as the model has it, or an index",
+        )
 
 
 def efficientnet_lite(version: int = 0) -> PictureModel:

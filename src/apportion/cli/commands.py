@@ -1,0 +1,204 @@
+"""The commands and their arguments."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+import apportion
+from apportion.adapters import models
+from apportion.cli import tables, work
+from apportion.cli.output import Output
+from apportion.core.errors import ConfigError, NumericalWarning
+from apportion.core.progress import progress
+from apportion.core.registry import snake
+
+app = App(
+    name="apportion",
+    help="Feature attribution of PyTorch networks, always with evidence whether to trust it.",
+    version=apportion.__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=()),
+)
+
+
+def run(arguments: list[str]) -> None:
+    """Run the command that the arguments name.
+
+    Raises:
+        ConfigError: arguments that no command takes.
+    """
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        command = f"apportion {arguments[0]}" if arguments and arguments[0] in ("explain", "methods") else "apportion"
+        raise ConfigError(f"{error}".strip(), "the arguments of the command", f"{command} --help lists them") from error
+
+
+@app.command
+def methods(name: str | None = None, /) -> None:
+    """List the methods, or show one: what it answers, claims and costs, and what to beware of.
+
+    Parameters
+    ----------
+    name
+        A method, as the list spells it.
+    """
+    if name is None:
+        tables.print_methods()
+    else:
+        tables.print_card(snake(name.replace("-", "_")))
+
+
+@app.command
+def explain(
+    *pictures: str,
+    model: Annotated[str, Parameter(alias="-m")] = "zoo:efficientnet_lite0",
+    method: Annotated[tuple[str, ...], Parameter(name=("--method", "--methods"))] = ("quick",),
+    target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    out: Annotated[Path, Parameter(alias="-o")] = Path("out"),
+    seed: int = 0,
+    quiet: Annotated[bool, Parameter(alias="-q")] = False,
+    size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> None:
+    """Explain what a network says about pictures.
+
+    Writes DIR/report.html, one sheet per picture and, in DIR/values, every attribution.
+
+    Parameters
+    ----------
+    pictures
+        Files, directories, or names of bundled pictures; a few of these unless given.
+    model
+        zoo:NAME, hf:NAME, torchvision:NAME, timm:NAME, module:CALLABLE, file.py:CALLABLE or program.pt2.
+    method
+        A method, or the set quick or all; may be repeated.
+    target
+        The class to explain, by index or name; each picture's top class unless given.
+    out
+        The directory for the results.
+    seed
+        Of all random numbers.
+    quiet
+        Print nothing but errors.
+    size
+        Side of the pictures in pixels, for a model of your own.
+    mean
+        Normalization of a model of your own: one number or three, as in 0.485,0.456,0.406.
+    std
+        Likewise.
+    """
+    sources = pictures or work.PICTURES
+    choices = work.choose(method)
+    norm = _numbers("mean", mean), _numbers("std", std)
+    with Output(out, work.files(sources)) as output, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)  # they are on the results, and printed from there
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's, about exported programs
+        from apportion.show import report
+
+        network = models.load(model, size=size, mean=norm[0], std=norm[1])
+        _say(*network.notes, quiet=quiet)
+        index = None if target is None else network.index(target)
+        seen = [work.look(network, picture) for picture in work.read(sources)]
+        if "all" in method and not quiet:
+            tables.print_estimate(work.estimate(network, seen[0], choices, index), len(seen))
+        results = _explain_all(output, network, seen, choices, index, seed, quiet)
+        with output.file("report.html") as path:
+            report.write_report(path, [one.page for one in results], title="What the network saw", model=network.name)
+    if not quiet:
+        tables.print_results(results)
+        print(f"\nreport: {output.folder / 'report.html'}")
+        for path in output.written:
+            if path.suffix == ".png":
+                print(f"sheet: {path}")
+
+
+def _explain_all(
+    output: Output,
+    network: models.PictureModel,
+    seen: Sequence[work.Seen],
+    choices: Sequence[work.Choice],
+    target: int | None,
+    seed: int,
+    quiet: bool,
+) -> list[work.Explained]:
+    """Explain each picture and write what belongs to it alone."""
+    from apportion.show import report
+
+    field, results = network.field(), []
+    try:
+        for number, one in enumerate(seen, 1):
+            line = _Line(f"{number}/{len(seen)} {tables.plain(one.name).plain}", quiet)
+            with progress(line):
+                explained = work.explain(network, field, one, choices, target, seed, line.begin)
+            name = output.name(Path(one.name).stem, [".png"])
+            for key, attribution in explained.values.items():
+                with output.file(f"values/{name}.{key}.safetensors") as path:
+                    attribution.save(path)
+            with output.file(f"{name}.png") as path:
+                report.write_sheet(path, explained.page)
+            results.append(explained)
+            line.end(f"{len(explained.panels)} maps")
+    except KeyboardInterrupt as error:
+        done = f"{len(results)} of {len(seen)} picture(s) are complete in {output.folder}, without a report"
+        raise KeyboardInterrupt(done) from error
+    return results
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--{name} {text}", "numbers with commas", f"write --{name} 0.5,0.5,0.5") from error
+    if len(numbers) not in (1, 3):
+        raise ConfigError(f"--{name} {text}", "one number or three", f"write --{name} 0.5,0.5,0.5")
+    return numbers * 3 if len(numbers) == 1 else numbers
+
+
+def _say(*lines: str, quiet: bool) -> None:
+    for line in () if quiet else lines:
+        print(f"note: {tables.plain(line).plain}", file=sys.stderr)
+
+
+class _Line:
+    """Progress on one picture: a line rewritten on a terminal, and one line when done elsewhere."""
+
+    def __init__(self, head: str, quiet: bool) -> None:
+        self.head, self.quiet = head, quiet
+        self.start = self.last = time.monotonic()
+        self.title = ""
+        self.live = not quiet and sys.stderr.isatty()
+
+    def begin(self, title: str) -> None:
+        """Name what is run next."""
+        self.title = title
+        self._write(title)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= 0.2:
+            self.last = now
+            self._write(f"{self.title}, {done}/{total} rows")
+
+    def end(self, text: str) -> None:
+        """Say that the picture is done."""
+        if not self.quiet:
+            start = "\r\x1b[K" if self.live else ""
+            print(f"{start}{self.head}: {text}, {time.monotonic() - self.start:.1f} s", file=sys.stderr)
+
+    def _write(self, text: str) -> None:
+        if self.live:
+            sys.stderr.write(f"\r\x1b[K{self.head}: {text}, {time.monotonic() - self.start:.0f} s"[:120])
+            sys.stderr.flush()

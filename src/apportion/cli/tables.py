@@ -1,0 +1,151 @@
+"""What the commands print: tables and Cards, as plain text that a pipe gets whole."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from apportion.cli.work import Estimate, Explained
+from apportion.core.attribution import Attribution
+from apportion.core.registry import method, methods
+
+if TYPE_CHECKING:
+    from apportion.show.report import Panel
+else:
+    Panel = Any  # methods are listed without what it takes to draw
+
+
+def plain(text: str) -> Text:
+    """Show text as it is: no markup, no control characters."""
+    return Text("".join(c if c.isprintable() else "�" for c in text))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str] | None], right: Iterable[int] = ()) -> None:
+    """Print rows under a head; None draws a line.
+
+    On a terminal cells are wrapped to its width; into a file or a pipe every row is one line.
+    """
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(head))
+    right = set(right)
+    on_terminal = sys.stdout.isatty()
+    for i, name in enumerate(head):
+        made.add_column(name, justify="right" if i in right else "left", no_wrap=not on_terminal, overflow="fold")
+    pending = False
+    for row in rows:
+        if row is None:
+            pending = True
+            continue
+        if pending:
+            made.add_section()
+            made.add_row(*[""] * len(head))
+        pending = False
+        made.add_row(*map(plain, row))
+    console = Console(
+        file=sys.stdout, width=None if on_terminal else 10_000, highlight=False, soft_wrap=not on_terminal
+    )
+    if on_terminal:
+        console.print(made)
+        return
+    with console.capture() as captured:
+        console.print(made)
+    sys.stdout.write(re.sub(r" +$", "", captured.get(), flags=re.M))
+
+
+def print_methods() -> None:
+    """List the methods with what they answer and cost."""
+    rows = []
+    for name, card in methods().items():
+        kind = card.kind.value if card.kind else "as its base"
+        rows.append(
+            (name, card.title, kind, card.total or "-", card.cost, f"{_first(card.paper.authors)} {card.paper.year}")
+        )
+    table(("name", "title", "kind", "sums to", "passes per example", "paper"), rows)
+    print("\napportion methods NAME shows one with its claims and cautions.")
+
+
+def _first(authors: str) -> str:
+    names = authors.split(", ")
+    return names[0] if len(names) < 3 else f"{names[0]} et al."
+
+
+def print_card(name: str) -> None:
+    """Show the Card of a method."""
+    cls = method(name)
+    card = cls.card
+    rows = [
+        ("class", f"ap.{cls.__name__}"),
+        ("answers", f"{card.kind.question} ({card.kind.value})" if card.kind else "what its base answers"),
+        ("sums to", card.total or "not applicable: no total is claimed"),
+        ("passes", f"{card.cost} ({'exact' if card.exact_cost else 'at most'})"),
+        ("needs", ", ".join(sorted(n.value for n in card.needs)) or "nothing"),
+        ("differentiable", "yes" if card.differentiable else "no"),
+        ("source", str(card.paper)),
+    ]
+    for claim in card.claims:
+        verb = "satisfies" if claim.holds else "violates"
+        rows.append(("claimed", f"{verb} {_said(claim.principle.name)} ({claim.source})"))
+    for principle, holds in card.measured.items():
+        rows.append(("measured", f"{_said(principle.name)} {'holds' if holds else 'fails'}: {principle.value}"))
+    rows += [("family", f.value) for f in card.families]
+    rows += [("caution", caution) for caution in card.cautions]
+    print(f"{card.title} ({name})\n{card.intent}\n")
+    table(("", ""), rows)
+
+
+def _said(name: str) -> str:
+    return name.lower().replace("_", " ")
+
+
+def gap(a: Attribution) -> str:
+    """Write the gap in a few characters.
+
+    >>> import apportion as ap
+    >>> gap(ap.explain(lambda x: (x**2).sum(1), __import__("torch").tensor([[3.0]]), "gradient"))
+    'not applicable'
+    """
+    if a.gap is None or a.relative_gap is None:
+        return "not applicable"
+    return f"{float(a.gap[0]):+.3g} ({float(a.relative_gap[0]):.1%})"
+
+
+def print_results(results: Sequence[Explained]) -> None:
+    """Print one line for each picture and method, and what deserves a look."""
+    rows: list[Sequence[str] | None] = []
+    notes: dict[str, list[str]] = {}
+    for one in results:
+        label, chance = one.page.classes[0]
+        for panel in one.panels:
+            rows.append((one.seen.name, f"{label} {chance:.2f}", *_cells(panel)))
+            for warning in panel.attribution.warnings:
+                notes.setdefault(f"{panel.title}: {warning}", []).append(one.seen.name)
+        for title, why in one.passed_over.items():
+            notes.setdefault(f"{title} does not apply: {why}", []).append(one.seen.name)
+        rows.append(None)
+    table(("picture", "top class", "method", "gap", "passes", "seconds"), rows, right=(5,))
+    print("\ngap: the sum of the values minus the total that the method claims, in units of the score.")
+    print("passes: rows sent forward + backward.")
+    for note, where in notes.items():
+        of = "" if len(where) == len(results) else f" ({', '.join(where)})"
+        print(f"note: {plain(note + of).plain}")
+
+
+def _cells(panel: Panel) -> tuple[str, str, str, str]:
+    cost = panel.attribution.cost
+    passes = f"{int(cost.forward[0])} + {int(cost.backward[0])}"
+    return panel.title, gap(panel.attribution), passes, f"{panel.seconds:.1f}"
+
+
+def print_estimate(expected: Estimate, pictures: int) -> None:
+    """Say what is to come."""
+    rows = [(name, str(forward), str(backward)) for name, forward, backward in expected.rows]
+    table(("method", "forward", "backward"), rows, right=(1, 2))
+    forward, backward = sum(r[1] for r in expected.rows), sum(r[2] for r in expected.rows)
+    seconds = round(expected.seconds * pictures)
+    about = f"{seconds} s" if seconds < 120 else f"{seconds // 60} min {seconds % 60} s"
+    print(f"{forward} + {backward} passes a picture, {pictures} picture(s): about {about}\n", flush=True)
