@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from apportion.core import tree
@@ -21,6 +22,7 @@ from apportion.core.card import Kind
 from apportion.core.config import Json, from_config, is_reproducible
 from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.tree import Tree
+from apportion.core.write import write_bytes
 
 
 class Domain(Enum):
@@ -52,7 +54,7 @@ class Cost:
         backward: rows sent backward by it.
         at_x: rows spent on f(x), the target and the site's own value.
         checks: rows spent once per field on checking the model.
-        shared: what was shared with other methods, in words.
+        shared: what was shared with other methods, in words; empty where every row was spent for this one.
     """
 
     forward: Int[Tensor, " B"]
@@ -184,6 +186,33 @@ class Attribution:
         """
         return from_config(self.method, dict(self.tensors))
 
+    # -- pictures: the room is imported when it is asked for, so that Pillow and Matplotlib stay optional ----
+
+    def show(self, x: Tensor | None = None, **options: Any) -> Any:
+        """Draw the values as signed maps, and over the pictures they explain where those are given.
+
+        Args:
+            x: the explained pictures, [B, 1 | 3, H, W] in [0, 1].
+            **options: `colors`, `percentile`, `opacity` and `most`; see `apportion.show.figure.show`.
+
+        Returns:
+            A Pillow image, which notebooks display and `.save(path)` writes.
+
+        Raises:
+            ConfigError: the image extra is not installed.
+            InputError: the values are no map of a picture.
+        """
+        from apportion.show.figure import show
+
+        return show(self, x, **options)
+
+    def _repr_html_(self) -> str:
+        try:
+            from apportion.show.report import html_of
+        except ConfigError:  # without the extra, text
+            return f"<pre>{escape(repr(self))}</pre>"
+        return html_of(self)
+
     # -- reductions, each a new object ------------------------------------------------------------
 
     def _after(self, note: str, values: Tree, *, keeps_total: bool, domain: Domain | None = None) -> Attribution:
@@ -293,7 +322,14 @@ class Attribution:
     # -- storage ----------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file with the record in its header."""
+        """Write one safetensors file with the record in its header, whole or not at all.
+
+        Named tuples are stored by position: `load` gives plain tuples in their place, since reading a file
+        builds no classes of the user's.
+
+        Raises:
+            OutputError: the directory is missing or may not be written to, or the disk is full.
+        """
         tensors: dict[str, Tensor] = {}
 
         def put(value: Any, name: str) -> Any:
@@ -315,7 +351,8 @@ class Attribution:
         plain = ("method", "score", "site")
         record = {f.name: put(getattr(self, f.name), f.name) for f in fields(self) if f.name not in plain}
         record |= {n: getattr(self, n) for n in plain}
-        save_file(tensors, str(path), metadata={"apportion": json.dumps({"version": 1, **record})})
+        header = {"apportion": json.dumps({"version": 1, **record})}
+        write_bytes(path, safetensors(tensors, metadata=header))
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:

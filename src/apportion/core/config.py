@@ -3,29 +3,136 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
-from typing import Any, ClassVar
+import operator
+import types
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, kind_of, with_article
 
 Json = Any
 """What `json.dumps` accepts."""
 
 
 class Configurable:
-    """Base of every value that is stored with a result; subclasses are frozen dataclasses."""
+    """Base of every value that is stored with a result; subclasses are frozen dataclasses.
+
+    Their options are held to the annotations; a subclass with a `__post_init__` of its own calls this one's.
+    """
 
     _known: ClassVar[dict[str, type[Configurable]]] = {}
+    _positive: ClassVar[tuple[str, ...]] = ()
+    """Options that must be above 0."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Configurable._known[_type_name(cls)] = cls
+
+
+def whole(value: Any) -> int | None:
+    """Read a whole number of any kind, also NumPy's; None for anything else and for Booleans.
+
+    >>> whole(np.int64(3)), whole(True), whole(3.0)
+    (3, None, None)
+    """
+    if isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_options(value: Configurable) -> None:
+    """Hold options to their annotations, where those are numbers, names or parts.
+
+    Numbers must be finite, and are stored as Python's own; sequences are stored as tuples.
+
+    Raises:
+        ConfigError: an option of another type or range, with an example of the right one.
+    """
+    hints, name = _hints(type(value)), type(value).__name__
+    for f in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
+        given = getattr(value, f.name)
+        fit = _fitted(hints.get(f.name, Any), given)
+        if fit is _UNFIT:
+            wanted, example = _worded(hints[f.name]), _example(hints[f.name])
+            plain = isinstance(given, str | int | float | np.generic)
+            raise ConfigError(
+                f"{given!r} as {f.name} of {name}" if plain else f"{kind_of(given)} as {f.name} of {name}",
+                f"an instance: {wanted}" if example else wanted,
+                f"write {f.name}={example}" if example else f"give {wanted} for {f.name}",
+            )
+        if f.name in value._positive and not fit > 0:
+            raise ConfigError(f"{name}({f.name}={given!r})", "a positive number", f"give {f.name} above 0")
+        if fit is not given:
+            object.__setattr__(value, f.name, fit)
+
+
+_UNFIT = object()
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except NameError:  # a class defined inside a function may name types only that function knows
+        return {}
+
+
+def _fitted(hint: Any, given: Any) -> Any:
+    """Give an option as it is to be stored, or `_UNFIT`; hints that say nothing checkable take all."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if hint is int:
+        number = whole(given)
+        return _UNFIT if number is None else number
+    if hint is float:
+        number = given.item() if isinstance(given, np.number) else given
+        real = isinstance(number, int | float) and not isinstance(number, bool)
+        return number if real and math.isfinite(number) else _UNFIT
+    if hint is bool and isinstance(given, np.bool_):
+        return bool(given)
+    if hint in (bool, str, types.NoneType) or (isinstance(hint, type) and issubclass(hint, Configurable)):
+        return given if isinstance(given, hint) else _UNFIT
+    if kind is tuple and inner[1:] == (...,):
+        flat = given.tolist() if isinstance(given, np.ndarray | Tensor) and given.ndim == 1 else given
+        each = [_fitted(inner[0], v) for v in flat] if isinstance(flat, tuple | list) else [_UNFIT]
+        if any(v is _UNFIT for v in each):
+            return _UNFIT
+        same = isinstance(given, tuple) and all(a is b for a, b in zip(each, given, strict=True))
+        return given if same else tuple(each)
+    if kind is Literal:
+        return given if any(type(given) is type(v) and given == v for v in inner) else _UNFIT
+    if kind in (Union, types.UnionType):
+        return next((v for v in (_fitted(h, given) for h in inner) if v is not _UNFIT), _UNFIT)
+    return given
+
+
+def _worded(hint: Any) -> str:
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is tuple:
+        return f"a tuple, each entry {_worded(inner[0])}"
+    if kind in (Union, types.UnionType):
+        return " or ".join(_worded(h) for h in inner)
+    if kind is Literal:
+        return " or ".join(map(repr, inner))
+    if hint is types.NoneType:
+        return "None"
+    return "a finite float" if hint is float else with_article(hint.__name__)
+
+
+def _example(hint: Any) -> str:
+    return next((e for e in (getattr(h, "example", "") for h in (hint, *get_args(hint))) if e), "")
 
 
 def _type_name(cls: type) -> str:

@@ -29,6 +29,10 @@ class ApportionError(Exception):
             parts.append(f"To fix: {do}")
         super().__init__("\n".join(parts))
 
+    def advising(self, do: str) -> ApportionError:
+        """Give the same error with a further next step."""
+        return type(self)(self.given, self.expected, f"{self.do}; {do}" if self.do else do)
+
     def __reduce__(self) -> tuple[type[ApportionError], tuple[str, str, str]]:
         return type(self), (self.given, self.expected, self.do)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Kind
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, kind_of, with_article
+from apportion.core.errors import ConfigError, kind_of
 from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.score import Target
@@ -43,9 +42,6 @@ class Explainer(Configurable):
     example: ClassVar[str] = "ap.Gradient()"
 
     card: ClassVar[Card]
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     def __call__(
         self,
@@ -122,30 +118,3 @@ class Explainer(Configurable):
     def variants(cls) -> tuple[Explainer, ...]:
         """Configurations the conformance suite runs: the default one and others worth covering."""
         return (cls(),)
-
-
-def check_options(value: Configurable) -> None:
-    """Hold options to their annotations, where those are numbers or parts.
-
-    Raises:
-        ConfigError: an option of another type, with an example of the right one.
-    """
-    try:
-        hints = get_type_hints(type(value))
-    except NameError:  # a class defined inside a function may name types only that function knows
-        return
-    for f in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
-        hint, given = hints.get(f.name), getattr(value, f.name)
-        if not isinstance(hint, type):
-            continue
-        number = isinstance(given, int | float) and not isinstance(given, bool)
-        ok = {int: isinstance(given, int) and number, float: number}.get(hint, isinstance(given, hint))
-        if ok or not (hint in (int, float, bool) or issubclass(hint, Configurable)):
-            continue
-        example, wanted = getattr(hint, "example", ""), with_article(hint.__name__)
-        shown = repr(given) if isinstance(given, str | int | float) else kind_of(given)
-        raise ConfigError(
-            f"{shown} as {f.name} of {type(value).__name__}",
-            f"an instance: {wanted}",
-            f"write {f.name}={example}" if example else f"give {wanted} for {f.name}",
-        )

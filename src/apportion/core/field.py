@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -41,6 +43,7 @@ class Normalize(Configurable):
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ConfigError(
                 f"Normalize(mean={self.mean}, std={self.std})",
@@ -145,9 +148,11 @@ class Field:
             raise ConfigError(
                 f"precision={precision!r}", "a floating-point torch.dtype or None", "write torch.float64, for example"
             )
-        if bounds is not None and not (isinstance(bounds, tuple | list) and len(bounds) == 2 and bounds[0] < bounds[1]):
+        if bounds is not None and not _is_range(bounds):
             raise ConfigError(
-                f"bounds={bounds!r}", "(low, high) with low < high", "write bounds=(0, 1) for pictures in [0, 1]"
+                f"bounds={bounds!r}",
+                "(low, high), finite, with low < high",
+                "write bounds=(0, 1) for pictures in [0, 1]",
             )
         if normalize is not None and not isinstance(normalize, Normalize):
             raise ConfigError(
@@ -156,10 +161,20 @@ class Field:
         if isinstance(model, type | torch.export.ExportedProgram) or not callable(model):
             check_ready(model, torch.device("cpu"))
         self.extra = extra if isinstance(extra, tuple | dict) or extra is None else (extra,)
-        self.bounds, self.normalize, self.precision = bounds, normalize, precision
+        self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
+        self.normalize, self.precision = normalize, precision
         self.allow_unused = allow_unused
         self._batch_size = batch_size
         self._chunk: int | None = None if batch_size == "auto" else batch_size
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: the twins, and the rows per pass that fit here."""
+        kept = {k: v for k, v in vars(self).items() if k != "_local"}
+        return kept | {"_chunk": None if self.is_automatic else self._batch_size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._local = threading.local()
 
     def __repr__(self) -> str:
@@ -267,6 +282,10 @@ class Field:
     def _admit_leaf(self, leaf: Any, name: str, any_dtype: bool) -> None:
         if not isinstance(leaf, Tensor):
             raise InputError(f"{name} is a {type(leaf).__name__}", "a torch.Tensor", "convert with torch.as_tensor")
+        if not tree.is_dense(leaf):
+            raise InputError(
+                f"{name} is sparse or nested", "dense tensors", "convert it with x.to_dense(), or x.to_padded_tensor(0)"
+            )
         if leaf.ndim == 0:
             raise InputError(f"{name} is a single number", "examples on the first axis", "pass x[None]")
         if leaf.shape[0] == 0:
@@ -329,6 +348,10 @@ class Field:
                 return Shared(ready(value.value)) if isinstance(value.value, Tensor) else value
             if not isinstance(value, Tensor):
                 return value
+            if not tree.is_dense(value):
+                raise InputError(
+                    "a sparse or nested tensor in extra", "dense tensors", "make it dense, or wrap it in ap.Shared(...)"
+                )
             if value.ndim and value.shape[0] != batch:
                 raise InputError(
                     f"an extra tensor of shape {tuple(value.shape)} for {batch} example(s)",
@@ -454,6 +477,12 @@ def _rows(alone: Any, both: Any, at: int) -> tuple[list[Tensor], list[Tensor]]:
     pairs = zip(tree.tensors(alone), tree.tensors(both), strict=False)
     rows = [(a, b[at : at + 1]) for a, b in pairs if a.ndim and b.ndim and (a.shape[0], b.shape[0]) == (1, 2)]
     return [a for a, _ in rows], [b for _, b in rows]
+
+
+def _is_range(bounds: Any) -> bool:
+    pair = bounds if isinstance(bounds, tuple | list) and len(bounds) == 2 else (None, None)
+    numbers = all(isinstance(b, int | float | np.number) and not isinstance(b, bool) for b in pair)
+    return numbers and math.isfinite(pair[0]) and math.isfinite(pair[1]) and bool(pair[0] < pair[1])
 
 
 def _same(a: Any, b: Any, tolerance: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, TypeVar, overload
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Cost, Domain, References
-from apportion.core.config import to_config
+from apportion.core.config import to_config, whole
 from apportion.core.derivative import gradients, only_in_steps
 from apportion.core.errors import (
     ApportionError,
@@ -30,12 +30,13 @@ from apportion.core.errors import (
 )
 from apportion.core.field import Field, check_score
 from apportion.core.frozen import Frozen
+from apportion.core.hooks import own_hooks
 from apportion.core.progress import tick
 from apportion.core.protocols import Answering, Backward, Baseline, Owner, RulePass, RuleSet, Tap
 from apportion.core.runner import Runner, is_memory
 from apportion.core.score import Score, Target, as_score, check_scores, inherited, top_class
 from apportion.core.site import Input, Site, SiteInfo
-from apportion.core.streams import Stream, content_ids
+from apportion.core.streams import Stream, content_ids, plain_id
 from apportion.core.tree import Tree
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class Question:
         self._overrides: dict[int, tuple[Score, Tree]] = {}
         self._checks: int
         self._sites: list[SiteInfo] | None = None
+        self._reaching: dict[tuple[Site, ...], list[Site]] = {}
 
     # -- binding ----------------------------------------------------------------------------------
 
@@ -116,15 +118,20 @@ class Question:
         any_dtype: bool = False,
     ) -> Question:
         """Take the examples in, before anything is asked of them."""
-        if not isinstance(seed, int):
+        number = whole(seed)
+        if number is None:
             raise ConfigError(f"seed={seed!r}", "an int", "give a whole number")
+        seed = number
         self = cls()
         self.field, self.seed, self.differentiable = field, seed, differentiable
         self.inputs = self.x = field.admit(x, keep_graph=differentiable, any_dtype=any_dtype)
         twin = field.twin(refresh=True)
         batch = len(self)
         if ids is not None:
-            named: list[Any] = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else list(ids)
+            given: Any = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
+            if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+                raise InputError(f"ids={ids!r}", "one id per example, in a list", "or leave ids out")
+            named = [plain_id(name) for name in given]
             if len(named) != batch:
                 raise InputError(f"{len(named)} ids for {batch} example(s)", "one id per example", "or leave ids out")
             ids = named
@@ -134,6 +141,8 @@ class Question:
         self.target = None
         if twin.note:
             self.warn(twin.note)
+        if hooked := own_hooks(field.model):
+            self.warn(f"hooks of your own ({hooked}) ran in every pass, on rows and modules made here")
         self._checks = 0
         return self
 
@@ -278,7 +287,8 @@ class Question:
             values, grads = [], []
             for i, s in enumerate(scores):
                 v = self._scored(s, outs, own)
-                grads.append(tree.rebuild(part, self._differentiate(v, leafs, part, keep=i + 1 < len(scores))))
+                found = self._differentiate(v, leafs, tree.names(part), keep=i + 1 < len(scores))
+                grads.append(tree.rebuild(part, found))
                 values.append(v if self.differentiable else v.detach())
             return values, grads
 
@@ -300,10 +310,14 @@ class Question:
             return t if t.requires_grad else t.detach().requires_grad_()
         return t.detach().requires_grad_()
 
-    def _differentiate(self, v: Tensor, leafs: list[Tensor], like: Tree, *, keep: bool) -> list[Tensor]:
+    def _differentiate(
+        self, v: Tensor, leafs: list[Tensor], names: list[str], *, keep: bool, at: str = ""
+    ) -> list[Tensor]:
+        """Differentiate, with complaints that name the tensors, and the sites where those are others than ours."""
+        where = at or str(self.field.site)
         if not v.requires_grad:
             raise NoGradientPathError(
-                f"{type(self.field.score).__name__} does not depend on {self.field.site} through differentiable steps",
+                f"{type(self.field.score).__name__} does not depend on {where} through differentiable steps",
                 "a differentiable path from the site to the score",
                 "look for detach(), no_grad, rounding or argmax in the model, or explain another site",
             )
@@ -311,21 +325,23 @@ class Question:
         grads = gradients(self.field.model, v.sum(), leafs, retain_graph=keep or more, create_graph=more)
         if not any(g is not None and bool(g.any()) for g in grads) and only_in_steps(v, leafs):
             raise NoGradientPathError(
-                f"{type(self.field.score).__name__} changes with {self.field.site} only in steps (round, floor, sign), "
+                f"{type(self.field.score).__name__} changes with {where} only in steps (round, floor, sign), "
                 "whose derivative is 0",
                 "a differentiable path from the site to the score",
                 "take the rounding out, or explain with a method that removes features",
             )
-        return self._used(list(grads), leafs, like)
+        return self._used(list(grads), leafs, names, at)
 
-    def _used(self, grads: list[Tensor | None], leafs: list[Tensor], like: Tree) -> list[Tensor]:
-        unused = [n for n, g in zip(tree.names(like), grads, strict=True) if g is None]
+    def _used(self, grads: list[Tensor | None], leafs: list[Tensor], names: list[str], at: str = "") -> list[Tensor]:
+        unused = [n for n, g in zip(names, grads, strict=True) if g is None]
         if unused:
             if len(unused) == len(grads) or not self.field.allow_unused:
                 raise NoGradientPathError(
                     f"the score does not depend on {', '.join(unused)}",
-                    "a score that uses every explained input",
-                    "move it to extra=, or pass Field(..., allow_unused=True) for zeros",
+                    "a site on the way to the score" if at else "a score that uses every explained input",
+                    "read another site; field.sites(x) lists them"
+                    if at
+                    else "move it to extra=, or pass Field(..., allow_unused=True) for zeros",
                 )
             self.warn(f"the score does not depend on {', '.join(unused)}: zeros")
         return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leafs, strict=True)]
@@ -366,9 +382,9 @@ class Question:
                 self.field.score, self._outputs_of(tree.rebuild(part[0], leafs), own, self.field.score), own
             )
             if not v.requires_grad:
-                self._differentiate(v, leafs, part[0], keep=False)
+                self._differentiate(v, leafs, tree.names(part[0]), keep=False)
             first = gradients(self.field.model, v.sum(), leafs, create_graph=True)
-            g = self._used(list(first), leafs, part[0])
+            g = self._used(list(first), leafs, tree.names(part[0]))
             inner = sum(((a * b).sum() for a, b in zip(g, tree.leaves(part[1]), strict=True)), v.new_zeros(()))
             second: Sequence[Tensor | None] = [None] * len(leafs)
             if inner.requires_grad:
@@ -412,7 +428,8 @@ class Question:
             acts = [values[s] for s in sites]
             grads: list[Tensor] = []
             if grad:
-                grads = self._differentiate(v, acts, {str(s): 0 for s in sites}, keep=False)
+                names = [str(s) for s in sites]
+                grads = self._differentiate(v, acts, names, keep=False, at=", ".join(names))
             if self.differentiable:
                 return v, acts, grads
             return v.detach(), [a.detach() for a in acts], grads
@@ -573,6 +590,24 @@ class Question:
         called = self._runner.call(z, self._in_root[owner], read, override, differentiate=differentiate)
         return called.outputs, called.values
 
+    def reaching(self, sites: Sequence[Site]) -> list[Site]:
+        """Choose the sites that the score depends on differentiably, by one pass on the first example."""
+        root = self._root
+        key = tuple(sites)
+        if key not in root._reaching:
+            first = torch.zeros(1, dtype=torch.long, device=self.device)
+            rows = tree.apply(lambda t: tree.ordinary(t.detach()[:1]), root.x)
+            score = self.field.score
+            read = [*sites, *([score.site] if score.site is not None and score.site not in sites else [])]
+            with torch.inference_mode(False), torch.enable_grad(), self._lean():
+                outputs, values = root._call_at(rows, first, read, differentiate=True)
+                v = root._scored(score, outputs if score.site is None else values[score.site], first)
+            able = [s for s in sites if v.requires_grad and values[s].requires_grad]
+            found = gradients(self.field.model, v.sum(), [values[s] for s in able]) if able else []
+            root._reaching[key] = [s for s, g in zip(able, found, strict=True) if g is not None]
+            root._checks += 1
+        return root._reaching[key]
+
     def sites(self) -> list[SiteInfo]:
         """List the addressable tensors of one forward pass on the first example."""
         root = self._root
@@ -672,8 +707,8 @@ class Question:
                 rows, owner = tree.apply(lambda t: tree.ordinary(t.detach()), (rows, owner))
             return self._runner.chunks(body, rows, owner, self._in_root[owner], count)
 
-    def _assert_finite(self, t: Tensor, what: str, owner: Tensor) -> None:
-        self._runner.assert_finite(t, what, self._in_root[owner.to(self.device)])
+    def _assert_finite(self, t: Tensor, what: str, owner: Tensor, do: str = "") -> None:
+        self._runner.assert_finite(t, what, self._in_root[owner.to(self.device)], do)
 
     def grid(self, steps: int, what: str = "passes") -> Iterator[tuple[Int[Tensor, " R"], Owner]]:
         """Go over all (step, example) pairs in blocks of one pass; each example meets its steps in order.
@@ -722,6 +757,8 @@ class Question:
 
     def _make_references(self, baseline: Baseline) -> References:
         rows = baseline(self)
+        if not self.differentiable:
+            rows = tree.apply(torch.Tensor.detach, rows)  # a tensor of the user's may carry a graph
         if tree.names(rows) != tree.names(self.x):
             raise BaselineError(
                 f"baselines {tree.names(rows)}",
@@ -754,7 +791,12 @@ class Question:
             scores.append(self._scored(self.field.score, outputs, owner))
             tops.append(None if self.field.score.site is not None else top_class(outputs))
         score = torch.cat(scores).reshape(k, len(self)).T
-        self._assert_finite(score.reshape(-1), "the score at the baseline", self._owners().repeat_interleave(k))
+        self._assert_finite(
+            score.reshape(-1),
+            "the score at the baseline itself",
+            self._owners().repeat_interleave(k),
+            "choose a baseline where the score is finite: this one is a singular point, as 0 is of log(x)",
+        )
         known = [t for t in tops if t is not None]
         top = torch.cat(known).reshape(k, len(self)).T if len(known) == len(tops) else None
         return References(score, top, _equal_share(self.x, rows), rows)

@@ -179,8 +179,14 @@ class Runner:
             torch.cuda.empty_cache()
         self.warnings[f"memory ran out at {size} rows a pass: went on with {size // 2}"] = None
 
-    def assert_finite(self, t: Tensor, what: str, examples: Examples) -> None:
+    def assert_finite(self, t: Tensor, what: str, examples: Examples, do: str = "") -> None:
         """Insist on finite numbers.
+
+        Args:
+            t: one row per row.
+            what: the name for messages.
+            examples: whose rows they are.
+            do: the next step, where it is a special one.
 
         Raises:
             NonFiniteError: there are others, with the first example that has them.
@@ -193,16 +199,17 @@ class Runner:
         raise NonFiniteError(
             f"{what} is NaN or infinite for example {example} ({int(bad.sum())} of {len(t)} rows)",
             "finite numbers",
-            "check the example; compute in Field(..., precision=torch.float64); on paths, take nodes without end "
-            "points (midpoint, Gauss) where the model is singular",
+            do or "check the example; compute in Field(..., precision=torch.float64)",
         )
 
 
 def is_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out."""
-    text = str(error).lower()
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "not enough memory" in text or "can't allocate memory" in text
+    """Tell whether an error means that memory ran out, by torch's own types and phrases."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(p in text for p in _MEMORY)
+
+
+_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory", "MPS backend out of memory")
 
 
 def _extra_rows(value: Any, in_root: Tensor) -> Any:

@@ -33,11 +33,17 @@ def main_output(outputs: Any) -> Tensor:
     """
     if isinstance(outputs, Tensor):
         return outputs
-    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-        return outputs["logits"]
-    logits = getattr(outputs, "logits", None)
+    missing = object()
+    logits = outputs.get("logits", missing) if isinstance(outputs, Mapping) else missing
+    logits = getattr(outputs, "logits", missing) if logits is missing else logits
     if isinstance(logits, Tensor):
         return logits
+    if logits is not missing:  # what else it holds, such as a loss, is not meant
+        raise ScoreError(
+            f"the model's output has logits that are {kind_of(logits)}",
+            "a tensor as logits",
+            "have the model return them, or pass score=lambda outputs: ..., which picks what to explain",
+        )
     held = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
     if isinstance(held, tuple | list):
         found = [v for v in held if isinstance(v, Tensor)]
@@ -422,6 +428,7 @@ class Neuron(Score):
                 "a tuple of ints, one per axis after the first",
                 "write Neuron(At('layer'), (channel, row, column))",
             )
+        super().__post_init__()
 
     @property
     def site(self) -> Site | None:
@@ -452,6 +459,7 @@ class Region(Score):
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Tensor):
             raise ConfigError(f"Region(mask={type(self.mask).__name__})", "a torch.Tensor", "use torch.as_tensor")
+        super().__post_init__()
 
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         target = _agree(self.target, target)
@@ -500,6 +508,7 @@ class Sequence(Score):
             raise ConfigError(
                 f"Sequence(positions={self.positions!r})", "a tuple of one position or more", "write (-1,)"
             )
+        super().__post_init__()
 
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
         scores = main_output(shown)

@@ -43,10 +43,23 @@ class At(Site):
     index: int | str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError(
+                f"At({self.name!r})",
+                "the module's name as in model.named_modules(), a str",
+                f"write At({str(self.name)!r}); field.sites(x) lists the names",
+            )
         if self.end not in ("output", "input"):
             raise ConfigError(
                 f"At(end={self.end!r})", "'output' or 'input'", "write end='input' for what the module is given"
             )
+        super().__post_init__()
+        _check_call(self.call)
+
+
+def _check_call(call: int | None) -> None:
+    if call is not None and call < 0:
+        raise ConfigError(f"call={call}", "a number from 0", "count the calls of one forward pass from 0")
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class AtOp(Site):
     call: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_call(self.call)
         if self.op not in ops.STATUS and self.op not in ops._ALIASES.values():
             raise ConfigError(
                 f"AtOp({self.op!r})",

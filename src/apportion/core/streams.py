@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.core import tree
+from apportion.core.errors import InputError, kind_of
 from apportion.core.tree import Tree
+
+Id = bool | int | float | str | bytes | tuple[Any, ...]
+"""What may name an example."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _DRAW = np.uint64(0xD1342543DE82EF95)
@@ -37,6 +42,31 @@ def key_of(*words: object) -> int:
     """
     text = "\x1f".join(f"{type(w).__name__}:{w}" for w in words)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def plain_id(name: object) -> Id:
+    """Take a name that reads the same in every process, in one spelling: NumPy's numbers are Python's.
+
+    >>> plain_id(np.int64(3)), plain_id(("a", np.str_("b")))
+    (3, ('a', 'b'))
+
+    Raises:
+        InputError: an object, whose text may hold its address in memory.
+    """
+    if isinstance(name, np.generic) or (isinstance(name, Tensor) and name.ndim == 0):
+        name = name.item()
+    if isinstance(name, tuple):
+        return tuple(plain_id(part) for part in name)
+    for kind in (bool, int, float, str, bytes):
+        if type(name) is kind:
+            return name
+        if isinstance(name, kind):  # an enumeration's entry, for example
+            return kind.__new__(kind, name)  # pyright: ignore[reportArgumentType]
+    raise InputError(
+        f"{kind_of(name)} among the ids",
+        "a str, int, float or bytes, or a tuple of them, which key random numbers alike in every run",
+        "name the examples by strings, such as their file names",
+    )
 
 
 def content_ids(x: Tree) -> list[str]:

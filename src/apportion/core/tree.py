@@ -197,6 +197,15 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor has one number in memory per element: neither sparse nor nested.
+
+    >>> is_dense(torch.ones(2)), is_dense(torch.ones(2).to_sparse())
+    (True, False)
+    """
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def all_finite(tree: Tree) -> bool:
     """Tell whether every floating-point leaf is finite."""
     return all(bool(torch.isfinite(leaf).all()) for leaf in leaves(tree) if leaf.is_floating_point())

@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from apportion.core.errors import ModelError, kind_of
 
@@ -224,6 +226,12 @@ def _held(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
+def _iterates(module: nn.Module) -> bool:
+    """Tell whether a module in train mode improves an estimate in its buffers with every call."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
+
+
 def check_ready(model: Any, x_device: torch.device) -> None:
     """Refuse a model that cannot be explained as it stands.
 
@@ -248,7 +256,7 @@ def check_ready(model: Any, x_device: torch.device) -> None:
             module, nn.modules.instancenorm._InstanceNorm
         )
         recurrent = isinstance(module, nn.RNNBase) and module.dropout > 0
-        if module.training and not exported and (stochastic or batchwise or recurrent):
+        if module.training and not exported and (stochastic or batchwise or recurrent or _iterates(module)):
             raise ModelError(
                 f"{name or 'the model'} ({type(module).__name__}) is in train mode",
                 "eval mode, where each example's output is its own and repeatable",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import BaselineError, ConfigError, kind_of
+from apportion.core.errors import BaselineError, kind_of
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 
@@ -102,15 +102,9 @@ class Blurred(Baseline):
         sigma: standard deviation of the kernel, in elements (pixels).
     """
 
-    sigma: float
+    _positive = ("sigma",)
 
-    def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ConfigError(
-                f"Blurred(sigma={self.sigma})",
-                "a positive standard deviation in pixels",
-                "write Blurred(8), for example",
-            )
+    sigma: float
 
     def __call__(self, q: Question) -> Tree:
         return _one(lambda x: blur(x, self.sigma), q)
@@ -162,16 +156,12 @@ class Noise(Baseline):
         uniform: draw uniformly from [mean - sigma, mean + sigma].
     """
 
+    _positive = ("sigma", "count")
+
     sigma: float = 1.0
     mean: float = 0.0
     count: int = 1
     uniform: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.count < 1:
-            raise ConfigError(
-                f"Noise(sigma={self.sigma}, count={self.count})", "positive numbers", "give a positive sigma and count"
-            )
 
     @property
     def draws(self) -> int:
@@ -202,6 +192,8 @@ class Given(Baseline):
         def fit(x: Tensor, v: Tensor) -> Tensor:
             if not isinstance(v, Tensor):
                 raise BaselineError(f"{kind_of(v)} as baseline", "a torch.Tensor", "use Constant for numbers")
+            if not tree.is_dense(v):
+                raise BaselineError("a sparse or nested baseline", "dense tensors", "convert it with .to_dense()")
             if tuple(v.shape) == tuple(x.shape[1:]):
                 v = v[None]
             if tuple(v.shape[1:]) != tuple(x.shape[1:]) or v.shape[0] not in (1, x.shape[0]):

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Domain
-from apportion.core.errors import ConfigError
-from apportion.core.explainer import Explainer, Passes, check_options
+from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.noise import Gaussian
@@ -68,18 +67,6 @@ def moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: s
     variance = tree.apply(lambda t, s: (s / samples - (t / samples) ** 2).clamp_(min=0), total, square)
     mean, variance = tree.narrow(mean, like), tree.narrow(variance, like)
     return Moments(mean, variance, domain, None if claim is None else claim / samples)
-
-
-def check(wrapper: Explainer, samples: int) -> None:
-    """Refuse options that cannot be run.
-
-    Raises:
-        ConfigError: an option of the wrong type, or no positive number of samples.
-    """
-    check_options(wrapper)
-    if samples < 1:
-        name = type(wrapper).__name__
-        raise ConfigError(f"{name}(samples={samples!r})", "a positive int", "write samples=25, for example")
 
 
 def wrapped(base: Explainer, samples: int, q: Question | None = None) -> Passes:

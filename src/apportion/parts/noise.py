@@ -10,7 +10,6 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.site import Input
@@ -27,17 +26,10 @@ class Gaussian(Configurable):
     """
 
     example: ClassVar[str] = "ap.noise.Gaussian(0.15)"
+    _positive = ("sigma",)
 
     sigma: float = 0.15
     relative: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ConfigError(
-                f"Gaussian(sigma={self.sigma})",
-                "a positive standard deviation",
-                "write noise.Gaussian(0.15), for example",
-            )
 
     def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         """Make noisy copies: rows [R, ...]."""

@@ -28,7 +28,8 @@ class Quadrature(Configurable):
     n: int = 32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or self.n < self._least:
+        super().__post_init__()
+        if self.n < self._least:
             raise ConfigError(
                 f"{type(self).__name__}(n={self.n!r})",
                 f"an int of at least {self._least}",

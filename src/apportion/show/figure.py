@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class Sheet:
             return made
 
         for x, y, wide, high, color in self._rects:
-            axes(x, y, wide, high).add_patch(_rectangle(color))
+            axes(x, y, wide, high).add_patch(Rectangle((0, 0), 1, 1, facecolor=color, edgecolor="none"))
         for x, y, wide, high, rgb in self._images:
             axes(x, y, wide, high).imshow(rgb, interpolation="nearest", aspect="auto")
         for x, y, wide, painted in self._bars:
@@ -91,12 +92,6 @@ class Sheet:
         for x, y, line, size, bold in self._texts:
             _write(figure, x / width, 1 - y / height, line, size=size, bold=bold)
         return figure
-
-
-def _rectangle(color: str) -> object:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((0, 0), 1, 1, facecolor=color, edgecolor="none")
 
 
 def _write(
@@ -205,8 +200,8 @@ def _captions(
     page: Sheet, x: float, y: float, painted: Painted, attribution: Attribution, more: Sequence[str]
 ) -> float:
     y = page.bar(x, y, _CELL, painted)
-    for line in (f"{painted.note}; in {unit(attribution)}", maps.grid_note(attribution), *more):
-        y = page.text(x, y, line, _CELL, lines=3, size=7.5) if line else y
+    for line in (f"{painted.note}; in {unit(attribution)}", *maps.remarks(attribution), *more):
+        y = page.text(x, y, line, _CELL, lines=3, size=7.5) + 0.04 if line else y
     return y
 
 
@@ -331,7 +326,9 @@ def _head(out: Sheet, page: Page, at: list[float]) -> None:
         x = at[slot % len(at)]
         shown = page.picture if extra is None else extra
         y = out.text(x, top, "The picture" if name is None else name, _CELL, lines=1, size=9, bold=True) + 0.04
-        row_end = max(row_end, out.image(x, y, _CELL, _shape(shown.shape[1:]), maps.to_rgb(shown)) + 0.05)
+        row_end = max(
+            row_end, out.image(x, y, _CELL, _shape((shown.shape[1], shown.shape[2])), maps.to_rgb(shown)) + 0.05
+        )
         if index == 0:
             row_end = max(row_end, _classes(out, at[1], top, page))
     out.height = row_end + 0.1
@@ -380,10 +377,6 @@ def to_image(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy())
 
 
-MOST = 8
-"""Examples that `show` draws."""
-
-
 def show(
     attribution: Attribution,
     x: Tensor | None = None,
@@ -391,6 +384,7 @@ def show(
     colors: Colors = RED_BLUE,
     percentile: float = 99.0,
     opacity: float = 0.6,
+    most: int = 8,
 ) -> Image.Image:
     """Draw the first examples of an attribution below each other, over their pictures where those are given.
 
@@ -400,6 +394,7 @@ def show(
         colors: which to use.
         percentile: see `maps.paint`.
         opacity: see `maps.overlay`.
+        most: examples drawn; more are counted below.
 
     Raises:
         InputError: pictures of another number, or values that are no maps.
@@ -418,7 +413,7 @@ def show(
     name = attribution.method.get("type", "?") if isinstance(attribution.method, dict) else "?"
     heading = f"{name} ({attribution.kind.value}): {colors.meaning}"
     out.height = out.text(_MARGIN, out.height, heading, full, lines=4, size=9) + 0.08
-    for example in range(min(count, MOST)):
+    for example in range(min(count, most)):
         size = None if x is None else (x.shape[2], x.shape[3])
         painted = maps.paint(maps.picture_map(attribution, example, size), colors=colors, percentile=percentile)
         high, y = _shape(painted.levels.shape), out.height
@@ -427,6 +422,6 @@ def show(
             out.image(at[1], y, _CELL, high, maps.overlay(painted, in_grey(x[example].detach().cpu()), opacity))
         y = out.image(at[-1], y, _CELL, high, painted.rgb) + 0.08
         out.height = _captions(out, at[-1], y, painted, attribution, ()) + 0.12
-    if count > MOST:
-        out.height = out.text(_MARGIN, out.height, f"the first {MOST} of {count}", full, lines=1)
+    if count > most:
+        out.height = out.text(_MARGIN, out.height, f"the first {most} of {count}", full, lines=1)
     return to_image(out.figure())

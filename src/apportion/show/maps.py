@@ -289,18 +289,21 @@ def picture_map(
     return F.interpolate(flat[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
-def grid_note(attribution: Attribution) -> str:
-    """Say on what grid a map was computed, if not on the picture's pixels; else nothing.
+def remarks(attribution: Attribution) -> list[str]:
+    """Say what a reader of the map must know: a grid coarser than the picture's, a sign that was taken off.
 
     >>> import apportion as ap
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    >>> grid_note(ap.GradCAM()(ap.Field(net), torch.ones(1, 1, 5, 5), target=0))
-    "the layer's own grid, 3 × 3, enlarged bilinearly"
+    >>> remarks(ap.GradCAM()(ap.Field(net), torch.ones(1, 1, 5, 5), target=0))
+    ["computed on the layer's own grid, 3 × 3; enlarging it adds no detail"]
     """
-    if attribution.domain is not Domain.SITE or not isinstance(attribution.values, Tensor):
-        return ""
-    high, wide = attribution.values.shape[-2:]
-    return f"the layer's own grid, {high} × {wide}, enlarged bilinearly"
+    found = []
+    if attribution.domain is Domain.SITE and isinstance(attribution.values, Tensor):
+        high, wide = attribution.values.shape[-2:]
+        found.append(f"computed on the layer's own grid, {high} × {wide}; enlarging it adds no detail")
+    if any(step.startswith(("abs", "channel_max_abs")) for step in attribution.postprocessing):
+        found.append("the sign was taken off: colour says how much, not whether it raises or lowers")
+    return found
 
 
 def png(image: Image.Image) -> bytes:

@@ -123,9 +123,9 @@ def signed(number: float) -> str:
     """Write three digits and a sign.
 
     >>> signed(1.2345), signed(-0.5)
-    ('+1.23', '−0.5')
+    ('+1.23', '−0.500')
     """
-    return f"{number:+.3g}".replace("-", "−")
+    return f"{number:+#.3g}".replace("-", "−")
 
 
 def score_name(attribution: Attribution) -> str:

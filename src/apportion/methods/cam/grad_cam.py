@@ -10,7 +10,7 @@ import torch
 
 from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle
-from apportion.core.errors import ConfigError, SiteError
+from apportion.core.errors import ConfigError, NoGradientPathError, SiteError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
@@ -49,7 +49,8 @@ class GradCAM(Explainer):
     Values [B, h, w] lie on the layer's grid, in units of the score per position.
 
     Attributes:
-        layer: where A is read, [B, K, h, w]; "auto" takes the last module call with a spatial grid.
+        layer: where A is read, [B, K, h, w]; "auto" takes the last module call with a spatial grid that the
+            score depends on.
         relu: drop negative evidence, as published.
 
     Raises:
@@ -65,9 +66,9 @@ class GradCAM(Explainer):
     relu: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not isinstance(self.layer, Site) and self.layer != "auto":
             raise ConfigError(f"GradCAM(layer={self.layer!r})", "a site or 'auto'", f"write ap.At({self.layer!r})")
+        super().__post_init__()
 
     def explain(self, q: Question) -> Attribution:
         site = last_spatial(q) if self.layer == "auto" else self.layer
@@ -85,10 +86,11 @@ class GradCAM(Explainer):
 
 
 def last_spatial(q: Question) -> Site:
-    """Find the last module call of a pass that gives [B, K, h, w] with more than one position.
+    """Find the last module call on the way to the score that gives [B, K, h, w] with more than one position.
 
     Raises:
-        SiteError: there is none.
+        SiteError: there is no such call in the whole pass.
+        NoGradientPathError: the score is computed without them.
     """
     found = [s.site for s in q.sites() if len(s.shape) == 4 and math.prod(s.shape[2:]) > 1]
     if not found:
@@ -97,4 +99,12 @@ def last_spatial(q: Question) -> Site:
             "a convolutional network",
             "give layer=ap.At(...)",
         )
-    return found[-1]
+    reached = q.reaching(found)
+    if not reached:
+        names = ", ".join(str(s) for s in found[-3:])
+        raise NoGradientPathError(
+            f"the score depends on none of the spatial layers ({names})",
+            "a layer on the way from input to score",
+            "look for detach() or no_grad after them, or give layer=ap.At(...)",
+        )
+    return reached[-1]

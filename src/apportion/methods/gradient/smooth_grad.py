@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution
-from apportion.core.card import Card, Claim, Family, Paper, Principle
+from apportion.core.card import Card, Claim, Family, Paper, Principle, Total
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.methods.gradient.gradient import Gradient
 from apportion.methods.path.integrated_gradients import IntegratedGradients
-from apportion.parts.copies import check, moments, wrapped
+from apportion.parts.copies import moments, wrapped
 from apportion.parts.noise import Gaussian
 from apportion.parts.quadrature import Gauss
 
@@ -42,7 +42,7 @@ CARD = Card(
         Principle.SYMMETRY: False,
         Principle.IMPLEMENTATION_INVARIANCE: True,
     },
-    total="the mean of what the base claims at the copies",
+    total=Total.OF_BASE,
     differentiable=True,
     cautions=(
         "Noise leaves the data: many copies may have another top class; the target stays that of the example.",
@@ -57,7 +57,8 @@ class SmoothGrad(Explainer):
     """The mean of the base's values over noisy copies; Smilkov et al. 2017, section 3.1.
 
     Target, baselines and further arguments are those of the example, not of its copies. Units and sign
-    are the base's. `parts["standard_error"]` is the standard error of the mean.
+    are the base's. `parts["standard_error"]` is the standard error of the mean; a single copy has none,
+    and with `samples=1` the part is left out.
 
     Attributes:
         base: any explainer.
@@ -70,22 +71,23 @@ class SmoothGrad(Explainer):
     tensor([[3., 3.]])
     """
 
+    _positive = ("samples",)
+
     base: Explainer = Gradient()
     samples: int = 25
     noise: Gaussian = Gaussian()
 
-    def __post_init__(self) -> None:
-        check(self, self.samples)
-
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "SmoothGrad")
-        error = tree.apply(lambda v: (v / max(1, self.samples - 1)).sqrt(), found.variance)
+        parts = {}
+        if self.samples > 1:  # the variance divides by the number of copies, hence one less here
+            parts["standard_error"] = tree.apply(lambda v: (v / (self.samples - 1)).sqrt(), found.variance)
         return q.attribution(
             self,
             found.mean,
             domain=found.domain,
             claimed_total=found.claimed_total,
-            parts={"standard_error": error},
+            parts=parts,
         )
 
     def passes(self, q: Question | None = None) -> Passes:

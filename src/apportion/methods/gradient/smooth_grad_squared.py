@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution
-from apportion.core.card import Card, Family, Paper, Principle
+from apportion.core.card import Card, Family, Kind, Paper, Principle
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.methods.gradient.gradient import Gradient
-from apportion.parts.copies import check, moments, wrapped
+from apportion.parts.copies import moments, wrapped
 from apportion.parts.noise import Gaussian
 
 CARD = Card(
@@ -22,8 +22,8 @@ CARD = Card(
         "A benchmark for interpretability methods in deep neural networks",
         "NeurIPS 2019, arXiv:1806.10758",
     ),
-    kind=None,
-    intent="The mean of another method's squared map over noisy copies of the input.",
+    kind=Kind.SENSITIVITY,
+    intent="How large another method's values are around the input: their mean square over noisy copies.",
     cost="samples × base",
     families=(Family.MODIFIED_GRADIENT,),
     measured={
@@ -31,8 +31,12 @@ CARD = Card(
         Principle.LINEARITY: False,
         Principle.IMPLEMENTATION_INVARIANCE: True,
     },
+    signed=False,
     differentiable=True,
-    cautions=("Has no sign: what lowers the score looks like what raises it.",),
+    cautions=(
+        "Has no sign: what lowers the score looks like what raises it.",
+        "Squares sum to nothing, also where the base's values sum to the score.",
+    ),
 )
 
 
@@ -54,12 +58,11 @@ class SmoothGradSquared(Explainer):
     tensor([[9., 9.]])
     """
 
+    _positive = ("samples",)
+
     base: Explainer = Gradient()
     samples: int = 25
     noise: Gaussian = Gaussian()
-
-    def __post_init__(self) -> None:
-        check(self, self.samples)
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "SmoothGrad squared")

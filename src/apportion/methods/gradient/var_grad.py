@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apportion.core.attribution import Attribution
-from apportion.core.card import Card, Family, Paper, Principle
+from apportion.core.card import Card, Family, Kind, Paper, Principle
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.methods.gradient.gradient import Gradient
-from apportion.parts.copies import check, moments, wrapped
+from apportion.parts.copies import moments, wrapped
 from apportion.parts.noise import Gaussian
 
 CARD = Card(
@@ -21,8 +21,8 @@ CARD = Card(
         "Local explanation methods for deep neural networks lack sensitivity to parameter values",
         "ICLR 2018 workshop, arXiv:1810.03307",
     ),
-    kind=None,
-    intent="The variance of another method's map over noisy copies of the input.",
+    kind=Kind.SENSITIVITY,
+    intent="How much another method's values change around the input: their variance over noisy copies.",
     cost="samples × base",
     families=(Family.MODIFIED_GRADIENT,),
     measured={
@@ -31,10 +31,11 @@ CARD = Card(
         Principle.LINEARITY: False,
         Principle.IMPLEMENTATION_INVARIANCE: True,
     },
+    signed=False,
     differentiable=True,
     cautions=(
         "Measures curvature, not slope (Seo et al. 2018): zero for a linear model, whatever its weights.",
-        "Has no sign.",
+        "Has no sign, and sums to nothing, whatever the base's values sum to.",
     ),
 )
 
@@ -57,12 +58,11 @@ class VarGrad(Explainer):
     tensor([[0., 0.]])
     """
 
+    _positive = ("samples",)
+
     base: Explainer = Gradient()
     samples: int = 25
     noise: Gaussian = Gaussian()
-
-    def __post_init__(self) -> None:
-        check(self, self.samples)
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "VarGrad")

@@ -8,7 +8,8 @@ import torch
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution
-from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
+from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
+from apportion.core.errors import NonFiniteError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
@@ -48,7 +49,7 @@ CARD = Card(
         Principle.IMPLEMENTATION_INVARIANCE: True,
         Principle.SHIFT_INVARIANCE: False,
     },
-    total="f(x) - mean f(x')",
+    total=Total.DIFFERENCE,
     differentiable=True,
     cautions=(
         "Features equal to the baseline get 0 whatever they do; see references.equal_share.",
@@ -97,7 +98,13 @@ class IntegratedGradients(Explainer):
             points = tree.apply(
                 lambda s, x, t=alpha: torch.lerp(s, x, tree.per_row(t, s)), start, tree.index(q.x, owner)
             )
-            _, grad = q.value_and_grad(points, owner)
+            try:
+                _, grad = q.value_and_grad(points, owner)
+            except NonFiniteError as error:
+                if float(nodes.min()) > 0 and float(nodes.max()) < 1:
+                    raise
+                advice = "take a quadrature without nodes at the ends of the path (Gauss, Midpoint)"
+                raise error.advising(advice) from error
             tree.add_rows(slope, owner * k + draw, grad, weights[node])
         each = tree.apply(lambda s, x, r: s.unflatten(0, (len(q), k)) * (x[:, None] - r), slope, q.x, reference.rows)
         each = tree.narrow(each, q.x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import InputError
 from apportion.core.tree import Tree
 
 
@@ -64,11 +64,9 @@ class Squares(Configurable):
     [[0, 0, 1, 1], [0, 0, 1, 1]]
     """
 
-    side: int
+    _positive = ("side",)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.side, int) or self.side < 1:
-            raise ConfigError(f"Squares(side={self.side!r})", "a positive int", "write Squares(16), for example")
+    side: int
 
     def labels(self, like: Tree) -> Tree:
         """Number the squares."""
