@@ -480,9 +480,10 @@ def _rows(alone: Any, both: Any, at: int) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _is_range(bounds: Any) -> bool:
-    pair = bounds if isinstance(bounds, tuple | list) and len(bounds) == 2 else (None, None)
-    numbers = all(isinstance(b, int | float | np.number) and not isinstance(b, bool) for b in pair)
-    return numbers and math.isfinite(pair[0]) and math.isfinite(pair[1]) and bool(pair[0] < pair[1])
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        return False
+    numbers = all(isinstance(b, int | float | np.number) and not isinstance(b, bool) for b in bounds)
+    return numbers and all(map(math.isfinite, bounds)) and bool(bounds[0] < bounds[1])
 
 
 def _same(a: Any, b: Any, tolerance: float) -> bool:

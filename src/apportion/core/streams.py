@@ -61,7 +61,7 @@ def plain_id(name: object) -> Id:
         if type(name) is kind:
             return name
         if isinstance(name, kind):  # an enumeration's entry, for example
-            return kind.__new__(kind, name)  # pyright: ignore[reportArgumentType]
+            return kind(name)
     raise InputError(
         f"{kind_of(name)} among the ids",
         "a str, int, float or bytes, or a tuple of them, which key random numbers alike in every run",
