@@ -2,7 +2,7 @@
 
 from apportion import planted, testing
 from apportion.core.attribution import Attribution, Cost, Domain, References
-from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle
+from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle, Total
 from apportion.core.errors import ApportionError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field, Normalize, Shared
@@ -84,6 +84,7 @@ __all__ = [
     "SiteInfo",
     "SmoothGrad",
     "SmoothGradSquared",
+    "Total",
     "VarGrad",
     "baselines",
     "explain",

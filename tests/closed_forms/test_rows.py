@@ -6,6 +6,8 @@ IG1 = x2 (x1² - 1) / (2 x1), IG2 = x2 (x1 - 1)² / (2 x1).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -220,3 +222,66 @@ def test_baseline_equal_to_the_input_gives_zero() -> None:
     assert float(a.values.abs().max()) == 0.0
     assert a.references is not None
     assert a.references.equal_share.tolist() == [[1.0], [1.0]]
+
+
+def test_grad_cam_with_a_head_that_looks_at_places() -> None:
+    """A flattening head's gradient differs from place to place, so that its mean is no other statistic."""
+    torch.manual_seed(3)
+    stem = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh()).double()
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 5 * 5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(3, 2, 7, 7).double()
+    act = stem(x).detach().requires_grad_()
+    (grad,) = torch.autograd.grad(head(act)[:, 2].sum(), act)
+    assert float((grad.amax((2, 3)) - grad.mean((2, 3))).abs().min()) > 1e-3
+    want = torch.stack(
+        [sum((g.sum() / 25 * a for g, a in zip(grad[b], act[b], strict=True)), torch.zeros(5, 5)) for b in range(3)]
+    )
+    want = want.detach()
+    field = ap.Field(nn.Sequential(stem, head))
+    signed = ap.GradCAM(ap.At("0"), relu=False)(field, x, target=2)
+    assert torch.allclose(signed.values, want, rtol=0, atol=1e-15)
+    assert torch.equal(ap.GradCAM(ap.At("0"))(field, x, target=2).values, signed.values.relu())
+
+
+@dataclass(frozen=True)
+class Noted(ap.Explainer):
+    """The gradient, which keeps every map it gives."""
+
+    card = ap.Gradient.card
+
+    def explain(self, q: ap.Question) -> ap.Attribution:
+        a = ap.Gradient().explain(q)
+        MAPS.append(a.values)
+        return a
+
+    def passes(self, q: ap.Question | None = None) -> ap.Passes:
+        return ap.Passes(1, 1)
+
+
+MAPS: list[Tensor] = []
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_standard_error_of_few_maps(n: int) -> None:
+    MAPS.clear()
+    x = torch.randn(4, 5).double()
+    a = ap.SmoothGrad(Noted(), samples=n)(ap.Field(planted.dense_net()), x, target=1)
+    maps = torch.cat(MAPS).reshape(n, 4, 5)  # all examples meet one draw before the next
+    assert torch.allclose(a.values, maps.mean(0), rtol=0, atol=1e-15)
+    error = torch.std(maps, 0, correction=1) / n**0.5
+    assert torch.allclose(a.parts["standard_error"], error, rtol=1e-10, atol=1e-15)
+
+
+def test_a_single_map_has_no_standard_error() -> None:
+    a = ap.SmoothGrad(samples=1)(ap.Field(planted.dense_net()), torch.randn(2, 5).double(), target=1)
+    assert "standard_error" not in a.parts
+
+
+@pytest.mark.parametrize("kind", [ap.VarGrad, ap.SmoothGradSquared])
+def test_squares_are_sensitivities_whatever_the_base(kind: type[Explainer]) -> None:
+    a = kind(ap.IntegratedGradients(quadrature=ap.quadrature.Gauss(4)), samples=3)(  # pyright: ignore[reportCallIssue]
+        ap.Field(planted.dense_net()), torch.randn(2, 5).double(), target=1
+    )
+    assert a.kind is ap.Kind.SENSITIVITY
+    assert a.claimed_total is None
+    assert not kind.card.signed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 
 class Kind(Enum):
@@ -65,6 +65,16 @@ class Principle(Enum):
     MODEL_ROBUSTNESS = "similar models get similar maps"
 
 
+class Total(StrEnum):
+    """What the values of a method claim to sum to; each member is its own wording, empty for nothing."""
+
+    NOTHING = ""
+    DIFFERENCE = "f(x) - mean f(x')"
+    VALUE = "f(x)"
+    OF_BASE = "the mean of what the base claims"
+    ONE = "1"
+
+
 @dataclass(frozen=True)
 class Paper:
     """A publication: authors, year, title, where."""
@@ -109,7 +119,8 @@ class Card:
         exact_cost: whether the numbers are exact or an upper bound.
         needs: what it asks for.
         differentiable: whether the attribution can be differentiated with respect to the input.
-        total: what the values claim to sum to, in words; empty for nothing.
+        total: what the values claim to sum to.
+        signed: whether a positive value raises the score and a negative one lowers it.
         cautions: known failings, to be shown beside results.
     """
 
@@ -124,5 +135,6 @@ class Card:
     exact_cost: bool = True
     needs: frozenset[Need] = frozenset()
     differentiable: bool = False
-    total: str = ""
+    total: Total = Total.NOTHING
+    signed: bool = True
     cautions: tuple[str, ...] = ()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +15,13 @@ from torch import Tensor, nn
 
 from apportion import planted
 from apportion.core import tree
-from apportion.core.attribution import Attribution
-from apportion.core.card import Kind, Need
+from apportion.core.attribution import Attribution, Domain
+from apportion.core.card import Card, Kind, Need, Paper, Total
 from apportion.core.config import from_config, is_reproducible, to_config
-from apportion.core.errors import ApportionError
-from apportion.core.explainer import Explainer
+from apportion.core.errors import ApportionError, ConfigError, kind_of, nearest
+from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field
+from apportion.core.question import Question
 from apportion.testing.principles import PRINCIPLES, measure, points
 from apportion.testing.trace import differences, snapshot
 
@@ -37,14 +40,14 @@ class Case:
     name: str
     model: nn.Module
     x: Tensor
-    target: int
+    target: int | None
 
 
 def cases(explainer: Explainer) -> list[Case]:
     """Choose the planted models a method can explain."""
     generator = torch.Generator().manual_seed(2)
     pictures = torch.rand(5, 2, 8, 8, generator=generator, dtype=torch.float64)
-    out = [Case("convolutional", planted.conv_net(), pictures, 1)]
+    out = [Case("convolutional", planted.conv_net(), pictures, 2)]
     if Need.SPATIAL not in explainer.card.needs:
         out.append(Case("dense", planted.dense_net(), points(5), 2))
     return out
@@ -54,11 +57,12 @@ def _run(explainer: Explainer, case: Case, at: slice | list[int] = slice(None), 
     batch_size = options.pop("batch_size", "auto")
     model = options.pop("model", case.model)
     x = options.pop("x", case.x)
+    target = options.pop("target", case.target)
     assert isinstance(x, Tensor)
     ids = list(range(len(x)))
     field = Field(model, batch_size=batch_size)  # pyright: ignore[reportArgumentType]
     chosen = [ids[i] for i in at] if isinstance(at, list) else ids[at]
-    return explainer(field, x[at], target=case.target, ids=chosen, **options)  # pyright: ignore[reportArgumentType]
+    return explainer(field, x[at], target=target, ids=chosen, **options)  # pyright: ignore[reportArgumentType]
 
 
 def _demand(ok: bool, explainer: Explainer, what: str) -> None:
@@ -239,27 +243,191 @@ def cost(explainer: Explainer) -> None:
             _demand(bool(ok), explainer, f"{what}: says {relation} {number}, spent {got.tolist()} ({case.name})")
 
 
+def shape(explainer: Explainer) -> None:
+    """Values on the input are shaped as it is; values elsewhere have the examples on the first axis."""
+    for case in cases(explainer):
+        a = _run(explainer, case)
+        for leaf in tree.leaves(a.values):
+            got = tuple(leaf.shape)
+            if a.domain is Domain.INPUT:
+                _demand(got == tuple(case.x.shape), explainer, f"{got} on an input of {tuple(case.x.shape)}")
+            elif a.domain is not Domain.GLOBAL:
+                _demand(len(got) > 1 and got[0] == len(case.x), explainer, f"{got} for {len(case.x)} examples")
+
+
+def target(explainer: Explainer) -> None:
+    """The map is that of the target asked for; without one, that of the class that is highest at the example."""
+    for case in cases(explainer):
+        asked = _run(explainer, case)
+        others = [_run(explainer, case, target=t) for t in range(3) if t != case.target]
+        depends = any(_apart(asked, other) > 1e-9 for other in others)
+        _demand(depends, explainer, f"all targets get the same values ({case.name})")
+        x = torch.cat([case.x, *_between_classes(case)])
+        with torch.no_grad():
+            top = case.model(x).argmax(1).tolist()
+        free, given = (_run(explainer, case, x=x, target=t) for t in (None, top))
+        apart = _apart(free, given)
+        _demand(apart <= EXACT, explainer, f"target=None differs from the top classes by {apart:.1e} ({case.name})")
+
+
+def _between_classes(case: Case) -> Iterator[Tensor]:
+    """Find points so near to where the top class changes that most noise changes it."""
+    far = torch.randn(40, *case.x.shape[1:], generator=torch.Generator().manual_seed(4), dtype=case.x.dtype) * 3
+    with torch.no_grad():
+        top = case.model(far).argmax(1)
+        for i in (top != top[0]).nonzero()[:5, 0].tolist():
+            low, high = far[:1], far[i : i + 1]
+            for _ in range(30):
+                middle = (low + high) / 2
+                same = case.model(middle).argmax() == top[0]
+                low, high = (middle, high) if same else (low, middle)
+            yield high
+
+
+def sign(explainer: Explainer) -> None:
+    """Values are not all zero, and on a linear model what raises the score is positive, unless the Card waives it."""
+    for case in cases(explainer):
+        maps = [_run(explainer, case, target=t).values for t in range(3)]  # one class may have nothing positive
+        found = any(bool(leaf.any()) for values in maps for leaf in tree.leaves(values))
+        _demand(found, explainer, f"all values are zero ({case.name})")
+    if not _signed(explainer):
+        return
+    if Need.SPATIAL in explainer.card.needs:
+        rising = Case("rising", _rising(), cases(explainer)[0].x, 1)
+        leaves = tree.leaves(_run(explainer, rising).values)
+        ok = all(bool((leaf >= 0).all()) and bool(leaf.any()) for leaf in leaves)
+        _demand(ok, explainer, "values are not positive where everything raises the score")
+        return
+    weight = torch.tensor([1.0, -2.0, 3.0, 0.5, 0.0], dtype=torch.float64)
+    a = _run(explainer, _linear())
+    if a.domain is not Domain.INPUT:
+        return
+    want = weight.expand_as(_linear().x)
+    if explainer.kind is Kind.SALIENCE:
+        start = 0 if a.references is None else tree.leaves(a.references.rows)[0].mean(1)
+        want = want * (_linear().x - start)
+    matters = want.abs() >= 0.5 * want.abs().amax(1, keepdim=True)
+    ok = bool((tree.leaves(a.values)[0] * want > 0)[matters].all())
+    _demand(ok, explainer, "on a linear model values do not have the sign of what they do to the score")
+
+
+def _signed(explainer: Explainer) -> bool:
+    base = getattr(explainer, "base", None)
+    return explainer.card.signed and (not isinstance(base, Explainer) or _signed(base))
+
+
+def _linear() -> Case:
+    return Case("linear", planted.Linear([1.0, -2.0, 3.0, 0.5, 0.0], 0.3), points(5), 0)
+
+
+def _rising() -> nn.Module:
+    """Build a picture classifier without a negative weight."""
+    model = planted.conv_net()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.abs_()
+        model.get_buffer("norm.running_mean").zero_()
+    return model
+
+
+def precision(explainer: Explainer) -> None:
+    """What is asked in float64 is computed in float64: changes too small for float32 move the values."""
+    for case in cases(explainer):
+
+        def moved(by: float, case: Case = case) -> float:
+            before, after = _run(explainer, case), _run(explainer, case, x=case.x * (1 + by))
+            pairs = zip(tree.leaves(before.values), tree.leaves(after.values), strict=True)
+            return float(torch.cat([(s != t).double().flatten() for s, t in pairs]).mean())
+
+        # maps made of steps, such as ranks, are moved by neither
+        coarse, fine = moved(1e-3), moved(1e-11)
+        _demand(
+            coarse <= 0.3 or fine >= coarse / 4,
+            explainer,
+            f"float64 in, but computed with fewer digits: a change of x by 1e-11 moves {fine:.0%} of the values, "
+            f"one by 1e-3 {coarse:.0%} ({case.name})",
+        )
+
+
 def claims(explainer: Explainer) -> None:
-    """The claimed total fits the kind and the Card, and is met on a linear model."""
+    """The value is f(x); the total claimed is the Card's, computed anew, and is met on a linear model."""
     card = explainer.card
     for case in cases(explainer):
         a = _run(explainer, case)
+        with torch.no_grad():
+            fx = case.model(case.x)[:, case.target]
+        _near(a.value, fx, explainer, f"records a value that is not f(x) ({case.name})")
         _demand(a.kind is explainer.kind, explainer, "the result answers another question than the explainer")
         if a.kind is Kind.SENSITIVITY:
             _demand(a.gap is None, explainer, "a sensitivity claims a total")
-        elif card.kind is not None:
+        if card.total is Total.OF_BASE:
+            continue
+        claimed = a.claimed_total
+        if card.total is Total.NOTHING or claimed is None:
             _demand(
-                (a.gap is None) == (not card.total),
-                explainer,
-                "the total it claims is not its Card's",
+                (claimed is None) == (card.total is Total.NOTHING), explainer, "the total it claims is not its Card's"
             )
+            continue
+        want = {Total.VALUE: fx, Total.ONE: torch.ones_like(fx)}.get(card.total)
+        _near(
+            claimed,
+            _difference(explainer, a, case, fx) if want is None else want,
+            explainer,
+            f"claims another total than {card.total} ({case.name})",
+        )
+    if card.total is Total.OF_BASE:
+        _claims_of_base(explainer)
     if Need.SPATIAL in card.needs or not card.total:
         return
-    linear = Case("linear", planted.Linear([1.0, -2.0, 3.0, 0.5, 0.0], 0.3), points(5), 0)
-    a = _run(explainer, linear)
+    a = _run(explainer, _linear())
     if a.gap is not None:
         worst = float(a.gap.abs().max())
         _demand(worst <= 1e-9, explainer, f"misses its total by {worst:.1e} on a linear model")
+
+
+def _near(got: Tensor, want: Tensor, explainer: Explainer, what: str) -> None:
+    same = got.shape == want.shape and bool(((got - want).abs() <= 1e-9 * (1 + want.abs())).all())
+    _demand(same, explainer, f"{what}: {got.tolist()} instead of {want.tolist()}")
+
+
+def _difference(explainer: Explainer, a: Attribution, case: Case, fx: Tensor) -> Tensor:
+    if a.references is None:
+        raise ConformanceError(f"{explainer}: claims a difference and records no references")
+    rows = tree.leaves(a.references.rows)[0]
+    with torch.no_grad():
+        there = case.model(rows.flatten(0, 1))[:, case.target].reshape(rows.shape[:2])
+    _near(a.references.value, there, explainer, f"records other scores at its references ({case.name})")
+    return fx - there.mean(1)
+
+
+@dataclass(frozen=True)
+class _Claiming(Explainer):
+    """A base whose values do not sum to what it claims, which is 7; it claims nothing without `claims`."""
+
+    card = Card("Base", Paper("", 0, "", ""), Kind.SALIENCE, "Claims 7.", "1 forward, 1 backward", differentiable=True)
+    claims: bool = True
+
+    def explain(self, q: Question) -> Attribution:
+        value, grad = q.value_and_grad(q.x, torch.arange(len(q)))
+        return q.attribution(
+            self, grad, value=value, claimed_total=torch.full_like(value, 7.0) if self.claims else None
+        )
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return Passes(1, 1)
+
+
+def _claims_of_base(explainer: Explainer) -> None:
+    _demand(
+        isinstance(getattr(explainer, "base", None), Explainer), explainer, "claims its base's total without a base"
+    )
+    for claiming in (True, False):
+        a = _run(dataclasses.replace(explainer, base=_Claiming(claiming)), cases(explainer)[-1])  # pyright: ignore[reportCallIssue]
+        what = "claims another total than its base"
+        if claiming and a.claimed_total is not None:
+            _near(a.claimed_total, torch.full_like(a.value, 7.0), explainer, what)
+        else:
+            _demand((a.claimed_total is None) != claiming, explainer, what)
 
 
 def differentiable(explainer: Explainer) -> None:
@@ -305,18 +473,37 @@ def principles(explainer: Explainer) -> None:
         _demand(found == holds, explainer, f"{principle.name}: the Card says {holds}, measured {found}")
 
 
+def _named(check: Callable[[Explainer], None]) -> Callable[[Explainer], None]:
+    """Turn whatever an explainer raises inside a check into a finding of that check."""
+
+    @functools.wraps(check)
+    def run(explainer: Explainer) -> None:
+        try:
+            check(explainer)
+        except ConformanceError:
+            raise
+        except Exception as error:
+            raise ConformanceError(f"{explainer}: {check.__name__} met {type(error).__name__}: {error}") from error
+
+    return run
+
+
 CHECKS: dict[str, Callable[[Explainer], None]] = {
-    c.__name__: c
+    c.__name__: _named(c)
     for c in (
+        shape,
         batch_independence,
         chunk_invariance,
         determinism,
         dtype_and_device,
+        precision,
         no_trace,
         threads,
         config_round_trip,
         cost,
         claims,
+        target,
+        sign,
         differentiable,
         principles,
     )
@@ -332,10 +519,24 @@ def check_explainer(explainer: Explainer, checks: Iterable[str] | None = None) -
         checks: names from `CHECKS`; all unless given.
 
     Raises:
-        ConformanceError: the first promise that is not kept.
+        ConformanceError: the first promise that is not kept, or what the explainer raised meanwhile.
+        ConfigError: not an explainer with a Card, or no such check.
 
     >>> import apportion as ap
     >>> check_explainer(ap.Gradient(), ["cost", "claims"])
     """
-    for name in CHECKS if checks is None else checks:
+    if not isinstance(explainer, Explainer):
+        name = explainer.__name__ if isinstance(explainer, type) else "ap.Gradient"
+        raise ConfigError(f"{kind_of(explainer)} as explainer", "an instance of an ap.Explainer", f"write {name}()")
+    if not isinstance(getattr(type(explainer), "card", None), Card):
+        raise ConfigError(
+            f"{type(explainer).__name__} without a Card", "a Card to hold it to", "put @ap.register(ap.Card(...)) on it"
+        )
+    if isinstance(checks, str):
+        raise ConfigError(f"checks={checks!r}", "a list of names", f"write checks=[{checks!r}]")
+    chosen = list(CHECKS) if checks is None else list(checks)
+    for name in chosen:
+        if name not in CHECKS:
+            raise ConfigError(f"no check named {name!r}", nearest(str(name), CHECKS), "list the names with CHECKS")
+    for name in chosen:
         CHECKS[name](explainer)

@@ -8,7 +8,7 @@ import torch
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution
-from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
+from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
@@ -39,7 +39,7 @@ CARD = Card(
         Principle.IMPLEMENTATION_INVARIANCE: True,
         Principle.SHIFT_INVARIANCE: False,
     },
-    total="f(x) - f(x')",
+    total=Total.DIFFERENCE,
     differentiable=True,
     cautions=(
         "Exact for linear models only; the gap says how far off it is elsewhere.",

@@ -3,7 +3,6 @@
 from apportion.parts.rules.rule import Call, Plain, Rule
 from apportion.parts.rules.rules import (
     Deconv,
-    Detach,
     Epsilon,
     Guided,
     Midpoint,
@@ -27,7 +26,6 @@ from apportion.parts.rules.table import (
 __all__ = [
     "Call",
     "Deconv",
-    "Detach",
     "Epsilon",
     "Guided",
     "Midpoint",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from apportion.parts.rules.rule import Call, Plain, Rule
 
 if TYPE_CHECKING:
     from apportion.parts.rules.table import Rules
+
+_FUNCTORCH = cast(Any, torch._C)._functorch
 
 _VIEWS = frozenset(
     """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous
@@ -138,8 +140,8 @@ class _RuleMode(TorchFunctionMode):
         """Refuse vmap and its kin on what carries: it hides the gradient from this mode."""
         for t in tensors:
             inner = t
-            while torch._C._functorch.is_functorch_wrapped_tensor(inner):
-                inner = torch._C._functorch.get_unwrapped(inner)
+            while _FUNCTORCH.is_functorch_wrapped_tensor(inner):
+                inner = _FUNCTORCH.get_unwrapped(inner)
                 if _carries(inner):
                     raise RuleError(
                         f"torch.vmap, or another transform of torch.func, in {_where() or 'the model'}",

@@ -31,14 +31,6 @@ class Deconv(Rule):
 
 
 @dataclass(frozen=True)
-class Detach(Rule):
-    """Nothing is sent back."""
-
-    def back(self, call: Call, signal: Any) -> Signals:
-        return tuple(torch.zeros_like(t) if c else None for t, c in zip(call.inputs, call.carrying, strict=True))
-
-
-@dataclass(frozen=True)
 class SoftplusReLU(Rule):
     """ReLU replaced by log(1 + exp(β z)) / β, forward and backward, so that second derivatives exist.
 
