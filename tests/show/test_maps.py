@@ -164,6 +164,9 @@ def test_a_site_map_is_enlarged() -> None:
 def test_the_reader_is_told_when_the_sign_is_gone() -> None:
     assert maps.remarks(gradient()) == []
     assert "sign was taken off" in maps.remarks(gradient().abs())[0]
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 1))
+    spread = ap.VarGrad(base=ap.Gradient(), samples=2)(ap.Field(net, bounds=(0, 1)), torch.full((1, 3, 1, 1), 0.5))
+    assert "no direction" in maps.remarks(spread)[0]
 
 
 def test_values_that_are_no_map_say_so() -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int16, UInt8
 from PIL import Image
 from torch import Tensor
 
+from apportion.core import registry
 from apportion.core.attribution import Attribution, Domain
 from apportion.core.errors import ConfigError, InputError, NonFiniteError, kind_of
 
@@ -290,7 +291,7 @@ def picture_map(
 
 
 def remarks(attribution: Attribution) -> list[str]:
-    """Say what a reader of the map must know: a grid coarser than the picture's, a sign that was taken off.
+    """Say what a reader of the map must know: a grid coarser than the picture's, values without direction.
 
     >>> import apportion as ap
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -303,7 +304,15 @@ def remarks(attribution: Attribution) -> list[str]:
         found.append(f"computed on the layer's own grid, {high} × {wide}; enlarging it adds no detail")
     if any(step.startswith(("abs", "channel_max_abs")) for step in attribution.postprocessing):
         found.append("the sign was taken off: colour says how much, not whether it raises or lowers")
+    elif not _signed(attribution):
+        found.append("this method's values have no direction: colour says how much, not whether it raises or lowers")
     return found
+
+
+def _signed(attribution: Attribution) -> bool:
+    name = attribution.method.get("type", "") if isinstance(attribution.method, dict) else ""
+    card = registry.methods().get(registry.snake(name.rpartition(":")[2]))
+    return card is None or card.signed
 
 
 def png(image: Image.Image) -> bytes:
