@@ -161,7 +161,8 @@ class Field:
         if isinstance(model, type | torch.export.ExportedProgram) or not callable(model):
             check_ready(model, torch.device("cpu"))
         self.extra = extra if isinstance(extra, tuple | dict) or extra is None else (extra,)
-        self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
+        low, high = bounds or (None, None)
+        self.bounds = None if bounds is None else (_plain(low), _plain(high))
         self.normalize, self.precision = normalize, precision
         self.allow_unused = allow_unused
         self._batch_size = batch_size
@@ -477,6 +478,10 @@ def _rows(alone: Any, both: Any, at: int) -> tuple[list[Tensor], list[Tensor]]:
     pairs = zip(tree.tensors(alone), tree.tensors(both), strict=False)
     rows = [(a, b[at : at + 1]) for a, b in pairs if a.ndim and b.ndim and (a.shape[0], b.shape[0]) == (1, 2)]
     return [a for a, _ in rows], [b for _, b in rows]
+
+
+def _plain(number: Any) -> Any:
+    return number.item() if isinstance(number, np.number) else number
 
 
 def _is_range(bounds: Any) -> bool:

@@ -44,7 +44,7 @@ def key_of(*words: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def plain_id(name: object) -> Id:
+def plain_id(name: Any) -> Id:
     """Take a name that reads the same in every process, in one spelling: NumPy's numbers are Python's.
 
     >>> plain_id(np.int64(3)), plain_id(("a", np.str_("b")))
@@ -61,7 +61,7 @@ def plain_id(name: object) -> Id:
         if type(name) is kind:
             return name
         if isinstance(name, kind):  # an enumeration's entry, for example
-            return kind(name)
+            return kind(name)  # pyright: ignore[reportArgumentType]
     raise InputError(
         f"{kind_of(name)} among the ids",
         "a str, int, float or bytes, or a tuple of them, which key random numbers alike in every run",
