@@ -16,8 +16,8 @@ SETUP := pyproject.toml constraints.txt
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(DEMO)  ## explain one picture with a small pretrained network
-	$(BIN)/python examples/first_look.py
+demo: $(DEMO)  ## explain four pictures with a small pretrained network, into out/
+	$(BIN)/python -m apportion explain --out out
 
 test: $(DEV)  ## run the tests, on two processes
 	$(BIN)/python -m pytest -n 2

@@ -91,7 +91,7 @@ def test_code_in_page_runs(page: Path) -> None:
     assert not failures, failures[0]
 
 
-@pytest.mark.parametrize("name", ["quick-start", "which-method", "add-a-method", "errors"])
+@pytest.mark.parametrize("name", ["quick-start", "command-line", "which-method", "add-a-method", "errors"])
 def test_page_has_code(name: str) -> None:
     assert session(ROOT / "docs" / f"{name}.md").count(">>> ") >= 5
 
@@ -209,21 +209,27 @@ def test_repetition_is_noticed() -> None:
 # -- the example ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_first_look_runs(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("efficientnet_lite_pytorch")
-    command = [sys.executable, "-W", "error::UserWarning", ROOT / "examples" / "first_look.py", "coffee"]
-    done = subprocess.run(
-        [*command, "--steps", "2", "--samples", "2", "--out", tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def test_example_runs() -> None:
+    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / "own_model.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-    assert (tmp_path / "first_look_coffee.png").stat().st_size > 50_000
-    for card in (ap.Gradient.card, ap.GradientTimesInput.card, ap.IntegratedGradients.card, ap.GradCAM.card):
-        assert re.search(rf"espresso.*{card.title}|class 967.*{card.title}", done.stdout)
-    assert done.stdout.count("not applicable") == 3  # two sensitivities, and a salience without a total
+    assert "4 of 4 pictures are classified rightly" in done.stdout
+    shares = dict(re.findall(r"^([^:\n]+): (\d+)% of the map on the stripes", done.stdout, re.M))
+    assert len(shares) == 4
+    assert all(int(share) > 14 for share in shares.values())  # the patch's share of the picture
+    assert int(shares["integrated gradients from the grey around the stripes"]) == 100
+
+
+def test_example_runs_from_the_command_line(tmp_path: Path) -> None:
+    pytest.importorskip("cyclopts")
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from apportion.cli import main
+
+    Image.new("RGB", (40, 40), "orange").save(tmp_path / "a.png")
+    spec = f"{ROOT / 'examples' / 'own_model.py'}:trained"
+    told = ["--size", "32", "--method", "gradient", "--quiet", "--out", str(tmp_path / "out")]
+    assert main(["explain", str(tmp_path / "a.png"), "--model", spec, *told]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()

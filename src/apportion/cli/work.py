@@ -312,4 +312,5 @@ def _baselines(panels: Sequence[Panel]) -> tuple[tuple[str, Tensor], ...]:
                 shown.append(([user], row))
             elif user not in same:
                 same.append(user)
-    return tuple((f"baseline of {', '.join(users)}", row) for users, row in shown)
+    only = len(shown) == 1
+    return tuple(("baseline" if only else f"baseline of {', '.join(users)}", row) for users, row in shown)
