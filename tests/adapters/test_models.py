@@ -117,6 +117,7 @@ def test_own_picture_model(own: Path) -> None:
         (".", ConfigError, "hf:"),
         ("program.pt2", ConfigError, "no file"),
         ("hf:./absent", ConfigError, "no directory"),
+        ("hf:absent", ConfigError, "OWNER/MODEL"),
     ],
 )
 def test_mistakes(own: Path, spec: str, error: type[ap.ApportionError], message: str) -> None:

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import io
 import json
+import logging
 import pickle
 import sys
 import warnings
@@ -223,12 +224,12 @@ def _zoo(name: str) -> PictureModel:
 def _hugging_face(name: str) -> PictureModel:
     folder = Path(name).expanduser()
     local = folder.is_dir()
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):  # names there are owner/model
         beside = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise ConfigError(
             f"no directory {name}",
             nearest(str(folder), beside) if beside else "what model.save_pretrained wrote",
-            "check the path",
+            "check the path, or write hf:OWNER/MODEL",
         )
     transformers = _package("transformers")
     where = str(folder) if local else name
@@ -267,12 +268,16 @@ def _quiet(transformers: Any) -> Iterator[None]:
     """Keep a package's remarks and progress bars off standard error for a while."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
     log.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
     log.disable_progress_bar()
     try:
         yield
     finally:
         log.set_verbosity(level)
+        hub.setLevel(hub_level)
         if bars:
             log.enable_progress_bar()
 
