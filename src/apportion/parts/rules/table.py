@@ -57,6 +57,7 @@ class Rules(Configurable):
     otherwise: Rule | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = {*ops.STATUS, *ops._ALIASES.values(), *GROUPS}
         for name, _ in self.table:
             if name not in known:
