@@ -27,12 +27,16 @@ class Passes(NamedTuple):
         backward: rows sent backward.
         at_x: 1 where f(x) itself is needed besides; free where choosing the target already gave it.
         once: further rows forward that a wrapper does not repeat, such as those at the baselines.
+        once_backward: further rows backward likewise, such as those of a search for a baseline.
+        exact: whether the numbers are exact for each example; upper bounds otherwise.
     """
 
     forward: int
     backward: int
     at_x: int = 0
     once: int = 0
+    once_backward: int = 0
+    exact: bool = True
 
 
 @dataclass(frozen=True)

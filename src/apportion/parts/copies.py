@@ -72,4 +72,4 @@ def moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: s
 def wrapped(base: Explainer, samples: int, q: Question | None = None) -> Passes:
     """Count the passes of a base on copies; its own f(x) is a forward row of each copy."""
     b = base.passes(q)
-    return Passes(samples * (b.forward + b.at_x), samples * b.backward, at_x=1, once=b.once)
+    return b._replace(forward=samples * (b.forward + b.at_x), backward=samples * b.backward, at_x=1)

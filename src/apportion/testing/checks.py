@@ -235,11 +235,12 @@ def cost(explainer: Explainer) -> None:
     for case in cases(explainer):
         said = explainer.passes(Field(case.model).bind(case.x, target=case.target))
         spent = _run(explainer, case, batch_size=3).cost
-        want = {"forward": said.forward + said.once, "backward": said.backward, "at_x": said.at_x}
+        want = {"forward": said.forward + said.once, "backward": said.backward + said.once_backward, "at_x": said.at_x}
         for what, number in want.items():
             got = getattr(spent, what)
-            ok = (got == number).all() if explainer.card.exact_cost else (got <= number).all()
-            relation = "exactly" if explainer.card.exact_cost else "at most"
+            exact = explainer.card.exact_cost and said.exact
+            ok = (got == number).all() if exact else (got <= number).all()
+            relation = "exactly" if exact else "at most"
             _demand(bool(ok), explainer, f"{what}: says {relation} {number}, spent {got.tolist()} ({case.name})")
 
 

@@ -75,4 +75,4 @@ class GradientTimesInput(Explainer):
         return q.attribution(self, values, value=value, claimed_total=total, references=reference)
 
     def passes(self, q: Question | None = None) -> Passes:
-        return Passes(1, 1, once=self.baseline.draws + self.baseline.rows)
+        return self.baseline.added_to(Passes(1, 1))

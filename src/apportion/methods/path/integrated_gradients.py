@@ -118,7 +118,7 @@ class IntegratedGradients(Explainer):
 
     def passes(self, q: Question | None = None) -> Passes:
         k = self.baseline.draws
-        return Passes(self.quadrature.n * k, self.quadrature.n * k, at_x=1, once=k + self.baseline.rows)
+        return self.baseline.added_to(Passes(self.quadrature.n * k, self.quadrature.n * k, at_x=1))
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:

@@ -1,4 +1,4 @@
-"""Baselines: the points an explanation is made against."""
+"""Baselines that need nothing but the example."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import BaselineError, kind_of
+from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 
@@ -32,6 +33,24 @@ class Baseline(Configurable):
     def rows(self) -> int:
         """Rows sent forward per example in making them."""
         return 0
+
+    @property
+    def backward_rows(self) -> int:
+        """Rows sent backward per example in making them."""
+        return 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether every example costs that many rows, rather than at most that many."""
+        return True
+
+    def added_to(self, passes: Passes) -> Passes:
+        """Add what it costs to make these baselines and to score them, once per example."""
+        return passes._replace(
+            once=passes.once + self.draws + self.rows,
+            once_backward=passes.once_backward + self.backward_rows,
+            exact=passes.exact and self.exact,
+        )
 
     @abstractmethod
     def __call__(self, q: Question) -> Tree:
@@ -239,6 +258,14 @@ class AtInput(Baseline):
     @property
     def rows(self) -> int:
         return self.base.draws + self.base.rows
+
+    @property
+    def backward_rows(self) -> int:
+        return self.base.backward_rows
+
+    @property
+    def exact(self) -> bool:
+        return self.base.exact
 
     def __call__(self, q: Question) -> Tree:
         return q.carry(self.base)
