@@ -543,6 +543,45 @@ class Question:
             [f[0].tape for f in found],
         )
 
+    def observe(
+        self,
+        body: Callable[[Callable[[Tree, Owner], Tensor], Any, Owner], T],
+        rows: Any,
+        owner: Owner,
+        times: int,
+    ) -> list[T]:
+        """Let a body run the forward passes of each chunk itself, so that it can watch them.
+
+        Args:
+            body: called with a function that scores rows of this chunk, the chunk, and its owners.
+            rows: one row per owner, or a tuple of such trees, cut into chunks together.
+            owner: the example each row belongs to.
+            times: how often the body sends each row forward; 0 for passes that are counted as checks.
+
+        Returns:
+            What the body made of each chunk, in order.
+        """
+
+        def forward(part: Tree, own: Tensor) -> Tensor:
+            value = self._scored(self.field.score, self._outputs_of(part, own, self.field.score), own)
+            self._assert_finite(value.detach(), "the score", own)
+            return value
+
+        found = self._chunks(lambda part, own: body(forward, part, own), rows, owner, {"forward": times})
+        self._root._checks += 0 if times else len(owner)
+        return found
+
+    @property
+    def cost(self) -> Cost:
+        """Rows spent so far, by this question and all that share its account."""
+        spent = (self._runner.spent[k].clone() for k in ("forward", "backward", "at_x"))
+        return Cost(*spent, checks=self._root._checks)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was recorded by `warn` so far."""
+        return tuple(self._runner.warnings)
+
     # -- calling the model ------------------------------------------------------------------------
 
     def _normalized(self, inputs: Tree) -> Tree:
@@ -828,9 +867,6 @@ class Question:
         value = self.fx
         tensors: dict[str, Tensor] = {}
         root = self is self._root
-        cost = Cost(
-            *(self._runner.spent[k].clone() for k in ("forward", "backward", "at_x")), checks=self._root._checks
-        )
         for leaf in tree.leaves(values):
             if leaf.is_floating_point() and leaf.shape[0] == len(self):
                 self._assert_finite(leaf.detach(), "the attribution", self._owners())
@@ -841,13 +877,13 @@ class Question:
             domain=domain or (Domain.INPUT if isinstance(site, Input) else Domain.SITE),
             value=value,
             claimed_total=claimed_total,
-            cost=cost,
+            cost=self.cost,
             method=to_config(explainer, tensors) if root else {},
             score=to_config(self.field.score, tensors) if root else {},
             site=to_config(site, tensors) if root else {},
             target=_shown(self.target),
             seed=self.seed,
-            warnings=tuple(self._runner.warnings),
+            warnings=self.warnings,
             cautions=explainer.cautions,
             parts=dict(parts or {}),
             references=references,
