@@ -15,6 +15,7 @@ from apportion.core.config import Configurable
 from apportion.core.errors import BaselineError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
+from apportion.core.site import Input
 from apportion.core.tree import Tree
 
 
@@ -55,6 +56,42 @@ class Baseline(Configurable):
     @abstractmethod
     def __call__(self, q: Question) -> Tree:
         """Make the baselines for the examples of the question."""
+
+
+def is_at_input(q: Question) -> bool:
+    """Tell whether the points asked for stand at the model's input, also for a field at an inner site.
+
+    `AtInput` asks with the inputs themselves as x.
+    """
+    pairs = zip(tree.leaves(q.x), tree.leaves(q.inputs), strict=False)
+    return isinstance(q.field.site, Input) or all(a.data_ptr() == b.data_ptr() for a, b in pairs)
+
+
+def bounds_of(q: Question) -> tuple[float, float] | None:
+    """Give the bounds that hold where the points stand: the field's at its input, none at an inner site."""
+    return q.field.bounds if is_at_input(q) else None
+
+
+def needed_bounds(q: Question, name: str, fix: str) -> tuple[float, float]:
+    """Give the bounds for a baseline that has no meaning without.
+
+    Args:
+        q: the question.
+        name: whose baseline it is.
+        fix: what else would do.
+
+    Raises:
+        BaselineError: the field declares none, or has a site where they do not hold.
+    """
+    found = bounds_of(q)
+    if found is None:
+        given = "no bounds" if q.field.bounds is None else f"bounds of the input only, at site {q.field.site}"
+        raise BaselineError(
+            f"{name} on a field with {given}",
+            "the lowest and highest admissible value",
+            f"declare Field(..., bounds=(0, 1)), or {fix}",
+        )
+    return found
 
 
 def _one(fn, q: Question) -> Tree:
@@ -173,6 +210,16 @@ class Noise(Baseline):
         mean: centre.
         count: baselines per example; their explanations are averaged.
         uniform: draw uniformly from [mean - sigma, mean + sigma].
+        clip: clip the draws to the field's bounds, which the distribution above knows nothing of.
+
+    Raises:
+        BaselineError: `clip` without bounds.
+
+    >>> import apportion as ap
+    >>> q = ap.Field(lambda x: x.sum(1), bounds=(0, 1)).bind(torch.full((1, 50), 0.5))
+    >>> draws = Noise(2.0, clip=True)(q)
+    >>> draws.min().item(), draws.max().item()
+    (0.0, 1.0)
     """
 
     _positive = ("sigma", "count")
@@ -181,12 +228,14 @@ class Noise(Baseline):
     mean: float = 0.0
     count: int = 1
     uniform: bool = False
+    clip: bool = False
 
     @property
     def draws(self) -> int:
         return self.count
 
     def __call__(self, q: Question) -> Tree:
+        limits = needed_bounds(q, "Noise(clip=True)", "leave clip out") if self.clip else (None, None)
         stream, batch = q.stream("baseline noise"), len(q)
         owner = torch.arange(batch).repeat_interleave(self.count)
         draw = torch.arange(self.count).repeat(batch)
@@ -194,7 +243,12 @@ class Noise(Baseline):
         low = -1.0 if self.uniform else 0.0
         scale = 2 * self.sigma if self.uniform else self.sigma
         shift = self.mean + low * self.sigma
-        return tree.apply(lambda t: (shift + scale * t).unflatten(0, (batch, self.count)), n)
+
+        def place(t: Tensor) -> Tensor:
+            points = shift + scale * t
+            return (points.clamp(*limits) if self.clip else points).unflatten(0, (batch, self.count))
+
+        return tree.apply(place, n)
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -269,3 +323,53 @@ class AtInput(Baseline):
 
     def __call__(self, q: Question) -> Tree:
         return q.carry(self.base)
+
+
+@dataclass(frozen=True)
+class Several(Baseline):
+    """The baselines of several kinds, one after another; their explanations are averaged with equal weight.
+
+    A base that draws random points draws others here than in another place of the tuple, so that two alike
+    give independent points; the first draws what it draws alone.
+
+    Attributes:
+        bases: the baselines.
+
+    Raises:
+        BaselineError: no bases.
+
+    >>> Several((Zero(), Noise(count=3))).draws
+    4
+    """
+
+    bases: tuple[Baseline, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bases:
+            raise BaselineError("Several of no baselines", "one or more", "write Several((Zero(), Blurred(8)))")
+
+    @property
+    def draws(self) -> int:
+        return sum(b.draws for b in self.bases)
+
+    @property
+    def rows(self) -> int:
+        return sum(b.rows for b in self.bases)
+
+    @property
+    def backward_rows(self) -> int:
+        return sum(b.backward_rows for b in self.bases)
+
+    @property
+    def exact(self) -> bool:
+        return all(b.exact for b in self.bases)
+
+    def __call__(self, q: Question) -> Tree:
+        owner = torch.arange(len(q), device=q.device)
+        made = []
+        for place, base in enumerate(self.bases):
+            # the same examples with streams of their own
+            asked = q if place == 0 else q.at(q.x, owner, torch.full_like(owner, place))
+            made.append(base(asked))
+        return tree.apply(lambda *each: torch.cat(each, 1), *made)
