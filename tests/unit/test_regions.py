@@ -255,6 +255,29 @@ def test_in_place_writing_is_followed() -> None:
     assert [(o.units, o.changed.item()) for o in got.operations] == [(2, 1)]
 
 
+def test_writing_to_a_view_is_writing_to_the_whole() -> None:
+    def writes(x: Tensor) -> Tensor:
+        buffer = torch.zeros(len(x), 3, dtype=x.dtype)
+        buffer.narrow(1, 0, 2).copy_(x)
+        return torch.relu(buffer)
+
+    got = found(writes, rows([1, 1]), rows([-1, 2]))
+    assert [(o.units, o.changed.item()) for o in got.operations] == [(3, 1)]
+
+
+def test_exported_and_traced_programs_are_as_the_module() -> None:
+    torch.manual_seed(6)
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU6(), nn.Linear(6, 4), nn.LeakyReLU(), nn.Linear(4, 2)).double().eval()
+    x, b = torch.randn(2, 4, 3, dtype=D)
+    want = regions(ap.Field(net), x, b, along=3)
+    rows_axis = ({0: torch.export.Dim("rows")},)
+    for other in (torch.fx.symbolic_trace(net), torch.export.export(net, (x,), dynamic_shapes=rows_axis).module()):
+        got = regions(ap.Field(other), x, b, along=3)
+        assert torch.equal(got.share, want.share)
+        assert [o.kind for o in got.operations] == ["relu6", "leaky_relu"]
+        assert not got.other
+
+
 def test_what_does_not_depend_on_the_input_has_no_units() -> None:
     weight = torch.randn(2, 2, dtype=D)
     net = Calls(lambda m, x: m.act(x @ m.act(weight) + torch.relu(torch.zeros_like(x))), act=nn.ReLU()).eval()
