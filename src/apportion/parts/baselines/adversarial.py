@@ -54,8 +54,9 @@ class NearestAdversarial(Baseline):
     halved until the crossing is known.
 
     Where no try crosses, the point whose margin came nearest to 0 is given, with a warning that names the
-    examples; `success` and `search` tell. A gradient of 0 leaves a try where it is. One sign matters: on a
-    binary linear model the answer is x - f w / ‖w‖².
+    examples; `success` and `search` tell. A gradient of 0 leaves a try where it is. On a binary linear model the
+    answer is exact, x - f w / ‖w‖². With more classes the steepest way may lead to a rival whose boundary is not
+    the nearest: what is found is near, and never proven nearest.
 
     Attributes:
         epsilons: the radii, Euclidean, in units of x; the default is the authors' for pictures in [0, 1].
