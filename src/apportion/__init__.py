@@ -26,23 +26,28 @@ from apportion.core.score import (
 )
 from apportion.core.site import At, AtOp, Input, Site, SiteInfo
 from apportion.methods import (
+    IDGI,
+    ExpectedGradients,
     GradCAM,
     Gradient,
     GradientTimesInput,
     IntegratedGradients,
     SmoothGrad,
     SmoothGradSquared,
+    SplitIG,
     VarGrad,
 )
 from apportion.one_call import explain
-from apportion.parts import baselines, noise, quadrature, rules
+from apportion.parts import accumulate, baselines, noise, paths, quadrature, rules
 from apportion.parts.masks import fills, groups
+from apportion.regions import Regions, regions
 
 __version__ = "0.1.0"
 
 methods = _list_methods  # after the imports: the folder of the same name has been bound by now
 
 __all__ = [
+    "IDGI",
     "ApportionError",
     "At",
     "AtOp",
@@ -53,6 +58,7 @@ __all__ = [
     "Cost",
     "Custom",
     "Domain",
+    "ExpectedGradients",
     "Explainer",
     "Family",
     "Field",
@@ -77,6 +83,7 @@ __all__ = [
     "Question",
     "References",
     "Region",
+    "Regions",
     "Score",
     "Sequence",
     "Shared",
@@ -84,8 +91,10 @@ __all__ = [
     "SiteInfo",
     "SmoothGrad",
     "SmoothGradSquared",
+    "SplitIG",
     "Total",
     "VarGrad",
+    "accumulate",
     "baselines",
     "explain",
     "fills",
@@ -93,9 +102,11 @@ __all__ = [
     "method",
     "methods",
     "noise",
+    "paths",
     "planted",
     "progress",
     "quadrature",
+    "regions",
     "register",
     "rules",
     "testing",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apportion as ap
-from apportion.parts.rules import Call, Epsilon, Midpoint, Rescale, Rule, Rules
+from apportion.parts.rules import Call, Epsilon, Halfway, Rescale, Rule, Rules
 
 DEEP_LIFT = ap.rules.deep_lift_rescale()
 
@@ -188,4 +188,4 @@ def test_without_reference_rows_it_says_so():
     x = torch.ones(1, 2, dtype=torch.float64)
     with pytest.raises(ap.ApportionError, match="reference"):
         ap.Field(ROWS["B2"][0]).bind(x).backward(x, torch.zeros(1, dtype=torch.long), DEEP_LIFT)
-    assert {type(r) for _, r in DEEP_LIFT.table} >= {Rescale, Midpoint}
+    assert {type(r) for _, r in DEEP_LIFT.table} >= {Rescale, Halfway}

@@ -36,7 +36,11 @@ class Configurable:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Configurable._known[_type_name(cls)] = cls
+        name = _type_name(cls)
+        other = Configurable._known.get(name, cls)
+        if ":" not in name and other.__module__ != cls.__module__:
+            raise TypeError(f"two values of the library are called {name}: in {other.__module__} and {cls.__module__}")
+        Configurable._known[name] = cls
 
 
 def whole(value: Any) -> int | None:

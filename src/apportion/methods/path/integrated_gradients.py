@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from apportion.core import tree
-from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
-from apportion.core.errors import NonFiniteError
-from apportion.core.explainer import Explainer, Passes
-from apportion.core.question import Question
+from apportion.core.explainer import Explainer
 from apportion.core.registry import register
 from apportion.parts.baselines import Baseline, Noise, Zero
-from apportion.parts.quadrature import Gauss, Quadrature, Trapezoid
+from apportion.parts.paths.explainer import PathExplainer
+from apportion.parts.paths.path import Path
+from apportion.parts.paths.straight import Straight
+from apportion.parts.quadrature import Adaptive, Gauss, Quadrature, Trapezoid
 
 CARD = Card(
     title="Integrated gradients",
@@ -61,7 +58,7 @@ CARD = Card(
 
 @register(CARD)
 @dataclass(frozen=True)
-class IntegratedGradients(Explainer):
+class IntegratedGradients(PathExplainer):
     """(x - x') ⊙ ∫₀¹ ∂f(x' + α(x - x'))/∂x dα; Sundararajan et al. 2017, equation 1.
 
     Values are in units of the score. Several baselines are averaged, with each one's map in
@@ -85,41 +82,10 @@ class IntegratedGradients(Explainer):
     baseline: Baseline = Zero()
     quadrature: Quadrature = Gauss(32)
 
-    def explain(self, q: Question) -> Attribution:
-        reference = q.references(self.baseline)
-        nodes, weights = (t.to(q.device) for t in self.quadrature.rule())
-        n, k = len(nodes), self.baseline.draws
-        slope = tree.sums(q.x, len(q) * k)
-        for step, owner in q.grid(n * k, "integrated gradients"):
-            draw, node = step // n, step % n
-            alpha = nodes[node]
-
-            start = tree.apply(lambda r, at=(owner, draw): r[at], reference.rows)
-            points = tree.apply(
-                lambda s, x, t=alpha: torch.lerp(s, x, tree.per_row(t, s)), start, tree.index(q.x, owner)
-            )
-            try:
-                _, grad = q.value_and_grad(points, owner)
-            except NonFiniteError as error:
-                if float(nodes.min()) > 0 and float(nodes.max()) < 1:
-                    raise
-                advice = "take a quadrature without nodes at the ends of the path (Gauss, Midpoint)"
-                raise error.advising(advice) from error
-            tree.add_rows(slope, owner * k + draw, grad, weights[node])
-        each = tree.apply(lambda s, x, r: s.unflatten(0, (len(q), k)) * (x[:, None] - r), slope, q.x, reference.rows)
-        each = tree.narrow(each, q.x)
-        return q.attribution(
-            self,
-            tree.apply(lambda e: e.mean(1), each),
-            claimed_total=q.fx - reference.value.mean(1),
-            references=reference,
-            parts={"per_baseline": each} if k > 1 else {},
-        )
-
-    def passes(self, q: Question | None = None) -> Passes:
-        k = self.baseline.draws
-        return self.baseline.added_to(Passes(self.quadrature.n * k, self.quadrature.n * k, at_x=1))
+    @property
+    def way(self) -> Path:
+        return Straight(self.baseline, quadrature=self.quadrature)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(Noise(0.5, count=2), Trapezoid(9)))
+        return (cls(), cls(Noise(0.5, count=2), Trapezoid(9)), cls(quadrature=Adaptive(max_passes=24)))

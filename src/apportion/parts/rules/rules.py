@@ -221,7 +221,7 @@ class Rescale(Rule):
 
 
 @dataclass(frozen=True)
-class Midpoint(Rule):
+class Halfway(Rule):
     """Products: the derivative half-way, which is exact for bilinear operations.
 
     ab - a'b' = (a - a')(b + b')/2 + (b - b')(a + a')/2: each factor gets its Shapley share.

@@ -19,7 +19,7 @@ from apportion.parts.rules.rules import (
     Deconv,
     Epsilon,
     Guided,
-    Midpoint,
+    Halfway,
     Rescale,
     RescaleSoftmax,
     SoftplusReLU,
@@ -164,7 +164,7 @@ def epsilon_plus_box(low: float | tuple[float, ...], high: float | tuple[float, 
 
 def deep_lift_rescale() -> Rules:
     """DeepLIFT with Rescale, the product rule and softmax in log space (Shrikumar et al. 2017)."""
-    return Rules((("elementwise", Rescale()), ("product", Midpoint()), ("softmax", RescaleSoftmax())))
+    return Rules((("elementwise", Rescale()), ("product", Halfway()), ("softmax", RescaleSoftmax())))
 
 
 _PLAIN: tuple[tuple[str, Rule], ...] = tuple(

@@ -1,0 +1,209 @@
+"""Accumulators: what is made of the legs of a path, while they come."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.config import Configurable
+from apportion.core.question import Question
+from apportion.core.tree import Tree
+from apportion.parts.paths.path import Legs, Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What an accumulator made of a walk.
+
+    Attributes:
+        values: the map of each example, averaged over its branches.
+        parts: named companions.
+        claimed: what each branch's map should sum to; None for f(x) - f(x').
+    """
+
+    values: Tree
+    parts: dict[str, Tree] = field(default_factory=dict)
+    claimed: Float[Tensor, "B k"] | None = None
+
+
+@dataclass(frozen=True)
+class Accumulator(Configurable):
+    """Base of the accumulators."""
+
+    example: ClassVar[str] = "ap.accumulate.Dot()"
+
+    @property
+    def rises(self) -> bool:
+        """Whether legs must come with the change of the score over them."""
+        return False
+
+    @abstractmethod
+    def gather(self, q: Question, walk: Walk) -> Gathered:
+        """Read the legs of a walk."""
+
+
+class Sum:
+    """A running sum of rows by example, or by branch where one asks for the map of each."""
+
+    def __init__(self, q: Question, walk: Walk, *, each: bool = True) -> None:
+        self.q, self.walk, self.k = q, walk, walk.branches
+        self.each = each and self.k > 1
+        self.into = tree.sums(q.x, len(q) * self.k if self.each else len(q))
+        self.shares = walk.shares(q)
+
+    def add(self, legs: Legs, rows: Tree) -> None:
+        """Add one term for each leg."""
+        if self.each:
+            tree.add_rows(self.into, legs.row(self.k), rows)
+        else:
+            tree.add_rows(self.into, legs.owner, rows, None if self.k == 1 else self.shares[legs.owner, legs.branch])
+
+    def branches(self) -> Tree:
+        """Give the sum of each branch, [B, k, ...], where it was kept."""
+        each = tree.apply(lambda s: s.unflatten(0, (len(self.q), self.k)), self.into)
+        return tree.narrow(each, self.q.x)
+
+    def mean(self) -> Tree:
+        """Give the average over branches."""
+        if not self.each:
+            return tree.narrow(self.into, self.q.x)
+        each = tree.apply(lambda s: s.unflatten(0, (len(self.q), self.k)), self.into)
+        out = tree.apply(
+            lambda e: (e * self.shares.reshape(*self.shares.shape, *[1] * (e.ndim - 2)).to(e)).sum(1), each
+        )
+        return tree.narrow(out, self.q.x)
+
+
+@dataclass(frozen=True)
+class Dot(Accumulator):
+    """Σ ∇f ⊙ Δγ: the Riemann sum of the path integral.
+
+    Attributes:
+        each: keep the map of each branch in `parts["per_baseline"]`, where there are several.
+    """
+
+    each: bool = True
+
+    def gather(self, q: Question, walk: Walk) -> Gathered:
+        total = Sum(q, walk, each=self.each)
+        for legs in walk.legs:
+            total.add(legs, tree.apply(torch.mul, legs.grad, legs.move))
+        return Gathered(total.mean(), {"per_baseline": total.branches()} if total.each else {})
+
+
+@dataclass(frozen=True)
+class Expectation(Accumulator):
+    """The Riemann sum averaged over many branches that are not kept apart, with its standard error.
+
+    Branches are the independent draws. Where a branch has several legs, these are summed first, which needs
+    memory for the map of each branch.
+
+    Attributes:
+        single: each branch has one leg.
+    """
+
+    single: bool = True
+
+    def gather(self, q: Question, walk: Walk) -> Gathered:
+        k = walk.branches
+        total = Sum(q, walk, each=not self.single)
+        square = tree.sums(q.x, len(q))
+        for legs in walk.legs:
+            term = tree.apply(torch.mul, legs.grad, legs.move)
+            total.add(legs, term)
+            if self.single:
+                tree.add_rows(square, legs.owner, tree.apply(torch.square, term))
+        mean = total.mean()
+        if k == 1:
+            return Gathered(mean)
+        if self.single:
+            variance = tree.apply(lambda s, m: (s / k - m.to(s) ** 2).clamp(min=0), square, mean)
+        else:
+            variance = tree.apply(lambda e: e.var(1, correction=0), total.branches())
+        error = tree.apply(lambda v: (v / (k - 1)).sqrt(), variance)
+        return Gathered(mean, {"standard_error": tree.narrow(error, q.x)})
+
+
+@dataclass(frozen=True)
+class ImportantDirection(Accumulator):
+    """Σ_j g_j² (f_{j+1} - f_j) / ‖g_j‖²: each leg's rise, shared along its gradient; Yang et al. 2023, equation 6.
+
+    Where the gradient vanishes there is no direction: the leg gives nothing, and what the map then lacks of
+    f(x) - f(x') is its gap.
+    """
+
+    @property
+    def rises(self) -> bool:
+        return True
+
+    def gather(self, q: Question, walk: Walk) -> Gathered:
+        total = Sum(q, walk)
+        lost = torch.zeros(len(q), dtype=torch.long, device=q.device)
+        for legs in walk.legs:
+            assert legs.rise is not None  # asked for by `rises`
+            square = tree.apply(torch.square, legs.grad)
+            norm = tree.total(tree.apply(lambda s: s.to(torch.promote_types(s.dtype, torch.float32)), square))
+            flat = (norm == 0) & (legs.rise != 0)
+            lost.index_add_(0, legs.owner, flat.long())
+            share = torch.where(norm == 0, torch.zeros_like(norm), legs.rise.to(norm) / norm.masked_fill(norm == 0, 1))
+            total.add(legs, tree.apply(lambda s, share=share: s * tree.per_row(share, s), square))
+        where = lost.nonzero()[:, 0].tolist()
+        if where:
+            q.warn(
+                f"the gradient vanished on a leg over which the score changed, for example(s) {_some(where)}: "
+                "such legs have no direction and give nothing, which is in the gap; take more steps or another baseline"
+            )
+        return Gathered(total.mean(), {"per_baseline": total.branches()} if total.each else {})
+
+
+@dataclass(frozen=True)
+class Split(Accumulator):
+    """The Riemann sum in two: before and after the score has first risen by a share φ (Miglani et al. 2020).
+
+    A leg counts as before while no earlier leg, nor itself, was taken where
+    f(γ) - f(x') exceeds φ (f(x) - f(x')), in the direction of f(x) - f(x').
+
+    Attributes:
+        phi: the share φ.
+        keep_crossing: count the first leg beyond it as before, too.
+    """
+
+    phi: float = 0.9
+    keep_crossing: bool = False
+
+    def gather(self, q: Question, walk: Walk) -> Gathered:
+        k = walk.branches
+        start = walk.references().value
+        rise = (q.fx[:, None] - start).reshape(-1)
+        before, after = Sum(q, walk, each=False), Sum(q, walk, each=False)
+        crossed = torch.full((len(rise),), torch.inf, dtype=torch.float64, device=q.device)
+        for legs in walk.legs:
+            row = legs.row(k)
+            beyond = (legs.value - start.reshape(-1)[row]) * rise[row].sign() > self.phi * rise[row].abs()
+            place = torch.where(beyond, legs.t.double(), torch.inf)
+            crossed = crossed.scatter_reduce(0, row, place, "amin")
+            early = legs.t.double() <= crossed[row] if self.keep_crossing else legs.t.double() < crossed[row]
+            term = tree.apply(torch.mul, legs.grad, legs.move)
+            kept = tree.apply(lambda m, e=early: m * tree.per_row(e, m), term)
+            before.add(legs, kept)
+            after.add(legs, tree.apply(torch.sub, term, kept))
+        never = torch.isinf(crossed).reshape(len(q), k)
+        if bool(never.any()):
+            rows = never.any(1).nonzero()[:, 0].tolist()
+            q.warn(f"the score never passed φ = {self.phi} of its rise for example(s) {_some(rows)}: all is before")
+        if bool((rise == 0).any()):
+            q.warn("f(x) = f(x') for some examples: there is no rise to split")
+        split = torch.where(never, torch.ones_like(crossed).reshape(len(q), k), crossed.reshape(len(q), k))
+        parts = {"unsaturated": before.mean(), "saturated": after.mean(), "split_at": split.to(q.fx)}
+        return Gathered(parts["unsaturated"], parts)
+
+
+def _some(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:5]))
+    return shown if len(indices) <= 5 else f"{shown} and {len(indices) - 5} more"
