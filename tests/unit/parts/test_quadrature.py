@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from apportion.parts.quadrature import Gauss, Left, Midpoint, Quadrature, Right, Trapezoid
+from apportion.core.errors import ConfigError
+from apportion.parts.quadrature import Adaptive, Gauss, Left, Midpoint, MonteCarlo, Power, Quadrature, Right, Trapezoid
 
 KINDS = [Gauss, Midpoint, Trapezoid, Left, Right]
 
@@ -61,6 +62,11 @@ def exact() -> float:
         (Left(4), (64, 128, 256)),
         (Right(1), (64, 128, 256, 512)),
         (Right(4), (64, 128, 256)),
+        (Power(base=Midpoint(4)), (16, 32, 64, 128)),
+        (Power(base=Midpoint(4), exponent=3), (16, 32, 64, 128)),
+        (Power(base=Trapezoid(5)), (64, 128, 256, 512)),
+        (Power(base=Gauss(2)), (8, 16, 32, 64)),
+        (Power(base=Gauss(4)), (4, 8, 16)),
     ],
     ids=str,
 )
@@ -104,3 +110,34 @@ def test_ends() -> None:
     for rule in (Gauss(64), Midpoint(64)):
         assert float(rule.rule()[0][0]) > 0
         assert float(rule.rule()[0][-1]) < 1
+
+
+def test_powers_crowd_near_the_baseline_and_refuse_what_has_no_fixed_nodes() -> None:
+    t, w = Power(base=Midpoint(10), exponent=3).rule()
+    assert int((t < 0.1).sum()) == 5
+    assert abs(float(w.sum()) - 1) < 1e-15
+    assert torch.equal(torch.stack(Power(base=Gauss(5), exponent=1).rule()), torch.stack(Gauss(5).rule()))
+    for bad in (lambda: Power(base=MonteCarlo(4)), lambda: Power(exponent=0), lambda: Power(base=Power())):
+        with pytest.raises(ConfigError, match="exponent"):
+            bad()
+
+
+@pytest.mark.parametrize(
+    "options", [{"tolerance": -0.1}, {"map_tolerance": -1.0}, {"first": 2}, {"first": 20, "max_passes": 10}]
+)
+def test_adaptive_options_are_checked(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="Adaptive"):
+        Adaptive(**options)  # pyright: ignore[reportArgumentType]
+
+
+def test_rules_without_fixed_nodes_say_so() -> None:
+    for rule in (MonteCarlo(3), Adaptive()):
+        with pytest.raises(ConfigError, match="rule"):
+            rule.rule()
+
+
+@pytest.mark.parametrize("exponent", [2, 3])
+def test_powers_converge_in_n_as_their_base(exponent: int) -> None:
+    sizes = (20, 40, 80, 160)
+    errors = [abs(panels(Power(base=Midpoint(n), exponent=exponent), smooth, 1) - exact()) for n in sizes]
+    assert abs(-np.polyfit(np.log(sizes), np.log(errors), 1)[0] - 2) < 0.12

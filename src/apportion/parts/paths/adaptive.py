@@ -184,7 +184,7 @@ class _Refining:
         at = torch.arange(len(times), device=times.device).repeat_interleave(times)
         step = torch.arange(len(at), device=at.device) - (times.cumsum(0) - times)[at] + 1
         low, high = self.t[old_left], self.t[old_right]
-        t = low[at] + (high - low)[at] * (step / (times[at] + 1))
+        t = low[at] + (high - low)[at] * (step.double() / (times[at] + 1))
         new = torch.arange(len(t), device=t.device) + len(self.t)
         value, grad = self._evaluate(inside[at], t)
         self.path, self.t = torch.cat([self.path, inside[at]]), torch.cat([self.t, t])
@@ -236,7 +236,7 @@ def _shares(need: Float[Tensor, " I"], path: Int[Tensor, " I"], more: Int[Tensor
     >>> _shares(torch.tensor([9.0, 1.0, 5.0]), torch.tensor([0, 0, 1]), torch.tensor([2, 1])).tolist()
     [2, 0, 1]
     """
-    cuts = torch.arange(_CUTS, device=need.device)
+    cuts = torch.arange(_CUTS, dtype=need.dtype, device=need.device)
     gain = need[:, None] * (1 / (cuts + 1.0) ** 2 - 1 / (cuts + 2.0) ** 2)
     owner = path[:, None].expand_as(gain).reshape(-1)
     order = torch.argsort(gain.reshape(-1), descending=True, stable=True)

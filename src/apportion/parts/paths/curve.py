@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import References
-from apportion.core.errors import NonFiniteError
+from apportion.core.errors import ConfigError, NonFiniteError
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
@@ -70,6 +70,12 @@ class Curve(Path):
         return tree.apply(torch.sub, high, low)
 
     def walk(self, q: Question, *, rises: bool = False) -> Walk:
+        if rises and not self.quadrature.ordered:
+            raise ConfigError(
+                f"{self.quadrature} for what needs the score's change over each leg",
+                "a rule whose nodes lie in cells side by side",
+                "take MonteCarlo(n, stratified=True), or Left(n)",
+            )
         start = q.references(self.start)
         if isinstance(self.quadrature, Adaptive):
             return adaptive_walk(self, self.quadrature, q, start, rises=rises)
