@@ -40,6 +40,7 @@ from apportion.methods import (
 from apportion.one_call import explain
 from apportion.parts import accumulate, baselines, noise, paths, quadrature, rules
 from apportion.parts.masks import fills, groups
+from apportion.path_profile import PathProfile, path_profile
 from apportion.regions import Regions, regions
 
 __version__ = "0.1.0"
@@ -78,6 +79,7 @@ __all__ = [
     "Normalize",
     "Paper",
     "Passes",
+    "PathProfile",
     "Principle",
     "Probability",
     "Question",
@@ -102,6 +104,7 @@ __all__ = [
     "method",
     "methods",
     "noise",
+    "path_profile",
     "paths",
     "planted",
     "progress",
