@@ -27,6 +27,15 @@ def flat():
 def number():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 1))
 
+def halves():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
+    sign = torch.ones(16, 16)
+    sign[:, 8:] = -1
+    with torch.no_grad():
+        net[1].weight.copy_(sign.expand(3, 3, 16, 16).reshape(3, -1) * torch.tensor([[1.0], [0.5], [0.25]]))
+        net[1].bias.zero_()
+    return net
+
 def grid():
     return torch.nn.Conv2d(3, 4, 3)
 

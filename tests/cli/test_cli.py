@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import io
 import os
 import re
 import shutil
@@ -14,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import apportion as ap
 from apportion.adapters import zoo
@@ -26,6 +30,13 @@ from apportion.core.errors import OutputError
 pytest.importorskip("cyclopts")
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
+
+from PIL import Image
+
+from apportion.show import maps
+
+DEUTERANOPIA = np.array([[0.625, 0.375, 0], [0.7, 0.3, 0], [0, 0.3, 0.7]])
+"""What is left of red, green and blue to an eye without the green-sensitive cones, roughly."""
 
 Call = Callable[..., tuple[int, str, str]]
 OWN = ("--model", "stranger:make", "--size", 16, "--mean", 0.5)
@@ -189,6 +200,43 @@ def test_equal_names_get_files_of_their_own(folder: Path, call: Call) -> None:
     assert {"one.png", "one-2.png"} <= set(listed(folder / "out"))
 
 
+@pytest.mark.parametrize("name", ["red-blue", "orange-purple", "grey"])
+def test_colours_are_those_asked_for(folder: Path, call: Call, name: str) -> None:
+    """A linear model whose map is known: the left half raises the score, the right half lowers it."""
+    halves = ("explain", "one.png", "--model", "stranger:halves", "--size", 16, "--target", 0, "--method", "gradient")
+    colours = () if name == "red-blue" else ("--colors", name)
+    assert call(*halves, *colours, "--percentile", 90, "--quiet", "--out", "out")[0] == 0
+    report = (folder / "out/report.html").read_text()
+    (source,) = re.findall(r'data-map src="data:image/png;base64,([^"]+)"', report)[:1]
+    with Image.open(io.BytesIO(base64.b64decode(source))) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(float)
+    raises, lowers = pixels[:, :8].mean((0, 1)), pixels[:, 8:].mean((0, 1))
+    assert "90th percentile" in report or "largest magnitude" in report
+    words = {
+        "red-blue": "red raises the score, blue lowers it",
+        "orange-purple": "orange raises the score, purple lowers it",
+        "grey": "brighter is larger in size, black is 0; the sign is not shown",
+    }
+    assert [w for w in words if words[w] in report] == [name]
+    assert ("keeps its colours" in report) == (name == "grey")
+    if name == "red-blue":
+        assert raises[0] > 2 * raises[2]
+        assert lowers[2] > 2 * lowers[0]
+    elif name == "grey":
+        assert np.ptp(pixels, axis=2).max() == 0
+        assert (raises == lowers).all()
+        assert raises.min() > 200
+    else:
+        assert np.abs(DEUTERANOPIA @ (raises - lowers)).max() > 60
+
+
+def test_the_picture_under_grey_keeps_its_colours() -> None:
+    painted = maps.paint(torch.ones(2, 2), colors=maps.GREY)
+    orange = torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1).expand(3, 2, 2)
+    assert np.ptp(maps.overlay(painted, maps.under(orange, maps.GREY), 0.0), axis=2).min() == 255
+    assert np.ptp(maps.overlay(painted, maps.under(orange, maps.RED_BLUE), 0.0), axis=2).max() == 0
+
+
 # -- mistakes -------------------------------------------------------------------------------------
 
 
@@ -207,6 +255,9 @@ def test_equal_names_get_files_of_their_own(folder: Path, call: Call) -> None:
         (["one.png", "--mean", "1,2"], "one number or three"),
         (["one.png", "--seed", "x"], "arguments"),
         (["one.png", "--colour", "red"], "arguments"),
+        (["one.png", "--colors", "redblue"], "'red-blue'"),
+        (["one.png", "--percentile", "0"], r"\(0, 100\]"),
+        (["one.png", "--percentile", "nan"], r"\(0, 100\]"),
         (["stranger.py"], "picture|Pillow"),
         (["empty.png"], "picture"),
         (["folder"], "files that end in"),

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -65,6 +65,8 @@ def explain(
     method: Annotated[tuple[str, ...], Parameter(name=("--method", "--methods"))] = ("quick",),
     target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     out: Annotated[Path, Parameter(alias="-o")] = Path("out"),
+    colors: str = "red-blue",
+    percentile: float = 99.0,
     seed: int = 0,
     quiet: Annotated[bool, Parameter(alias="-q")] = False,
     size: int | None = None,
@@ -87,6 +89,10 @@ def explain(
         The class to explain, by index or name; each picture's top class unless given.
     out
         The directory for the results.
+    colors
+        Of the maps: red-blue, orange-purple (any colour vision) or grey (brighter is larger, no sign).
+    percentile
+        Of a map's magnitudes, which has the full colour; 100 is the largest.
     seed
         Of all random numbers.
     quiet
@@ -104,17 +110,20 @@ def explain(
     with Output(out, work.files(sources)) as output, warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)  # they are on the results, and printed from there
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's, about exported programs
-        from apportion.show import report
+        from apportion.show import maps, report
 
+        maps.check_percentile(percentile)
+        look = {"colors": maps.colors_by_name(colors), "percentile": percentile}
         network = models.load(model, size=size, mean=norm[0], std=norm[1])
         _say(*network.notes, quiet=quiet)
         index = None if target is None else network.index(target)
         seen = [work.look(network, picture) for picture in work.read(sources)]
         if "all" in method and not quiet:
             tables.print_estimate(work.estimate(network, seen[0], choices, index), len(seen))
-        results = _explain_all(output, network, seen, choices, index, seed, quiet)
+        results = _explain_all(output, network, seen, choices, index, seed, quiet, look)
         with output.file("report.html") as path:
-            report.write_report(path, [one.page for one in results], title="What the network saw", model=network.name)
+            pages = [one.page for one in results]
+            report.write_report(path, pages, title="What the network saw", model=network.name, **look)
     if not quiet:
         tables.print_results(results)
         print(f"\nreport: {output.folder / 'report.html'}")
@@ -131,6 +140,7 @@ def _explain_all(
     target: int | None,
     seed: int,
     quiet: bool,
+    look: dict[str, Any],
 ) -> list[work.Explained]:
     """Explain each picture and write what belongs to it alone."""
     from apportion.show import report
@@ -146,7 +156,7 @@ def _explain_all(
                 with output.file(f"values/{name}.{key}.safetensors") as path:
                     attribution.save(path)
             with output.file(f"{name}.png") as path:
-                report.write_sheet(path, explained.page)
+                report.write_sheet(path, explained.page, **look)
             results.append(explained)
             line.end(f"{len(explained.panels)} maps")
     except KeyboardInterrupt as error:

@@ -24,7 +24,7 @@ from apportion.core.attribution import Attribution
 from apportion.core.errors import InputError
 from apportion.show import maps
 from apportion.show.maps import RED_BLUE, Colors, Painted
-from apportion.show.page import Page, Panel, gap, passes, printable, unit
+from apportion.show.page import Page, Panel, gap, in_words, inside, passes, printable, unit
 
 DPI = 110
 """Pixels per inch of sheets."""
@@ -244,7 +244,7 @@ def overlay(
     percentile: float = 99.0,
     opacity: float = 0.6,
 ) -> Figure:
-    """Draw a map over its picture, which is shown in grey so that all colour is the map's.
+    """Draw a map over its picture; see `maps.under`.
 
     Args:
         attribution: of the picture.
@@ -263,20 +263,7 @@ def overlay(
     """
     high, wide = picture.shape[1:]
     painted = maps.paint(maps.picture_map(attribution, example, (high, wide)), colors=colors, percentile=percentile)
-    return _single(painted, maps.overlay(painted, in_grey(picture), opacity), title, attribution)
-
-
-def in_grey(picture: Float[Tensor, "C H W"]) -> Float[Tensor, "1 H W"]:
-    """Take the luminance of a picture (Rec. 709 weights).
-
-    >>> import torch
-    >>> in_grey(torch.ones(3, 1, 1)).tolist()
-    [[[1.0]]]
-    """
-    if picture.shape[0] == 1:
-        return picture
-    red, green, blue = picture
-    return (0.2126 * red + 0.7152 * green + 0.0722 * blue).clamp(0, 1)[None]
+    return _single(painted, maps.overlay(painted, maps.under(picture, colors), opacity), title, attribution)
 
 
 def sheet(page: Page, *, colors: Colors = RED_BLUE, percentile: float = 99.0, opacity: float = 0.6) -> Figure:
@@ -299,7 +286,10 @@ def sheet(page: Page, *, colors: Colors = RED_BLUE, percentile: float = 99.0, op
     y = out.text(_MARGIN, out.height, page.name, full, lines=2, size=12, bold=True)
     y = out.text(_MARGIN, y + 0.03, f"Explained: {page.target}", full, lines=2, size=9)
     how = f"In the maps, {colors.meaning}. Each map has its own scale."
-    out.height = out.text(_MARGIN, y, how, full, lines=2, size=9) + 0.12
+    y = out.text(_MARGIN, y, how, full, lines=2, size=9)
+    if page.marked:
+        y = out.text(_MARGIN, y, "Energy: squares of a map's values, channels summed.", full, lines=2, size=9)
+    out.height = y + 0.12
     _head(out, page, at)
     for kind, panels in groups:
         out.rect(_MARGIN, out.height, full, 0.015, "0.6")
@@ -307,9 +297,11 @@ def sheet(page: Page, *, colors: Colors = RED_BLUE, percentile: float = 99.0, op
         heading = f"{kind.value.capitalize()}: {kind.question}"
         out.height = out.text(_MARGIN, out.height, heading, full, lines=2, size=10, bold=True) + 0.08
         for first in range(0, len(panels), columns):
+            row = panels[first : first + columns]
+            head = max(map(_heading, row))  # so that the maps of a row stand side by side
             ends = [
-                _panel(out, x, page, panel, colors, percentile, opacity)
-                for x, panel in zip(at, panels[first : first + columns], strict=False)
+                _panel(out, x, page, panel, head, colors, percentile, opacity)
+                for x, panel in zip(at, row, strict=False)
             ]
             out.height = max(ends) + 0.15
     return out.figure()
@@ -345,17 +337,29 @@ def _classes(out: Sheet, x: float, y: float, page: Page) -> float:
     return y
 
 
-def _panel(out: Sheet, x: float, page: Page, panel: Panel, colors: Colors, percentile: float, opacity: float) -> float:
+def _energy(page: Page, panel: Panel) -> list[str]:
+    return [] if page.telling is None else [in_words(inside(panel.attribution, page.telling, page.size))]
+
+
+def _heading(panel: Panel) -> float:
+    """Height of title and detail."""
+    title, detail = wrap(panel.title, _CELL, size=9, bold=True), wrap(panel.detail, _CELL)
+    return _LINE * (9 / 8 * max(len(title), 1) + len(detail)) + 0.04
+
+
+def _panel(
+    out: Sheet, x: float, page: Page, panel: Panel, head: float, colors: Colors, percentile: float, opacity: float
+) -> float:
     painted = maps.paint(maps.picture_map(panel.attribution, size=page.size), colors=colors, percentile=percentile)
-    over = maps.overlay(painted, in_grey(page.picture), opacity)
+    over = maps.overlay(painted, maps.under(page.picture, colors), opacity)
     high = _shape(page.size)
-    title = wrap(panel.title, _CELL, size=9, most=2, bold=True)
-    out.text(x, out.height, panel.title, _CELL, lines=2, size=9, bold=True)
-    y = out.height + _LINE * 9 / 8 * max(len(title), 1) + 0.04
+    y = out.height + head
+    out.text(x, out.text(x, out.height, panel.title, _CELL, lines=2, size=9, bold=True), panel.detail, _CELL, lines=2)
     y = out.image(x, y, _CELL, high, painted.rgb) + 0.06
     y = out.image(x, y, _CELL, high, over) + 0.08
     facts = (
         f"gap {gap(panel.attribution)}",
+        *_energy(page, panel),
         f"{passes(panel.attribution)}; {panel.seconds:.2f} s",
         *(f"warning: {w}" for w in panel.attribution.warnings),
     )
@@ -419,7 +423,8 @@ def show(
         high, y = _shape(painted.levels.shape), out.height
         if x is not None:
             out.image(at[0], y, _CELL, high, maps.to_rgb(x[example]))
-            out.image(at[1], y, _CELL, high, maps.overlay(painted, in_grey(x[example].detach().cpu()), opacity))
+            below = maps.under(x[example].detach().cpu(), colors)
+            out.image(at[1], y, _CELL, high, maps.overlay(painted, below, opacity))
         y = out.image(at[-1], y, _CELL, high, painted.rgb) + 0.08
         out.height = _captions(out, at[-1], y, painted, attribution, ()) + 0.12
     if count > most:

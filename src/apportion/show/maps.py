@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apportion.core import registry
 from apportion.core.attribution import Attribution, Domain
-from apportion.core.errors import ConfigError, InputError, NonFiniteError, kind_of
+from apportion.core.errors import ConfigError, InputError, NonFiniteError, kind_of, nearest
 
 STEPS = 127
 """Steps of colour on either side of 0: as many as a byte can count with 0 exact."""
@@ -59,6 +59,25 @@ class Colors:
         """Whether the two sides can be told apart."""
         return self.raises != self.lowers
 
+    @property
+    def tinted(self) -> bool:
+        """Whether any of them is not a grey."""
+        return any(len(set(color)) > 1 for color in (self.zero, *self.raises, *self.lowers))
+
+    @property
+    def beneath(self) -> str:
+        """Say how the picture under a map looks, and why."""
+        if self.tinted:
+            return "The picture under a map is shown in grey, so that all colour is the map’s."
+        return "The picture under a map keeps its colours, so that the grey laid over it is the map’s."
+
+    @property
+    def under(self) -> str:
+        """How the picture below a map is shown, in words: what has no colour of its own leaves the picture's."""
+        if self.signed:
+            return "The picture under a map is shown in grey, so that all colour is the map’s."
+        return "The picture under a map keeps its colours, since the map has none."
+
     def palette(self) -> UInt8[np.ndarray, "255 3"]:
         """List the colours from the most negative value to the most positive."""
 
@@ -91,9 +110,58 @@ GREY = Colors(
     zero=(0, 0, 0),
     raises=((255, 255, 255),),
     lowers=((255, 255, 255),),
-    meaning="brighter is larger in magnitude, black is 0; the sign is not shown",
+    meaning="brighter is larger in size, black is 0; the sign is not shown",
 )
 """Magnitudes."""
+
+COLORS = {"red-blue": RED_BLUE, "orange-purple": ORANGE_PURPLE, "grey": GREY}
+"""The colours by name."""
+
+
+def colors_by_name(name: str) -> Colors:
+    """Look colours up.
+
+    Raises:
+        ConfigError: none have this name.
+
+    >>> colors_by_name("grey").signed
+    False
+    """
+    if name not in COLORS:
+        raise ConfigError(f"no colours named {name!r}", nearest(name, COLORS), f"choose one of {', '.join(COLORS)}")
+    return COLORS[name]
+
+
+COLORS = {"red-blue": RED_BLUE, "orange-purple": ORANGE_PURPLE, "grey": GREY}
+"""Colours by name."""
+
+
+def named(name: str) -> Colors:
+    """Look up colours by name.
+
+    Raises:
+        ConfigError: there are none of that name; the nearest are told.
+
+    >>> named("grey").signed
+    False
+    """
+    if name not in COLORS:
+        raise ConfigError(f"colors {name!r}", nearest(name, COLORS), f"choose one of {', '.join(COLORS)}")
+    return COLORS[name]
+
+
+def check_percentile(percentile: float) -> float:
+    """Refuse a percentile of which nothing can be drawn.
+
+    Raises:
+        ConfigError: it is not in (0, 100].
+
+    >>> check_percentile(99)
+    99
+    """
+    if not 0 < percentile <= 100:
+        raise ConfigError(f"percentile {percentile}", "a number in (0, 100]", "write percentile=99")
+    return percentile
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,14 +221,23 @@ def scale_of(values: Float[Tensor, "H W"], percentile: float = 99.0) -> float:
     >>> scale_of(torch.tensor([[-3.0, 1.0, 0.0, 2.0]]), percentile=75), scale_of(torch.zeros(2, 2))
     (2.0, 0.0)
     """
-    if not 0 < percentile <= 100:
-        raise ConfigError(f"percentile {percentile}", "a number in (0, 100]", "write percentile=99")
+    check_percentile(percentile)
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise NonFiniteError(f"{bad} of {values.numel()} values are not finite", "a finite map", "explain it again")
     sizes = np.sort(values.detach().double().abs().cpu().numpy(), axis=None)
     at = max(0, int(np.ceil(len(sizes) * percentile / 100 - 1e-9)) - 1)
     return float(sizes[at] or sizes[-1])
+
+
+def check_percentile(percentile: float) -> None:
+    """Refuse what is no percentile of magnitudes.
+
+    Raises:
+        ConfigError: it is not in (0, 100].
+    """
+    if not 0 < percentile <= 100:
+        raise ConfigError(f"percentile {percentile}", "a number in (0, 100]", "give 99, or 100 for the largest")
 
 
 def paint(values: Float[Tensor, "H W"], *, colors: Colors = RED_BLUE, percentile: float = 99.0) -> Painted:
@@ -205,14 +282,28 @@ def overlay(painted: Painted, picture: Float[Tensor, "C H W"], opacity: float = 
     """
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity {opacity}", "a number in [0, 1]", "write opacity=0.6")
-    under = to_rgb(picture)
-    if under.shape[:2] != painted.levels.shape:
+    below = to_rgb(picture)
+    if below.shape[:2] != painted.levels.shape:
         raise InputError(
-            f"a picture of {under.shape[:2]} pixels under a map of {painted.levels.shape}",
+            f"a picture of {below.shape[:2]} pixels under a map of {painted.levels.shape}",
             "equal sizes",
             "draw the map at the picture's size: picture_map(a, size=...)",
         )
-    return np.round((1 - opacity) * under.astype(np.float64) + opacity * painted.rgb).astype(np.uint8)
+    return np.round((1 - opacity) * below.astype(np.float64) + opacity * painted.rgb).astype(np.uint8)
+
+
+def under(picture: Float[Tensor, "C H W"], colors: Colors) -> Float[Tensor, "D H W"]:
+    """Prepare a picture to lie under a map: in grey below colours, in its own colours below grey.
+
+    The grey is luminance by Rec. 709 weights.
+
+    >>> under(torch.ones(3, 1, 1), RED_BLUE).shape, under(torch.ones(3, 1, 1), GREY).shape
+    (torch.Size([1, 1, 1]), torch.Size([3, 1, 1]))
+    """
+    if picture.shape[0] == 1 or not colors.tinted:
+        return picture
+    red, green, blue = picture
+    return (0.2126 * red + 0.7152 * green + 0.0722 * blue).clamp(0, 1)[None]
 
 
 def to_rgb(picture: Float[Tensor, "C H W"]) -> UInt8[np.ndarray, "H W 3"]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from apportion.core.attribution import Attribution
 from apportion.core.card import Kind
 from apportion.core.errors import InputError
 from apportion.show import maps
+
+POINTS = frozenset({"point", "points", "counterfactual", "counterfactuals", "picture", "pictures"})
+"""Last words of the names of parts that are inputs of the model, and are drawn as pictures."""
+
+_MOST = 6  # points drawn of one name
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +31,7 @@ class Panel:
         title: the method's name.
         attribution: of one example.
         seconds: that it took.
+        detail: what is special about this one, as the class it explains; empty for nothing.
 
     Raises:
         InputError: several examples, or values that are no map of a picture.
@@ -32,6 +40,7 @@ class Panel:
     title: str
     attribution: Attribution
     seconds: float
+    detail: str = ""
 
     def __post_init__(self) -> None:
         if len(self.attribution) != 1:
@@ -39,6 +48,82 @@ class Panel:
                 f"an attribution of {len(self.attribution)} examples in a panel", "one", "explain pictures one by one"
             )
         maps.picture_map(self.attribution)
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """An object whose place on a picture is known.
+
+    Attributes:
+        name: of the object.
+        box: left, top, right, bottom in pixels, the last two excluded.
+        mask: its pixels; None where only the box is known.
+    """
+
+    name: str
+    box: tuple[int, int, int, int]
+    mask: Bool[Tensor, "H W"] | None = None
+
+    def boxed(self, size: tuple[int, int]) -> Bool[Tensor, "H W"]:
+        """Fill the box, on a picture of so many rows and columns."""
+        left, top, right, bottom = self.box
+        filled = torch.zeros(size, dtype=torch.bool)
+        filled[top:bottom, left:right] = True
+        return filled
+
+
+@dataclass(frozen=True)
+class Inside:
+    """How much of a map lies on an object.
+
+    A share of energy reads against the share of area beside it, which a map without preference would get.
+
+    Attributes:
+        name: the object's.
+        box: share of the map's energy inside the box; None for a map of zeros.
+        box_area: share of the picture that the box covers.
+        mask: as `box`, for the outline; None also where there is none.
+        mask_area: share of the picture inside the outline.
+    """
+
+    name: str
+    box: float | None
+    box_area: float
+    mask: float | None = None
+    mask_area: float | None = None
+
+
+def inside(attribution: Attribution, marked: Marked, size: tuple[int, int]) -> Inside:
+    """Measure the share of a map's energy on an object: squares of its values, after summing over channels.
+
+    A site's grid is measured as it is drawn, enlarged.
+
+    Args:
+        attribution: of one picture.
+        marked: the object.
+        size: height and width of the picture.
+
+    >>> import apportion as ap
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1))
+    >>> a = ap.Gradient()(ap.Field(net), torch.zeros(1, 1, 2, 2))
+    >>> inside(a, Marked("all", (0, 0, 2, 2)), (2, 2))
+    Inside(name='all', box=1.0, box_area=1.0, mask=None, mask_area=None)
+    """
+    values = maps.picture_map(attribution, size=size).double()
+    largest = float(values.abs().max())
+    energy = (values / largest).square() if largest else values  # tiny values would vanish when squared
+    total = float(energy.sum())
+
+    def share(where: Tensor) -> float | None:
+        return float(energy[where].sum()) / total if total else None
+
+    def area(where: Tensor) -> float:
+        return float(where.double().mean())
+
+    box = marked.boxed(size)
+    if marked.mask is None:
+        return Inside(marked.name, share(box), area(box))
+    return Inside(marked.name, share(box), area(box), share(marked.mask), area(marked.mask))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +137,10 @@ class Page:
         target: what was explained, in words.
         panels: the methods' answers.
         extra_pictures: baselines, boundary points or counterfactuals, each [3, H, W] with a name.
+        marked: objects whose place is known.
 
     Raises:
-        InputError: something that is no picture, or a map of another size.
+        InputError: something that is no picture, a map of another size, or an object that is not on the picture.
     """
 
     name: str
@@ -63,6 +149,7 @@ class Page:
     target: str
     panels: tuple[Panel, ...]
     extra_pictures: tuple[tuple[str, Tensor], ...] = ()
+    marked: tuple[Marked, ...] = ()
 
     def __post_init__(self) -> None:
         maps.to_rgb(self.picture)
@@ -70,6 +157,21 @@ class Page:
             maps.picture_map(panel.attribution, size=self.size)
         for _, extra in self.extra_pictures:
             maps.to_rgb(extra)
+        high, wide = self.size
+        for one in self.marked:
+            left, top, right, bottom = one.box
+            fits = 0 <= left < right <= wide and 0 <= top < bottom <= high
+            if not fits or (one.mask is not None and tuple(one.mask.shape) != self.size):
+                raise InputError(
+                    f"{one.name!r} in the box {one.box} on a picture of {high} rows and {wide} columns",
+                    "left, top, right, bottom inside the picture, and a mask of its size",
+                    "mark the picture as the network saw it, after cropping",
+                )
+
+    @property
+    def telling(self) -> Marked | None:
+        """The marked object with the smallest box, on which a share says most."""
+        return min(self.marked, key=lambda m: int(m.boxed(self.size).sum()), default=None)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -141,6 +243,94 @@ def score_name(attribution: Attribution) -> str:
     while isinstance(target, list) and len(target) == 1:
         target = target[0]
     return str(name) if target is None else f"{name}, target {target}"
+
+
+def share(energy: float | None, area: float | None) -> str:
+    """Write a share of energy against a share of area; nothing where there is none.
+
+    >>> share(0.664, 0.571), share(1.0, 1.0), share(None, 0.5)
+    ('.66/.57', '1.00/1.00', '')
+    """
+    if energy is None or area is None:
+        return ""
+    return "/".join(f"{part:.2f}".removeprefix("0") for part in (energy, area))
+
+
+def in_words(found: Inside) -> str:
+    """Write what lies on an object.
+
+    >>> in_words(Inside("cat", 0.664, 0.571, 0.5, 0.3))
+    'cat: 0.66 of the energy in its box, 0.57 of the area; 0.50 in its outline, 0.30 of the area'
+    """
+    if found.box is None:
+        return f"{found.name}: a map of zeros has no energy"
+    text = f"{found.name}: {found.box:.2f} of the energy in its box, {found.box_area:.2f} of the area"
+    if found.mask is None or found.mask_area is None:
+        return text
+    return f"{text}; {found.mask:.2f} in its outline, {found.mask_area:.2f} of the area"
+
+
+def points(attribution: Attribution, shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Find the inputs that a method used or found, which can be drawn as pictures, with their names.
+
+    They are the references, and those parts whose name ends in one of `POINTS`. Maps have the shape of an input
+    too, so shape alone does not tell.
+
+    Args:
+        attribution: of one example.
+        shape: of its picture, [3, H, W].
+
+    Yields:
+        A name, and a picture that may leave [0, 1].
+
+    >>> import apportion as ap
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1))
+    >>> a = ap.IntegratedGradients()(ap.Field(net), torch.ones(1, 3, 2, 2))
+    >>> [(name, one.sum().item()) for name, one in points(a, (3, 2, 2))]
+    [('baseline', 0.0)]
+    """
+    named = [] if attribution.references is None else [("baseline", attribution.references.rows)]
+    named += [(name.replace("_", " "), part) for name, part in attribution.parts.items() if _is_point(name)]
+    for name, rows in named:
+        if not isinstance(rows, Tensor) or rows.ndim not in (4, 5) or tuple(rows.shape[-3:]) != tuple(shape):
+            continue
+        each = rows[0] if rows.ndim == 5 else rows[:1]
+        for i, one in enumerate(each[:_MOST], 1):
+            yield (name if len(each) == 1 else f"{name} {i} of {len(each)}"), one.detach().cpu().float()
+
+
+def _is_point(name: str) -> bool:
+    return name.lower().replace("_", " ").split(" ")[-1] in POINTS
+
+
+def pictures_of(panels: Sequence[Panel], shape: tuple[int, ...]) -> tuple[tuple[str, Tensor], ...]:
+    """Collect what the methods used or found, each picture once, named with all its users.
+
+    What leaves [0, 1] is clipped, and its name says so.
+
+    Args:
+        panels: the methods' answers.
+        shape: the picture's, [3, H, W].
+    """
+    shown: list[tuple[str, list[str], Tensor]] = []
+    for panel in panels:
+        user = panel.title.partition(":")[0]
+        for name, one in points(panel.attribution, shape):
+            same = next((users for other, users, seen in shown if other == name and torch.equal(one, seen)), None)
+            if same is None:
+                shown.append((name, [user], one))
+            elif user not in same:
+                same.append(user)
+    return tuple(
+        (f"{name}{'' if len(shown) == 1 else ' of ' + ', '.join(users)}{_clipped(one)}", one.clamp(0, 1))
+        for name, users, one in shown
+        if bool(torch.isfinite(one).all())
+    )
+
+
+def _clipped(picture: Tensor) -> str:
+    low, high = float(picture.min()), float(picture.max())
+    return "" if low >= 0 and high <= 1 else f", {low:.2g} to {high:.2g}, clipped to 0 to 1".replace("-", "−")
 
 
 def settings(attribution: Attribution) -> str:

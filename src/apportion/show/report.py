@@ -21,10 +21,23 @@ from apportion.core.attribution import Attribution
 from apportion.core.errors import InputError
 from apportion.show import figure, maps
 from apportion.show.maps import RED_BLUE, Colors, Painted
-from apportion.show.page import Page, Panel, gap, passes, printable, score_name, settings, signed, unit
+from apportion.show.page import (
+    Marked,
+    Page,
+    Panel,
+    gap,
+    in_words,
+    inside,
+    passes,
+    printable,
+    score_name,
+    settings,
+    signed,
+    unit,
+)
 from apportion.show.write import write_bytes
 
-__all__ = ["Page", "Panel", "write_report", "write_sheet"]
+__all__ = ["Marked", "Page", "Panel", "write_report", "write_sheet"]
 
 _OPACITY = 60  # per cent, where sliders start
 
@@ -148,6 +161,7 @@ def _page(page: Page, colors: Colors, percentile: float) -> dict[str, Any]:
         "target": page.target,
         "classes": page.classes,
         "extras": [(name, _picture(one), one.shape[2], one.shape[1]) for name, one in page.extra_pictures],
+        "marked": [(one.name, _percent(one.box, page.size)) for one in page.marked],
         "count": len(page.panels),
         "rows": [
             {
@@ -161,6 +175,13 @@ def _page(page: Page, colors: Colors, percentile: float) -> dict[str, Any]:
     }
 
 
+def _percent(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
+    """Place a box over a picture of any width."""
+    (left, top, right, bottom), (high, wide) = box, size
+    parts = {"left": left / wide, "top": top / high, "width": (right - left) / wide, "height": (bottom - top) / high}
+    return "; ".join(f"{name}: {share:.2%}" for name, share in parts.items())
+
+
 def _panel(panel: Panel, number: int, page: Page, colors: Colors, percentile: float) -> dict[str, Any]:
     a = panel.attribution
     values = maps.picture_map(a, size=page.size)
@@ -168,11 +189,13 @@ def _panel(panel: Panel, number: int, page: Page, colors: Colors, percentile: fl
     return {
         "number": number,
         "title": panel.title,
+        "detail": panel.detail,
         "map": _uri(painted.image()),
         "alt": _alt(panel, values, page),
         "ticks": _ticks(painted),
         "note": " ".join(_sentence(s) for s in (painted.note, *maps.remarks(a))),
         "gap": gap(a),
+        "inside": [in_words(inside(a, one, page.size)) for one in page.marked],
         "score": f"{float(a.value[0]):.4g} ({score_name(a)})".replace("-", "−"),
         "passes": passes(a),
         "seconds": f"{panel.seconds:.2f} s",
@@ -196,7 +219,7 @@ def _ticks(painted: Painted) -> list[str]:
 
 def _alt(panel: Panel, values: Float[Tensor, "H W"], page: Page) -> str:
     """A map in words, for those who do not see it: how much of either sign, and where most of it is."""
-    start = f"Map of {page.name} by {panel.title}"
+    start = f"Map of {page.name} by {panel.title}{', ' if panel.detail else ''}{panel.detail}"
     values = values.double()
     total = float(values.abs().sum())
     if total == 0:
