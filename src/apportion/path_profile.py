@@ -118,8 +118,8 @@ def path_profile(
         explainer: a path method, or one of `ap.paths`.
         field: what is asked of which model; a field with `Probability` profiles that.
         x: examples on the first axis.
-        target: the output explained; None for each example's own top class.
-        ids: names of the examples, which key their random numbers.
+        target: the output that is followed; None for the top class at x.
+        ids: names for the random streams, as in the call of the method.
         seed: of all random numbers; with that of an attribution, its very nodes.
 
     Returns:
