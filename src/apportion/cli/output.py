@@ -94,6 +94,8 @@ class Output:
                 f"{place} cannot be written: {error}", "a place with room", "free some space, or give another --out"
             ) from error
         except OutputError as error:
+            if isinstance(error.__cause__, OSError):
+                raise _no_room(place, error.__cause__) from error
             raise OutputError(error.given.replace(str(draft), str(place)), error.expected, error.do) from error
         except OSError as error:
             raise _no_room(place, error) from error
@@ -125,7 +127,7 @@ class Output:
 
 
 def _no_room(place: Path, error: OSError) -> OutputError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return OutputError(
         f"{place} cannot be written: {error.strerror or error}",
         "room on the disk" if full else "a directory that can be written to",
