@@ -301,6 +301,50 @@ class Question:
                 self._assert_finite(leaf, f"the gradient with respect to {name}", owner)
         return (values, grads) if many else (values[0], grads[0])
 
+    def steered(
+        self,
+        rows: Tree,
+        owner: Owner,
+        goal: Callable[[Any, Tree], tuple[Tensor, Tree]],
+        beside: Tree,
+        site: Site | None = None,
+    ) -> tuple[Float[Tensor, " R"], Tree, Tree, Tree]:
+        """Score rows, and in the same pass a goal that may differ from row to row; differentiate both.
+
+        Args:
+            rows: points at the field's site.
+            owner: the example each row belongs to.
+            goal: takes what the model makes of some rows and what stands beside them, and gives a number to
+                be differentiated, and notes to be kept, for each.
+            beside: what the goal knows of each row.
+            site: where the goal looks; the model's outputs unless given.
+
+        Returns:
+            Values, gradients of the score, gradients of the goal, and the notes.
+        """
+        use = self.field.score
+        read = list(dict.fromkeys(s for s in (use.site, site) if s is not None))
+
+        def body(part: tuple[Tree, Tree], own: Tensor) -> tuple[Tensor, Tree, Tree, Tree]:
+            here, known = part
+            leafs, names = [t.detach().requires_grad_() for t in tree.leaves(here)], tree.names(here)
+            with self._lean():
+                outputs, values = self._call_at(tree.rebuild(here, leafs), own, read, differentiate=False)
+            v = self._scored(use, outputs if use.site is None else values[use.site], own)
+            aim, notes = goal(outputs if site is None else values[site], known)
+            grad = self._differentiate(v, leafs, names, keep=True)
+            way = self._differentiate(aim, leafs, names, keep=False)
+            notes = tree.apply(torch.Tensor.detach, notes)
+            return v.detach(), tree.rebuild(here, grad), tree.rebuild(here, way), notes
+
+        found = self._chunks(body, (rows, beside), owner, {"forward": 1, "backward": 2})
+        value, grad, way, notes = (_join([f[i] for f in found]) for i in range(4))
+        self._assert_finite(value, "the score", owner)
+        for what, each in (("the gradient", grad), ("the gradient of the way", way)):
+            for leaf, name in zip(tree.leaves(each), tree.names(each), strict=True):
+                self._assert_finite(leaf, f"{what} with respect to {name}", owner)
+        return value, grad, way, notes
+
     def _lean(self) -> AbstractContextManager[object]:
         """Keep no more than first derivatives with respect to the rows need."""
         return nullcontext() if self.differentiable else Frozen()
@@ -822,6 +866,14 @@ class Question:
                 raise BaselineError(
                     f"a baseline for {name} that is NaN or infinite", "finite values", "check how it was made"
                 )
+        return self.references_at(rows)
+
+    def references_at(self, rows: Tree) -> References:
+        """Ask what is asked of baselines about [B, k, ...] points that are finite and shaped as they must be.
+
+        Raises:
+            NonFiniteError: a score there that is NaN or infinite.
+        """
         k = tree.leaves(rows)[0].shape[1]
         scores, tops = [], []
         for step, owner in self.grid(k, "baselines"):
