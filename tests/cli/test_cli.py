@@ -94,18 +94,23 @@ def test_explain_writes_everything(folder: Path, call: Call) -> None:
     code, out, err = call("explain", "one.png", "two.png", *OWN, "--out", "new/out")
     assert code == 0, err
     methods = ["gradient", "gradient_times_input", "integrated_gradients", "smooth_grad", "grad_cam"]
-    keys = [*methods, "integrated_gradients.contrast"]
+    keys = [*methods, "integrated_gradients.runner_up", "integrated_gradients.contrast"]
     values = [f"values/{p}.{k}.safetensors" for p in ("one", "two") for k in keys]
-    assert listed(folder / "new/out") == sorted(["one.png", "two.png", "report.html", *values])
+    assert listed(folder / "new/out") == sorted(["one.png", "two.png", "report.html", "report.json", *values])
     lines = [line for line in out.splitlines() if re.match(r"(one|two)\.png ", line)]
-    assert len(lines) == 12
-    for line in lines:
-        assert re.search(
-            r"class \d 0\.\d\d +[A-Z].* (not applicable|[+-][\d.e-]+ \([\d.]+%\)) +\d+ \+ \d+ +\d+\.\d$", line
-        )
-    assert "rather than class" in out
+    assert len(lines) == 2 + 14
+    for line in lines[:2]:
+        assert re.search(r"class \d 0\.\d\d +class \d 0\.\d\d$", line)
+    for line in lines[2:]:
+        assert re.search(r"png +[A-Z].* (none|[+-][\d.e-]+ \([\d.]+%\)) +\d+ \+ \d+ +\d+\.\d$", line)
+    for title in (
+        "Integrated gradients: top class",
+        "Integrated gradients: runner-up",
+        "Integrated gradients: contrast",
+    ):
+        assert sum(title in line for line in lines) == 2
     assert "new/out/report.html" in out
-    assert err.splitlines()[-1].startswith("2/2 two.png: 6 maps")
+    assert err.splitlines()[-1].startswith("2/2 two.png: 7 maps")
     one = Attribution.load(folder / "new/out/values/one.integrated_gradients.safetensors")
     assert one.values.shape == (1, 3, 16, 16)
     assert "quadrature" in str(one.method)
@@ -121,7 +126,7 @@ def test_same_pictures_same_bytes(folder: Path, call: Call) -> None:
     shutil.copy("one.png", "renamed.png")
     assert call("explain", "two.png", "renamed.png", *own, "--out", "c", "--quiet")[0] == 0
     files = [f for f in listed(folder / "a") if f.startswith("values/")]
-    assert len(files) == 3
+    assert len(files) == 4
     for file in files:
         held = (folder / "a" / file).read_bytes()
         assert held == (folder / "b" / file).read_bytes()
@@ -134,11 +139,12 @@ def test_same_pictures_same_bytes(folder: Path, call: Call) -> None:
 def test_all_is_estimated_first(folder: Path, call: Call) -> None:
     code, out, _ = call("explain", "one.png", *OWN, "--methods", "all", "--out", "out")
     assert code == 0
-    expected, _, table = out.partition("about ")
+    expected = out.partition("about ")[0]
+    report = (folder / "out/report.html").read_text()
     for name, card in ap.methods().items():
         p = ap.method(name)().passes()
         assert re.search(rf"^{name} +{p.forward + p.at_x + p.once} +{p.backward}$", expected, re.M)
-        assert card.title in table
+        assert card.title in report
 
 
 def test_what_does_not_apply_is_passed_over_in_a_set_only(folder: Path, call: Call) -> None:
@@ -156,7 +162,7 @@ def test_targets(folder: Path, call: Call) -> None:
     for i, target in enumerate(("1", "dog", "DOG (1)")):
         assert call(*named, f"o{i}", "--target", target)[0] == 0
         assert Attribution.load(folder / f"o{i}/values/one.gradient.safetensors").target.tolist() == [1]
-    contrast = Attribution.load(folder / "o0/values/one.gradient_times_input.contrast.safetensors")
+    contrast = Attribution.load(folder / "o0/values/one.gradient.contrast.safetensors")
     assert 1 in contrast.target[0].tolist()
     assert "'dog (1)'" in mistake(call(*named, "bad", "--target", "dgo"))[1]
     assert "[2, 3]" in mistake(call(*named, "bad", "--target", "missile"))[0]
@@ -169,7 +175,7 @@ def test_one_number(folder: Path, call: Call) -> None:
     number = ("explain", "one.png", "--model", "stranger:number", "--size", 16, "--out", "out")
     code, out, err = call(*number)
     assert code == 0, err
-    assert "rather than" not in out
+    assert "contrast" not in out
     assert "one number" in mistake(call(*number, "--target", 3, "--quiet"))[0]
 
 
@@ -382,7 +388,9 @@ def test_real_network_on_a_bundled_picture(tmp_path: Path, call: Call) -> None:
     code, out, err = call("explain", "coffee", "--method", "gradient", "--method", "grad_cam", "--out", tmp_path)
     assert code == 0, err
     label = zoo.load("efficientnet_lite0").label(967)
-    assert re.search(rf"^coffee +{re.escape(label)} 0\.9\d +Grad-CAM", out, re.M)
+    assert re.search(rf"^coffee +{re.escape(label)} 0\.9\d +tea cup", out, re.M)
+    assert re.search(r"^coffee +Grad-CAM +none +\.\d\d/\.\d\d +1 \+ 1 ", out, re.M)
+    assert max(map(len, out.splitlines())) <= 100
     assert (tmp_path / "coffee.png").stat().st_size > 20_000
     assert (tmp_path / "report.html").stat().st_size > 20_000
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from apportion.core.errors import ApportionError
 
-MISTAKE, INTERRUPTED = 2, 130
-"""Exit codes: something to put right, and stopped by the user."""
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+"""Exit codes: some map is missing, something to put right, and stopped by the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `apportion`; those of the process unless given.
 
     Returns:
-        The exit code: 0, 2 after a mistake, 130 when interrupted.
+        The exit code: 0, 1 where a method failed on a picture, 2 after a mistake, 130 when interrupted.
 
     >>> main(["methods", "gradient", "--nonsense"])
     2
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"{error.name} is not installed", "the cli extra", "pip install 'apportion[cli]'")
     try:
-        run(sys.argv[1:] if arguments is None else list(arguments))
+        whole = run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         print(f"\ninterrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error.given, error.expected, error.do)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return 0 if whole else FAILED
 
 
 def _complain(given: str, expected: str, do: str) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +17,10 @@ import apportion
 from apportion.adapters import models
 from apportion.cli import tables, work
 from apportion.cli.output import Output
-from apportion.core.errors import ConfigError, NumericalWarning
+from apportion.core.errors import ApportionError, ConfigError, ModelError, NumericalWarning
 from apportion.core.progress import progress
 from apportion.core.registry import snake
+from apportion.core.write import write_bytes
 
 app = App(
     name="apportion",
@@ -30,14 +33,17 @@ app = App(
 )
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> bool:
     """Run the command that the arguments name.
+
+    Returns:
+        Whether all that was asked for was done.
 
     Raises:
         ConfigError: arguments that no command takes.
     """
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        return app(arguments, exit_on_error=False, print_error=False) is not False
     except CycloptsError as error:
         command = f"apportion {arguments[0]}" if arguments and arguments[0] in ("explain", "methods") else "apportion"
         raise ConfigError(f"{error}".strip(), "the arguments of the command", f"{command} --help lists them") from error
@@ -67,15 +73,17 @@ def explain(
     out: Annotated[Path, Parameter(alias="-o")] = Path("out"),
     colors: str = "red-blue",
     percentile: float = 99.0,
+    contrast: str = "one",
     seed: int = 0,
     quiet: Annotated[bool, Parameter(alias="-q")] = False,
     size: int | None = None,
     mean: str | None = None,
     std: str | None = None,
-) -> None:
+) -> bool:
     """Explain what a network says about pictures.
 
-    Writes DIR/report.html, one sheet per picture and, in DIR/values, every attribution.
+    Writes DIR/report.html and the numbers in it as DIR/report.json, one sheet per picture and, in DIR/values,
+    every attribution.
 
     Parameters
     ----------
@@ -93,6 +101,9 @@ def explain(
         Of the maps: red-blue, orange-purple (any colour vision) or grey (brighter is larger, no sign).
     percentile
         Of a map's magnitudes, which has the full colour; 100 is the largest.
+    contrast
+        Which methods also explain the runner-up, or the prediction where --target names another class, and the
+        difference: the name of one of the methods, all or none; one is the first that adds up.
     seed
         Of all random numbers.
     quiet
@@ -107,6 +118,7 @@ def explain(
     sources = pictures or work.PICTURES
     choices = work.choose(method)
     norm = _numbers("mean", mean), _numbers("std", std)
+    contrast = work.contrast_by_name(choices, contrast)
     with Output(out, work.files(sources)) as output, warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalWarning)  # they are on the results, and printed from there
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's, about exported programs
@@ -117,52 +129,78 @@ def explain(
         network = models.load(model, size=size, mean=norm[0], std=norm[1])
         _say(*network.notes, quiet=quiet)
         index = None if target is None else network.index(target)
-        seen = [work.look(network, picture) for picture in work.read(sources)]
+        seen = [work.look(network, picture, is_bundled) for picture, is_bundled in work.read(sources)]
         if "all" in method and not quiet:
-            tables.print_estimate(work.estimate(network, seen[0], choices, index), len(seen))
-        results = _explain_all(output, network, seen, choices, index, seed, quiet, look)
+            tables.print_estimate(work.estimate(network, seen[0], choices, index, contrast), len(seen))
+        task = _Task(network, choices, index, seed, contrast, look)
+        results, records = _explain_all(output, task, seen, quiet)
+        said = {"model": network.name, "seed": seed, "pictures": records}
+        with output.file("report.json") as path:
+            write_bytes(path, f"{json.dumps(said, indent=1, allow_nan=False)}\n".encode())
         with output.file("report.html") as path:
             pages = [one.page for one in results]
             report.write_report(path, pages, title="What the network saw", model=network.name, **look)
     if not quiet:
         tables.print_results(results)
         print(f"\nreport: {output.folder / 'report.html'}")
+        print(f"numbers: {output.folder / 'report.json'}")
         for path in output.written:
             if path.suffix == ".png":
                 print(f"sheet: {path}")
+    else:
+        tables.print_failures(results, sys.stderr)
+    return not any(one.failures for one in results)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked about every picture."""
+
+    network: models.PictureModel
+    choices: Sequence[work.Choice]
+    target: int | None
+    seed: int
+    contrast: str
+    look: dict[str, Any]
 
 
 def _explain_all(
-    output: Output,
-    network: models.PictureModel,
-    seen: Sequence[work.Seen],
-    choices: Sequence[work.Choice],
-    target: int | None,
-    seed: int,
-    quiet: bool,
-    look: dict[str, Any],
-) -> list[work.Explained]:
+    output: Output, task: _Task, seen: Sequence[work.Seen], quiet: bool
+) -> tuple[list[work.Explained], list[dict[str, Any]]]:
     """Explain each picture and write what belongs to it alone."""
     from apportion.show import report
 
-    field, results = network.field(), []
+    field, results, records, complete = task.network.field(), [], [], 0
     try:
         for number, one in enumerate(seen, 1):
             line = _Line(f"{number}/{len(seen)} {tables.plain(one.name).plain}", quiet)
             with progress(line):
-                explained = work.explain(network, field, one, choices, target, seed, line.begin)
+                explained = work.explain(
+                    task.network, field, one, task.choices, task.target, task.seed, line.begin, task.contrast
+                )
             name = output.name(Path(one.name).stem, [".png"])
+            results.append(explained)
+            records.append(work.record(explained, name))
+            if not explained.panels:
+                line.end("no maps")
+                continue
             for key, attribution in explained.values.items():
                 with output.file(f"values/{name}.{key}.safetensors") as path:
                     attribution.save(path)
             with output.file(f"{name}.png") as path:
-                report.write_sheet(path, explained.page, **look)
-            results.append(explained)
+                report.write_sheet(path, explained.page, **task.look)
+            complete += 1
             line.end(f"{len(explained.panels)} maps")
     except KeyboardInterrupt as error:
-        done = f"{len(results)} of {len(seen)} picture(s) are complete in {output.folder}, without a report"
+        done = f"{complete} of {len(seen)} picture(s) are complete in {output.folder}, without a report"
         raise KeyboardInterrupt(done) from error
-    return results
+    if not any(one.panels for one in results):  # nothing to show: the first error says why
+        title, error = next(iter(results[0].failures.items()))
+        if isinstance(error, ApportionError):
+            raise error
+        why = dict(results[0].page.failures)[title]
+        raise ModelError(f"{title}: {why}", "a map by one method at least", "try another method") from error
+    return results, records
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:

@@ -16,9 +16,9 @@ from apportion.core.attribution import Attribution
 from apportion.core.registry import method, methods
 
 if TYPE_CHECKING:
-    from apportion.show.report import Panel
+    from apportion.show.report import Page, Panel
 else:
-    Panel = Any  # methods are listed without what it takes to draw
+    Page = Panel = Any  # methods are listed without what it takes to draw
 
 
 def plain(text: str) -> Text:
@@ -114,38 +114,79 @@ def gap(a: Attribution) -> str:
     return f"{float(a.gap[0]):+.3g} ({float(a.relative_gap[0]):.1%})"
 
 
+def short(text: str, most: int) -> str:
+    """Cut the middle out of a long name, so that tables of results fit 100 columns.
+
+    >>> short("a cat having a striped coat (282)", 20)
+    'a cat hav…coat (282)'
+    """
+    return text if len(text) <= most else f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"
+
+
 def print_results(results: Sequence[Explained]) -> None:
-    """Print one line for each picture and method, and what deserves a look."""
+    """Print one line for each picture, one for each of its maps, and what deserves a look."""
+    pictures: list[Sequence[str]] = []
     rows: list[Sequence[str] | None] = []
     notes: dict[str, list[str]] = {}
     for one in results:
-        label, chance = one.page.classes[0]
+        classes = [f"{short(label, 28)} {chance:.2f}" for label, chance in one.page.classes[:2]]
+        marked = one.page.telling
+        thing = "" if marked is None else short(marked.name, 16)
+        pictures.append((one.seen.name, *classes, *[""] * (2 - len(classes)), thing))
         for panel in one.panels:
-            rows.append((one.seen.name, f"{label} {chance:.2f}", *_cells(panel)))
+            on = "" if marked is None else _inside(panel, one.page)
+            rows.append((short(one.seen.name, 16), *_cells(panel, on)))
             for warning in panel.attribution.warnings:
                 notes.setdefault(f"{panel.title}: {warning}", []).append(one.seen.name)
         for title, why in one.passed_over.items():
             notes.setdefault(f"{title} does not apply: {why}", []).append(one.seen.name)
+        rows += [(short(one.seen.name, 16), short(title, 34), "failed", "", "", "") for title, _ in one.page.failures]
         rows.append(None)
-    table(("picture", "top class", "method", "gap", "passes", "seconds"), rows, right=(5,))
-    print("\ngap: the sum of the values minus the total that the method claims, in units of the score.")
+    table(("picture", "top class", "runner-up", "object"), pictures)
+    print()
+    table(("picture", "method", "gap", "in object", "passes", "seconds"), rows, right=(5,))
+    print("\ngap: the sum of the values minus the total that the method claims, in units of the score;")
+    print("  none where a method claims no total.")
+    if any(one.page.marked for one in results):
+        print("in object: share of the map's energy (squares of its values over channels and pixels) inside the")
+        print("  object's box / share of the picture that the box covers. Boxes were drawn by hand.")
     print("passes: rows sent forward + backward.")
+    print_failures(results)
     for note, where in notes.items():
         of = "" if len(where) == len(results) else f" ({', '.join(where)})"
         print(f"note: {plain(note + of).plain}")
 
 
-def _cells(panel: Panel) -> tuple[str, str, str, str]:
-    cost = panel.attribution.cost
-    passes = f"{int(cost.forward[0])} + {int(cost.backward[0])}"
-    return panel.title, gap(panel.attribution), passes, f"{panel.seconds:.1f}"
+def print_failures(results: Sequence[Explained], file: Any = None) -> None:
+    """Print the errors of methods, a line each."""
+    for one in results:
+        for title, why in one.page.failures:
+            print(f"error: {plain(f'{one.seen.name}: {title}: {why}').plain}", file=file)
+
+
+def _inside(panel: Panel, page: Page) -> str:
+    from apportion.show.page import inside, share
+
+    marked = page.telling
+    if marked is None:
+        return ""
+    found = inside(panel.attribution, marked, page.size)
+    return share(found.box, found.box_area)
+
+
+def _cells(panel: Panel, on: str) -> tuple[str, ...]:
+    a = panel.attribution
+    passes = f"{int(a.cost.forward[0])} + {int(a.cost.backward[0])}"
+    title = panel.title if len(panel.title) <= 34 else short(panel.title.partition(" (top −")[0], 34)
+    return title, "none" if a.gap is None else gap(a), on, passes, f"{panel.seconds:.1f}"
 
 
 def print_estimate(expected: Estimate, pictures: int) -> None:
     """Say what is to come."""
-    rows = [(name, str(forward), str(backward)) for name, forward, backward in expected.rows]
+    rows = [(n, *(str(c) if exact else f"at most {c}" for c in counts)) for n, *counts, exact in expected.rows]
     table(("method", "forward", "backward"), rows, right=(1, 2))
     forward, backward = sum(r[1] for r in expected.rows), sum(r[2] for r in expected.rows)
     seconds = round(expected.seconds * pictures)
     about = f"{seconds} s" if seconds < 120 else f"{seconds // 60} min {seconds % 60} s"
-    print(f"{forward} + {backward} passes a picture, {pictures} picture(s): about {about}\n", flush=True)
+    most = "" if all(r[3] for r in expected.rows) else "at most "
+    print(f"{most}{forward} + {backward} passes a picture, {pictures} picture(s): about {about}\n", flush=True)

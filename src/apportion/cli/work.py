@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,19 @@ from apportion.adapters import bundled, image
 from apportion.adapters.image import Picture
 from apportion.adapters.zoo import PictureModel
 from apportion.core.attribution import Attribution
-from apportion.core.errors import ApportionError, InputError, ModelError, ScoreError, nearest
+from apportion.core.card import Principle
+from apportion.core.errors import (
+    ApportionError,
+    ConfigError,
+    InputError,
+    ModelError,
+    NoGradientPathError,
+    RuleError,
+    ScoreError,
+    SiteError,
+    TargetError,
+    nearest,
+)
 from apportion.core.explainer import Explainer
 from apportion.core.field import Field
 from apportion.core.registry import method, methods, snake
@@ -25,15 +37,21 @@ from apportion.methods import GradCAM, Gradient, GradientTimesInput, IntegratedG
 from apportion.parts import baselines, quadrature
 
 if TYPE_CHECKING:
-    from apportion.show.report import Page, Panel
+    from apportion.show.report import Marked, Page, Panel
 else:
-    Page = Panel = Any
+    Marked = Page = Panel = Any
 
 PICTURES = ("chelsea", "coffee", "rocket", "camera")
 """What is explained when no picture is given."""
 
 SETS = ("quick", "all")
 """Names that stand for several methods."""
+
+CONTRASTS = ("one", "all", "none")
+"""Which methods also explain another class and the difference: the first that adds up, every one, or none."""
+
+NOT_FOR_THIS = (SiteError, RuleError, NoGradientPathError)
+"""Errors that say that a method does not apply to a model; after others it has failed."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,11 @@ class Choice:
     def name(self) -> str:
         """Its name in the registry."""
         return snake(type(self.explainer).__name__)
+
+    @property
+    def title(self) -> str:
+        """Its name for readers."""
+        return self.explainer.card.title
 
 
 def choose(names: Sequence[str]) -> list[Choice]:
@@ -93,8 +116,11 @@ def files(sources: Sequence[str]) -> list[Path]:
     return listed
 
 
-def read(sources: Sequence[str]) -> Iterator[Picture]:
+def read(sources: Sequence[str]) -> Iterator[tuple[Picture, bool]]:
     """Read files, the pictures in directories, and bundled pictures by name.
+
+    Yields:
+        A picture, and whether it is a bundled one: a file may have the name of one.
 
     Raises:
         InputError: what is none of these, or cannot be read.
@@ -102,9 +128,9 @@ def read(sources: Sequence[str]) -> Iterator[Picture]:
     for source in sources:
         path = Path(source)
         if path.exists():
-            yield from image.read_all([path])
+            yield from ((one, False) for one in image.read_all([path]))
         elif source in bundled.bundled():
-            yield bundled.picture(source)
+            yield bundled.picture(source), True
         else:
             near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
             close = nearest(str(path), [*near, *bundled.bundled()])
@@ -121,6 +147,7 @@ class Seen:
         outputs: the model's, one per class.
         top: indices of the highest classes, the highest first.
         chances: their shares.
+        objects: what is drawn by hand on it, by name, in its pixels.
     """
 
     name: str
@@ -128,10 +155,16 @@ class Seen:
     outputs: Float[Tensor, " C"]
     top: tuple[int, ...]
     chances: tuple[float, ...]
+    objects: Mapping[str, bundled.Truth] = field(default_factory=dict)
 
 
-def look(model: PictureModel, picture: Picture) -> Seen:
+def look(model: PictureModel, picture: Picture, is_bundled: bool = False) -> Seen:
     """Show the network a picture.
+
+    Args:
+        model: the network.
+        picture: before cropping.
+        is_bundled: whether it is the bundled picture of its name, so that what is drawn on that holds for it.
 
     Raises:
         ModelError: it fails on it.
@@ -162,7 +195,13 @@ def look(model: PictureModel, picture: Picture) -> Seen:
         is_share = bool((z >= 0).all()) and abs(float(z.sum()) - 1) < 1e-4
         share = z if is_share else z.softmax(0)
     chances, top = share.topk(min(5, len(z)))
-    return Seen(picture.name, x, z, tuple(top.tolist()), tuple(chances.tolist()))
+    objects = {}
+    for thing in bundled.drawn().get(picture.name, ()) if is_bundled else ():
+        high, wide = picture.pixels.shape[1:]
+        truth = bundled.truth(picture.name, thing).through(model.crop, high, wide)
+        if any(truth.box):  # something of it is seen
+            objects[thing] = truth
+    return Seen(picture.name, x, z, tuple(top.tolist()), tuple(chances.tolist()), objects)
 
 
 @dataclass(frozen=True)
@@ -170,15 +209,17 @@ class Estimate:
     """What a run will take.
 
     Attributes:
-        rows: method, rows forward and rows backward per picture.
+        rows: method, rows forward and rows backward per picture, and whether these are exact or at most.
         seconds: for one picture; rough.
     """
 
-    rows: tuple[tuple[str, int, int], ...]
+    rows: tuple[tuple[str, int, int, bool], ...]
     seconds: float
 
 
-def estimate(model: PictureModel, seen: Seen, choices: Sequence[Choice], target: int | None) -> Estimate:
+def estimate(
+    model: PictureModel, seen: Seen, choices: Sequence[Choice], target: int | None, contrast: str = "one"
+) -> Estimate:
     """Count the passes of methods and time one pass; methods that do not apply count nothing."""
     q = model.field().bind(seen.x[None], target=_target(seen, target))
     owner = torch.zeros(1, dtype=torch.long)
@@ -188,15 +229,20 @@ def estimate(model: PictureModel, seen: Seen, choices: Sequence[Choice], target:
     start = time.perf_counter()
     q.value(q.x, owner)
     ahead = time.perf_counter() - start
-    rows, seconds = [], 0.0
+    rows = []
     for choice in choices:
         try:
             p = choice.explainer.passes(q)
         except ApportionError:
             continue
-        forward = p.forward + p.at_x + p.once
-        rows.append((choice.name, forward, p.backward))
-        seconds += p.backward * both + max(0, forward - p.backward) * ahead
+        rows.append((choice, p.forward + p.at_x + p.once, p.backward + p.once_backward, p.exact))
+    again = contrasted([row[0] for row in rows], contrast) if _pair(seen, _target(seen, target)) else []
+    rows = [(c.name, there, back, exact) for c, there, back, exact in rows] + [
+        (f"{c.name}, other class and contrast", 2 * there, 2 * back, exact)
+        for c, there, back, exact in rows
+        if c in again
+    ]
+    seconds = sum(back * both + max(0, there - back) * ahead for _, there, back, _ in rows)
     return Estimate(tuple(rows), seconds)
 
 
@@ -209,17 +255,57 @@ class Explained:
         page: for the report and the sheet.
         values: attributions by a name for their file.
         passed_over: methods that do not apply, with why.
+        failures: methods that gave no map although they were to, with the error.
     """
 
     seen: Seen
     page: Page
     values: dict[str, Attribution]
     passed_over: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
 
     @property
     def panels(self) -> tuple[Panel, ...]:
         """The methods' answers, in the order they were asked."""
         return self.page.panels
+
+
+def contrast_by_name(choices: Sequence[Choice], name: str) -> str:
+    """Check what is to be contrasted, in any spelling.
+
+    Raises:
+        ConfigError: it is neither one of `CONTRASTS` nor a method of this run.
+
+    >>> contrast_by_name(choose(["quick"]), "SmoothGrad")
+    'smooth_grad'
+    """
+    if name in CONTRASTS:
+        return name
+    known = [*CONTRASTS, *(c.name for c in choices)]
+    if (found := snake(name.replace("-", "_"))) not in known:
+        raise ConfigError(
+            f"--contrast {name}", nearest(found, known), f"name a method of this run, or {', '.join(CONTRASTS)}"
+        )
+    return found
+
+
+def contrasted(choices: Sequence[Choice], contrast: str) -> list[Choice]:
+    """Choose which methods explain two classes and their difference.
+
+    Args:
+        choices: methods that apply, at least one.
+        contrast: a name among the choices, or one of `CONTRASTS`; `one` is the first method that was measured to
+            add up, or else the first.
+
+    >>> [c.name for c in contrasted(choose(["quick"]), "one")]
+    ['integrated_gradients']
+    """
+    if contrast in ("all", "none"):
+        return list(choices) if contrast == "all" else []
+    if contrast != "one":
+        return [c for c in choices if c.name == contrast]
+    adds_up = [c for c in choices if c.explainer.card.measured.get(Principle.COMPLETENESS)]
+    return [*adds_up, *choices][:1]
 
 
 def explain(
@@ -230,6 +316,7 @@ def explain(
     target: int | None,
     seed: int,
     tell: Callable[[str], None],
+    contrast: str = "one",
 ) -> Explained:
     """Explain one picture by every method, and why its class rather than another.
 
@@ -241,47 +328,108 @@ def explain(
         target: the class explained; None for the picture's top class.
         seed: of all random numbers.
         tell: called with the title of what is run next.
+        contrast: which methods also explain the other class and the difference; see `contrasted`.
 
     Raises:
-        ApportionError: a method that was asked for by name cannot be applied, or none of a set can.
+        ApportionError: no method applies, or the target is none.
     """
-    from apportion.show.report import Page, Panel
+    from apportion.show.page import pictures_of
+    from apportion.show.report import Marked, Page
 
-    x, explained = seen.x[None], _target(seen, target)
-    panels: list[Panel] = []
-    values: dict[str, Attribution] = {}
-    passed_over: dict[str, str] = {}
+    asking = _Asking(seen.x[None], seed, tell)
+    explained, passed_over = _target(seen, target), {}
+    failures: dict[str, Exception] = {}
     last: ApportionError | None = None
-
-    def ask(key: str, title: str, explainer: Explainer, of: Field, to: int | None) -> None:
-        tell(title)
-        start = time.perf_counter()
-        values[key] = explainer(of, x, target=to, seed=seed)
-        panels.append(Panel(title, values[key], time.perf_counter() - start))
-
     for choice in choices:
-        title = choice.explainer.card.title
         try:
-            ask(choice.name, title, choice.explainer, field, explained)
-        except ApportionError as error:
+            asking.ask(choice, "", field, explained)
+        except TargetError:
+            raise  # a mistake in what was asked for
+        except NOT_FOR_THIS as error:
             if choice.by_name:
-                raise
-            passed_over[title] = error.given
-            last = error
-    if last is not None and not panels:
+                failures[choice.title] = error
+            else:
+                passed_over[choice.title] = error.given
+                last = error
+        except Exception as error:  # whatever goes wrong in one method must not stop the others
+            failures[choice.title] = error
+    if last is not None and not asking.panels and not failures:
         raise last
     pair = _pair(seen, explained)
     if pair is not None:
-        found = [c.explainer for c in choices if isinstance(c.explainer, IntegratedGradients)]
-        explainer = found[0] if found else GradientTimesInput()
-        why = "," if pair[0] == explained else f": {model.label(pair[0])}"
-        title = f"{explainer.card.title}{why} rather than {model.label(pair[1])}"
-        key = f"{snake(type(explainer).__name__)}.contrast"
-        ask(key, title, explainer, model.field(Contrast(*pair)), None)
+        _contrast(model, field, seen, explained, pair, asking, contrasted(list(asking.panels), contrast), failures)
+    panels = tuple(panel for some in asking.panels.values() for panel in some)
     label = "the output" if explained is None else model.label(explained)
     classes = tuple((model.label(i), p) for i, p in zip(seen.top, seen.chances, strict=True))
-    page = Page(seen.name, seen.x, classes, label, tuple(panels), _baselines(panels))
-    return Explained(seen, page, values, passed_over)
+    marked = tuple(Marked(n, t.box, t.mask(*seen.x.shape[1:])) for n, t in seen.objects.items())
+    extra = pictures_of(panels, tuple(seen.x.shape))
+    told = tuple((title, _told(error)) for title, error in failures.items())
+    page = Page(seen.name, seen.x, classes, label, panels, extra, marked, told)
+    return Explained(seen, page, asking.values, passed_over, failures)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, ApportionError):
+        return ". ".join(part for part in (error.given, error.expected and f"Expected: {error.expected}") if part)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+class _Asking:
+    """Runs methods on one picture and keeps their answers, those of a method together."""
+
+    def __init__(self, x: Tensor, seed: int, tell: Callable[[str], None]) -> None:
+        self.x, self.seed, self.tell = x, seed, tell
+        self.panels: dict[Choice, list[Panel]] = {}
+        self.values: dict[str, Attribution] = {}
+
+    def ask(self, choice: Choice, what: str, of: Field, to: int | None, detail: str = "", key: str = "") -> None:
+        """Run a method; `what` follows its title, `key` the name of its file."""
+        from apportion.show import maps
+        from apportion.show.report import Panel
+
+        title = f"{choice.title}: {what}" if what else choice.title
+        self.tell(title)
+        start = time.perf_counter()
+        found = choice.explainer(of, self.x, target=to, seed=self.seed)
+        high, wide = self.x.shape[-2:]
+        maps.scale_of(maps.picture_map(found, size=(high, wide)))  # what cannot be drawn fails here, alone
+        self.values[f"{choice.name}.{key}" if key else choice.name] = found
+        self.panels.setdefault(choice, []).append(Panel(title, found, time.perf_counter() - start, detail))
+
+
+def _contrast(
+    model: PictureModel,
+    field: Field,
+    seen: Seen,
+    explained: int | None,
+    pair: tuple[int, int],
+    asking: _Asking,
+    choices: Sequence[Choice],
+    failures: dict[str, Exception],
+) -> None:
+    """Add the map of the other class and that of the difference to methods that have explained one class."""
+    top, other = pair
+    second = "target" if explained == other else "runner-up"
+    names = {top: "top class", other: second}
+    missing = top if explained == other else other
+    for choice in choices:
+        (main,) = asking.panels[choice]
+        try:
+            asking.ask(choice, names[missing], field, missing, model.label(missing), _key(names[missing]))
+            difference = f"{model.label(top)} − {model.label(other)}"
+            scored = model.field(Contrast(top, other))
+            asking.ask(choice, f"contrast (top − {second})", scored, None, difference, "contrast")
+        except Exception as error:  # as above
+            failures[f"{choice.title}: two classes"] = error
+        here = top if missing == other else other
+        named = replace(main, title=f"{main.title}: {names[here]}", detail=model.label(here))
+        asking.panels[choice][0] = named
+        if missing == top:  # the top class first, whichever was asked for
+            asking.panels[choice][:2] = asking.panels[choice][1::-1]
+
+
+def _key(words: str) -> str:
+    return words.replace(" ", "_").replace("-", "_")
 
 
 def _target(seen: Seen, target: int | None) -> int | None:
@@ -297,20 +445,44 @@ def _pair(seen: Seen, explained: int | None) -> tuple[int, int] | None:
     return (seen.top[0], seen.top[1] if explained == seen.top[0] else explained)
 
 
-def _baselines(panels: Sequence[Panel]) -> tuple[tuple[str, Tensor], ...]:
-    """Give the baselines that methods used, where these are pictures, each once and with all its users."""
-    shown: list[tuple[list[str], Tensor]] = []
-    for panel in panels:
-        made = panel.attribution.references
-        rows = None if made is None else made.rows
-        if not isinstance(rows, Tensor) or rows.ndim != 5 or rows.shape[2] != 3:
-            continue
-        user = panel.title.partition(":")[0].partition(",")[0]
-        for row in rows[0]:
-            same = next((users for users, other in shown if torch.equal(row, other)), None)
-            if same is None:
-                shown.append(([user], row))
-            elif user not in same:
-                same.append(user)
-    only = len(shown) == 1
-    return tuple(("baseline" if only else f"baseline of {', '.join(users)}", row) for users, row in shown)
+def record(one: Explained, name: str) -> dict[str, Any]:
+    """Write what the report says of a picture as JSON values; `name` is that of its files.
+
+    Numbers that are not finite are None.
+    """
+    from apportion.show.page import baseline, inside
+
+    page, maps = one.page, []
+    files = {id(a): key for key, a in one.values.items()}
+    for panel in page.panels:
+        a = panel.attribution
+        maps.append(
+            {
+                "title": panel.title,
+                "detail": panel.detail,
+                "values": f"values/{name}.{files[id(a)]}.safetensors",
+                "kind": a.kind.value,
+                "score_at_picture": _finite(a.value),
+                "gap": _finite(a.gap),
+                "relative_gap": _finite(a.relative_gap),
+                "forward": int(a.cost.forward[0]),
+                "backward": int(a.cost.backward[0]),
+                "seconds": round(panel.seconds, 3),
+                "warnings": list(a.warnings),
+                "baseline": baseline(a),
+                "share_of_energy": [asdict(inside(a, marked, page.size)) for marked in page.marked],
+            }
+        )
+    return {
+        "picture": page.name,
+        "explained": page.target,
+        "classes": [{"label": label, "share": chance} for label, chance in page.classes],
+        "objects": [{"name": marked.name, "box": list(marked.box)} for marked in page.marked],
+        "maps": maps,
+        "passed_over": one.passed_over,
+        "failures": dict(page.failures),
+    }
+
+
+def _finite(number: Tensor | None) -> float | None:
+    return float(number[0]) if number is not None and bool(torch.isfinite(number[0])) else None

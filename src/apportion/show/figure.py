@@ -24,7 +24,7 @@ from apportion.core.attribution import Attribution
 from apportion.core.errors import InputError
 from apportion.show import maps
 from apportion.show.maps import RED_BLUE, Colors, Painted
-from apportion.show.page import Page, Panel, gap, in_words, inside, passes, printable, unit
+from apportion.show.page import Page, Panel, baseline, gap, in_words, inside, passes, printable, unit
 
 DPI = 110
 """Pixels per inch of sheets."""
@@ -288,7 +288,7 @@ def sheet(page: Page, *, colors: Colors = RED_BLUE, percentile: float = 99.0, op
     how = f"In the maps, {colors.meaning}. Each map has its own scale."
     y = out.text(_MARGIN, y, how, full, lines=2, size=9)
     if page.marked:
-        y = out.text(_MARGIN, y, "Energy: squares of a map's values, channels summed.", full, lines=2, size=9)
+        y = out.text(_MARGIN, y, "Energy: squares of a map's values, over channels and pixels.", full, lines=2, size=9)
     out.height = y + 0.12
     _head(out, page, at)
     for kind, panels in groups:
@@ -304,6 +304,8 @@ def sheet(page: Page, *, colors: Colors = RED_BLUE, percentile: float = 99.0, op
                 for x, panel in zip(at, row, strict=False)
             ]
             out.height = max(ends) + 0.15
+    for title, why in page.failures:
+        out.height = out.text(_MARGIN, out.height, f"{title} failed: {why}", full, lines=3, size=9) + 0.06
     return out.figure()
 
 
@@ -358,6 +360,7 @@ def _panel(
     y = out.image(x, y, _CELL, high, painted.rgb) + 0.06
     y = out.image(x, y, _CELL, high, over) + 0.08
     facts = (
+        f"baseline {baseline(panel.attribution)}" if baseline(panel.attribution) else "",
         f"gap {gap(panel.attribution)}",
         *_energy(page, panel),
         f"{passes(panel.attribution)}; {panel.seconds:.2f} s",

@@ -71,13 +71,6 @@ class Colors:
             return "The picture under a map is shown in grey, so that all colour is the map’s."
         return "The picture under a map keeps its colours, so that the grey laid over it is the map’s."
 
-    @property
-    def under(self) -> str:
-        """How the picture below a map is shown, in words: what has no colour of its own leaves the picture's."""
-        if self.signed:
-            return "The picture under a map is shown in grey, so that all colour is the map’s."
-        return "The picture under a map keeps its colours, since the map has none."
-
     def palette(self) -> UInt8[np.ndarray, "255 3"]:
         """List the colours from the most negative value to the most positive."""
 
@@ -130,38 +123,6 @@ def colors_by_name(name: str) -> Colors:
     if name not in COLORS:
         raise ConfigError(f"no colours named {name!r}", nearest(name, COLORS), f"choose one of {', '.join(COLORS)}")
     return COLORS[name]
-
-
-COLORS = {"red-blue": RED_BLUE, "orange-purple": ORANGE_PURPLE, "grey": GREY}
-"""Colours by name."""
-
-
-def named(name: str) -> Colors:
-    """Look up colours by name.
-
-    Raises:
-        ConfigError: there are none of that name; the nearest are told.
-
-    >>> named("grey").signed
-    False
-    """
-    if name not in COLORS:
-        raise ConfigError(f"colors {name!r}", nearest(name, COLORS), f"choose one of {', '.join(COLORS)}")
-    return COLORS[name]
-
-
-def check_percentile(percentile: float) -> float:
-    """Refuse a percentile of which nothing can be drawn.
-
-    Raises:
-        ConfigError: it is not in (0, 100].
-
-    >>> check_percentile(99)
-    99
-    """
-    if not 0 < percentile <= 100:
-        raise ConfigError(f"percentile {percentile}", "a number in (0, 100]", "write percentile=99")
-    return percentile
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,15 +12,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from apportion.core.attribution import Attribution
+from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Kind
 from apportion.core.errors import InputError
 from apportion.show import maps
 
-POINTS = frozenset({"point", "points", "counterfactual", "counterfactuals", "picture", "pictures"})
+POINTS = frozenset(
+    {"adversarial", "boundary", "point", "points", "counterfactual", "counterfactuals", "picture", "pictures"}
+)
 """Last words of the names of parts that are inputs of the model, and are drawn as pictures."""
 
-_MOST = 6  # points drawn of one name
+_MOST = 2  # drawn of one name
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ class Inside:
 
 
 def inside(attribution: Attribution, marked: Marked, size: tuple[int, int]) -> Inside:
-    """Measure the share of a map's energy on an object: squares of its values, after summing over channels.
+    """Measure the share of a map's energy on an object: squares of its values, over channels and pixels.
 
     A site's grid is measured as it is drawn, enlarged.
 
@@ -109,9 +111,14 @@ def inside(attribution: Attribution, marked: Marked, size: tuple[int, int]) -> I
     >>> inside(a, Marked("all", (0, 0, 2, 2)), (2, 2))
     Inside(name='all', box=1.0, box_area=1.0, mask=None, mask_area=None)
     """
-    values = maps.picture_map(attribution, size=size).double()
+    flat = maps.picture_map(attribution, size=size).double()
+    values = flat
+    if attribution.domain is Domain.INPUT and isinstance(attribution.values, Tensor):
+        values = attribution.values[0].detach().cpu().double()
     largest = float(values.abs().max())
-    energy = (values / largest).square() if largest else values  # tiny values would vanish when squared
+    energy = (
+        ((values / largest).square() if largest else values).reshape(-1, *flat.shape).sum(0)
+    )  # tiny values would vanish when squared
     total = float(energy.sum())
 
     def share(where: Tensor) -> float | None:
@@ -138,6 +145,7 @@ class Page:
         panels: the methods' answers.
         extra_pictures: baselines, boundary points or counterfactuals, each [3, H, W] with a name.
         marked: objects whose place is known.
+        failures: methods that gave no map, each with the reason.
 
     Raises:
         InputError: something that is no picture, a map of another size, or an object that is not on the picture.
@@ -150,6 +158,7 @@ class Page:
     panels: tuple[Panel, ...]
     extra_pictures: tuple[tuple[str, Tensor], ...] = ()
     marked: tuple[Marked, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         maps.to_rgb(self.picture)
@@ -316,6 +325,8 @@ def pictures_of(panels: Sequence[Panel], shape: tuple[int, ...]) -> tuple[tuple[
     for panel in panels:
         user = panel.title.partition(":")[0]
         for name, one in points(panel.attribution, shape):
+            if name.startswith("baseline") and one_colour(one):
+                continue  # `baseline` has a word for it
             same = next((users for other, users, seen in shown if other == name and torch.equal(one, seen)), None)
             if same is None:
                 shown.append((name, [user], one))
@@ -326,6 +337,39 @@ def pictures_of(panels: Sequence[Panel], shape: tuple[int, ...]) -> tuple[tuple[
         for name, users, one in shown
         if bool(torch.isfinite(one).all())
     )
+
+
+def one_colour(picture: Float[Tensor, "C H W"]) -> bool:
+    """Tell whether all pixels are the same.
+
+    >>> one_colour(torch.zeros(3, 2, 2)), one_colour(torch.eye(2)[None])
+    (True, False)
+    """
+    return bool(torch.allclose(picture, picture[:, :1, :1].expand_as(picture), rtol=0, atol=1e-6))
+
+
+def baseline(attribution: Attribution) -> str:
+    """Say what an explanation was made against: colours by name, others by number; empty without.
+
+    >>> import apportion as ap
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1))
+    >>> baseline(ap.IntegratedGradients()(ap.Field(net), torch.rand(1, 3, 2, 2)))
+    'black'
+    """
+    rows = None if attribution.references is None else attribution.references.rows
+    if not isinstance(rows, Tensor) or rows.ndim != 5 or rows.shape[2] not in (1, 3):
+        return ""
+    flat = [one_colour(row) for row in rows[0]]
+    words = list(dict.fromkeys(_colour(row) for row, is_flat in zip(rows[0], flat, strict=True) if is_flat))
+    words = words if len(words) <= 3 else [f"{len(words)} colours"]
+    rest = flat.count(False)
+    return ", ".join([*words, *([f"{rest} picture{'' if rest == 1 else 's'}"] if rest else [])])
+
+
+def _colour(row: Float[Tensor, "C H W"]) -> str:
+    one = [round(float(c), 3) for c in row[:, 0, 0]]
+    known = {0.0: "black", 1.0: "white"}
+    return known[one[0]] if len(set(one)) == 1 and one[0] in known else f"({', '.join(f'{c:g}' for c in one)})"
 
 
 def _clipped(picture: Tensor) -> str:

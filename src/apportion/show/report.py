@@ -25,6 +25,7 @@ from apportion.show.page import (
     Marked,
     Page,
     Panel,
+    baseline,
     gap,
     in_words,
     inside,
@@ -163,6 +164,7 @@ def _page(page: Page, colors: Colors, percentile: float) -> dict[str, Any]:
         "extras": [(name, _picture(one), one.shape[2], one.shape[1]) for name, one in page.extra_pictures],
         "marked": [(one.name, _percent(one.box, page.size)) for one in page.marked],
         "count": len(page.panels),
+        "failures": page.failures,
         "rows": [
             {
                 "kind": kind.value.capitalize(),
@@ -194,6 +196,7 @@ def _panel(panel: Panel, number: int, page: Page, colors: Colors, percentile: fl
         "alt": _alt(panel, values, page),
         "ticks": _ticks(painted),
         "note": " ".join(_sentence(s) for s in (painted.note, *maps.remarks(a))),
+        "baseline": baseline(a),
         "gap": gap(a),
         "inside": [in_words(inside(a, one, page.size)) for one in page.marked],
         "score": f"{float(a.value[0]):.4g} ({score_name(a)})".replace("-", "−"),
