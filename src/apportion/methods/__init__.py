@@ -6,18 +6,41 @@ from apportion.methods.gradient.gradient_times_input import GradientTimesInput
 from apportion.methods.gradient.smooth_grad import SmoothGrad
 from apportion.methods.gradient.smooth_grad_squared import SmoothGradSquared
 from apportion.methods.gradient.var_grad import VarGrad
+from apportion.methods.path.agi import AGI
+from apportion.methods.path.big import BIG
+from apportion.methods.path.blur_ig import BlurIG
+from apportion.methods.path.boundary_saliency import BoundarySaliency
+from apportion.methods.path.credible_path import CrediblePath
 from apportion.methods.path.expected_gradients import ExpectedGradients
+from apportion.methods.path.guided_ig import GuidedIG
 from apportion.methods.path.idgi import IDGI
+from apportion.methods.path.ig2 import IG2
 from apportion.methods.path.integrated_gradients import IntegratedGradients
+from apportion.methods.path.lpi import LPI
+from apportion.methods.path.neflag import NeFLAG
+from apportion.methods.path.samp import SAMP
+from apportion.methods.path.spi import SPI, SPIProbability
 from apportion.methods.path.split_ig import SplitIG
 
 __all__ = [
+    "AGI",
+    "BIG",
     "IDGI",
+    "IG2",
+    "LPI",
+    "SAMP",
+    "SPI",
+    "BlurIG",
+    "BoundarySaliency",
+    "CrediblePath",
     "ExpectedGradients",
     "GradCAM",
     "Gradient",
     "GradientTimesInput",
+    "GuidedIG",
     "IntegratedGradients",
+    "NeFLAG",
+    "SPIProbability",
     "SmoothGrad",
     "SmoothGradSquared",
     "SplitIG",
