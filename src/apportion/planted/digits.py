@@ -181,8 +181,8 @@ def network(seed: int = 0) -> nn.Module:
 def train(count: int = 12000, epochs: int = 12, seed: int = 0, test: int = 2000) -> Trained:
     """Train the network on the training split, the same way every time: Adam, batches of 64, falling rate.
 
-    One to three minutes on one core; the default reaches 95.5 %. The same machine and number of threads give the
-    same weights.
+    One to three minutes on one core; by default 0.9565 of the test pictures are then classified rightly. The same
+    machine and number of threads give the same weights.
 
     Args:
         count: training pictures.
