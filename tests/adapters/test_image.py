@@ -266,3 +266,11 @@ def test_crop_stays_in_range() -> None:
 def test_impossible_crops(size: int, share: float) -> None:
     with pytest.raises(ConfigError, match="CenterCrop"):
         CenterCrop(size, share)
+
+
+def test_directories_are_searched_for_all_that_pillow_reads(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    for name in ("a.tga", "b.ico", "c.jfif"):
+        picture.save(tmp_path / name, format="JPEG" if name == "c.jfif" else None)
+    (tmp_path / "d.h5").write_bytes(b"no picture")
+    assert [one.name for one in read_all([tmp_path])] == ["a.tga", "b.ico", "c.jfif"]

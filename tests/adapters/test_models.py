@@ -268,13 +268,23 @@ def test_vit_from_a_directory(vit: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert not capfd.readouterr().err
 
 
+def test_vit_without_processor(vit: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((vit / name).read_bytes())
+    net = models.load(f"hf:{tmp_path}", mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert net.crop == CenterCrop(32, 1.0)  # as the configuration says
+    assert net.normalize.std == (0.25,) * 3
+    with pytest.raises(ConfigError, match="leave them out"):
+        models.load(f"hf:{vit}", size=32)
+
+
 def test_vit_lacking_parts(vit: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((vit / "config.json").read_text())
     with pytest.raises(ConfigError, match="cannot be loaded"):
         models.load(f"hf:{tmp_path}")
     held = {k: v for k, v in models.read_weights(vit / "model.safetensors").items() if not k.startswith("classifier")}
     save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match="image processor beside it"):
+    with pytest.raises(ConfigError, match="--size, --mean and --std"):
         models.load(f"hf:{tmp_path}")
     (tmp_path / "preprocessor_config.json").write_text((vit / "preprocessor_config.json").read_text())
     with pytest.raises(ConfigError, match=r"lacks the weights classifier"):

@@ -36,6 +36,9 @@ def halves():
         net[1].bias.zero_()
     return net
 
+def half():
+    return make().half()
+
 def grid():
     return torch.nn.Conv2d(3, 4, 3)
 
@@ -43,7 +46,7 @@ class Stops(torch.nn.Module):
     calls = 0
     def forward(self, x):
         Stops.calls += 1
-        if Stops.calls > 20:
+        if Stops.calls > 24:
             raise KeyboardInterrupt
         return x.mean((2, 3))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import signal
@@ -157,3 +158,96 @@ def test_interrupt_in_the_middle(folder: Path) -> None:
     assert [p.name for p in Path("out").iterdir() if p.is_file()] == ["one.png"]
     assert all(p.name.startswith("one.") for p in Path("out/values").iterdir())
     assert not unfinished(folder / "out")
+
+
+def test_term_is_taken_as_an_interrupt(folder: Path) -> None:
+    (folder / "slow.py").write_text(SLOW)
+    with subprocess.Popen(
+        command(
+            "one.png", "two.png", "--model", "slow:Slow", "--size", "16", "--method", "smooth_grad", "--out", "out"
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until = time.monotonic() + 100
+        while not Path("begun").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert not list(Path("out").glob(".unfinished*"))
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_interrupt_while_importing(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch, swallowed: bool) -> None:
+    """A package may turn the interrupt into an error of its own."""
+
+    def stopped(_: object) -> bool:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if swallowed:
+                raise ImportError("half a package") from None
+            raise
+        return True
+
+    monkeypatch.setattr("apportion.cli.commands.run", stopped)
+    code, out, err = call("explain", "one.png")
+    assert (code, out, err) == (130, "", "\ninterrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_suffixes_stay_where_stems_are_equal(folder: Path, call: Call) -> None:
+    with Image.open("one.png") as image:
+        image.save("one.bmp")
+    code, _, err = call("explain", "one.png", "one.bmp", "two.png", *OWN)
+    assert code == 0, err
+    assert {p.name for p in Path("out").glob("*.png")} == {"one_png.png", "one_bmp.png", "two.png"}
+
+
+def test_dark_pictures_are_noted(folder: Path, call: Call) -> None:
+    Image.fromarray(np.full((20, 20), 1000, dtype=np.uint16)).save("dark.png")
+    own = ("--model", "stranger:make", "--size", "16", "--method", "gradient", "--out", "out")
+    _, _, err = call("explain", "dark.png", "one.png", *own)
+    assert [line[:25] for line in err.splitlines() if "dark:" in line] == ["note: dark.png is very da"]
+
+
+def test_a_large_gap_is_a_warning(folder: Path, call: Call) -> None:
+    (folder / "bent.py").write_text(
+        "import torch\nclass Bent(torch.nn.Module):\n    def forward(self, x):\n        return (x**3).mean((2, 3))\n"
+    )
+    bent = ("--model", "bent:Bent", "--size", "16", "--out", "out", "--contrast", "none")
+    methods = ("--method", "gradient_times_input", "--method", "integrated_gradients")
+    code, out, err = call("explain", "one.png", "two.png", *bent, *methods)
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("note:")]
+    assert line.startswith("note: Gradient × input misses the total")
+    assert line.endswith("one.png 200 %, two.png 200 %")
+    assert Path("out/report.html").read_text().count("a gap of 200 %") == 2
+    sys.modules.pop("bent", None)
+
+
+def test_the_place_for_results_is_no_suggestion(folder: Path, call: Call) -> None:
+    code, _, err = call("explain", "outt", *OWN)
+    assert code == 2
+    assert "'out'" not in err
+
+
+def test_estimates_count_what_results_count(folder: Path, call: Call) -> None:
+    own = ("--model", "stranger:make", "--size", "16", "--methods", "all", "--out", "out")
+    code, out, err = call("explain", "one.png", *own)
+    assert code == 0, err
+    forward, backward = map(int, out.partition(" passes a picture")[0].rpartition("at most ")[2].split(" + "))
+    (record,) = json.loads(Path("out/report.json").read_text())["pictures"]
+    said = {}
+    for line in out.partition("passes a picture")[0].splitlines():
+        words = line.replace("at most ", "").split()
+        if len(words) == 3 and words[1].isdecimal():
+            said[words[0]] = (int(words[1]), int(words[2]), "at most" in line)
+    spent = {m["values"].split(".")[1]: (m["forward"], m["backward"]) for m in record["maps"] if "class" not in m}
+    for name, (there, back, bound) in said.items():
+        assert spent[name] == (there, back) or (bound and spent[name][0] <= there and spent[name][1] <= back), name
+    assert sum(m["forward"] for m in record["maps"]) <= forward
+    assert sum(m["backward"] for m in record["maps"]) <= backward

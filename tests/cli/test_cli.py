@@ -83,7 +83,10 @@ def test_a_card_is_shown_whole(call: Call, name: str) -> None:
 
 def test_help_and_version(call: Call) -> None:
     assert ap.__version__ in call("--version")[1]
-    assert "--target" in call("explain", "--help")[1]
+    said = call("explain", "--help")[1]
+    assert all(
+        words in said for words in ("--target", "[PICTURES...]", "[default: quick]", "apportion explain cat.jpg")
+    )
     assert "explain" in call()[1]
 
 
@@ -143,7 +146,9 @@ def test_all_is_estimated_first(folder: Path, call: Call) -> None:
     report = (folder / "out/report.html").read_text()
     for name, card in ap.methods().items():
         p = ap.method(name)().passes()
-        assert re.search(rf"^{name} +{p.forward + p.at_x + p.once} +{p.backward}$", expected, re.M)
+        assert re.search(
+            rf"^{name} +(at most )?{p.forward + p.once} +(at most )?{p.backward + p.once_backward}$", expected, re.M
+        )
         assert card.title in report
 
 
@@ -268,6 +273,11 @@ def test_the_picture_under_grey_keeps_its_colours() -> None:
         (["empty.png"], "picture"),
         (["folder"], "files that end in"),
         (["one.png", "bomb.png"], "at most"),
+        ([""], "a bundled picture"),
+        (["one.png", "--size", "99999"], "at most"),
+        (["one.png", "--mean", "nan"], "finite"),
+        (["one.png", "--model", "stranger.py"], "make, flat"),
+        (["one.png", "--model", "stranger:half"], "float32"),
     ],
 )
 def test_mistakes_take_three_lines_and_leave_nothing(
@@ -285,6 +295,12 @@ def test_mistakes_take_three_lines_and_leave_nothing(
     lines = mistake(call("explain", *given, *model, *size, *method, "--out", "new/out", "--quiet"))
     assert re.search(expected, lines[1]), lines
     assert not (folder / "new").exists()
+
+
+def test_places_that_are_none(folder: Path, call: Call) -> None:
+    assert "--out" in mistake(call("explain", "one.png", *FAST, "--out", ""))[0]
+    assert "is a file" in mistake(call("explain", "one.png", *FAST, "--out", "two.png"))[0]
+    assert "`apportion methods`" in mistake(call("explain", "one.png", *OWN, "--method", "gradeint"))[2]
 
 
 def test_unwritable_place_is_found_before_the_work(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

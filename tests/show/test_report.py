@@ -185,7 +185,8 @@ FITS = """(() => {
 
 OVERLAPS = """(() => {
   const out = [];
-  for (const parent of document.querySelectorAll("main, section, .facts, .others, .row, .panel, dl, .slider, .ticks")) {
+  const parents = "main, section, .facts, .others, .row, .panel, .below, dl, .slider, .ticks";
+  for (const parent of document.querySelectorAll(parents)) {
     const boxes = [...parent.children].filter(e => e.offsetParent).map(e => [e, e.getBoundingClientRect()]);
     boxes.forEach(([a, p], i) => boxes.slice(i + 1).forEach(([b, q]) => {
       const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image
 else:
     Image = Any
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""File names a directory is searched for."""
 
 LARGEST = 100_000_000
 """Pixels beyond which a picture is refused unread."""
@@ -51,6 +49,21 @@ def _pillow() -> Any:
     except ImportError as error:
         raise ConfigError("Pillow is not installed", "the image extra", "pip install apportion[image]") from error
     return PIL
+
+
+_NOT_SEARCHED = frozenset({"BUFR", "GRIB", "HDF5", "WMF", "MPEG", "EPS"})  # Pillow knows them and needs help to read
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Name the endings of files that a directory is searched for: all that this Pillow reads.
+
+    >>> {".png", ".jpg", ".jfif", ".tif", ".tga"} <= suffixes(), ".txt" in suffixes()
+    (True, False)
+    """
+    pil = _pillow()
+    known = pil.Image.registered_extensions().items()
+    return frozenset(end for end, name in known if name in pil.Image.OPEN and name not in _NOT_SEARCHED)
 
 
 def read(source: Any, name: str | None = None) -> Picture:
@@ -104,11 +117,11 @@ def read_all(sources: Sequence[str | Path]) -> Iterator[Picture]:
         if not path.is_dir():
             yield read(path)
             continue
-        found = sorted(p for p in _inside(path) if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
+        found = sorted(p for p in _inside(path) if p.suffix.lower() in suffixes() and p.name[0] != "." and p.is_file())
         if not found:
             raise InputError(
                 f"no pictures in the directory {path}",
-                f"files that end in {', '.join(sorted(SUFFIXES))}",
+                "files that end in .png, .jpg or another suffix of pictures",
                 "give another directory",
             )
         for one in found:

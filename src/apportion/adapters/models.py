@@ -6,6 +6,7 @@ safetensors or with `weights_only=True`; what needs more than that is refused, w
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apportion.adapters import zoo
-from apportion.adapters.image import CenterCrop
+from apportion.adapters.image import LARGEST, CenterCrop
 from apportion.adapters.zoo import PictureModel
 from apportion.core.errors import ApportionError, ConfigError, ModelError, RegistryError, kind_of, nearest
 from apportion.core.field import Normalize
@@ -61,7 +62,8 @@ def load(
     Args:
         spec: which network.
         size: the side of the pictures, for a module of one's own; 224 unless given. Programs know theirs.
-        mean: per channel, of pictures in [0, 1], for modules of one's own and programs; 0 unless given.
+        mean: per channel, of pictures in [0, 1], for modules of one's own and programs; 0 unless given. All three
+            also serve a transformers classifier that has no image processor beside it.
         std: likewise; 1 unless given.
 
     Raises:
@@ -74,8 +76,12 @@ def load(
     CenterCrop(size=8, share=1.0)
     """
     given = {name: value for name, value in (("size", size), ("mean", mean), ("std", std)) if value is not None}
+    if size is not None and size * size > LARGEST:
+        raise ConfigError(f"size {size}", f"a picture of at most {LARGEST:,} pixels", "give a smaller size")
     head, colon, rest = spec.partition(":")
     if colon and head in _LOADERS:
+        if head == "hf" and rest:
+            return _hugging_face(rest, given)
         if given:
             raise ConfigError(
                 f"{', '.join(given)} for {spec}",
@@ -101,6 +107,8 @@ def _unknown(spec: str) -> ApportionError:
             "write a function that builds it and loads the weights, and say file.py:function; "
             "or torch.export.save it to a .pt2",
         )
+    if Path(spec).suffix == ".py":
+        return _without_function(Path(spec))
     if Path(spec).is_dir():
         return ConfigError(f"the directory {spec} as model", FORMS, f"write hf:{spec} for a transformers model")
     names = [f"zoo:{name}" for name in zoo.zoo()]
@@ -108,6 +116,20 @@ def _unknown(spec: str) -> ApportionError:
     if spec in prefixed:
         return RegistryError(f"no model {spec!r}", f"{prefixed[spec]!r}", f"write {prefixed[spec]}")
     return RegistryError(f"no model {spec!r}", nearest(spec, names), f"write one of: {FORMS}")
+
+
+def _without_function(path: Path) -> ConfigError:
+    """Say what is missing, with what the file has to offer; the file is read and not run."""
+    found = []
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        body = ast.parse(path.read_bytes()).body
+        found = [b.name for b in body if isinstance(b, ast.FunctionDef | ast.ClassDef) and b.name[0] != "_"]
+    there = f"one of {', '.join(found[:8])}" if found else "the name of a function or class in it"
+    return ConfigError(
+        f"{path} as model, without what in it makes the network",
+        f"{path}: and {there}",
+        f"write {path}:{found[0] if found else 'function'}",
+    )
 
 
 def _normalize(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalize:
@@ -182,6 +204,16 @@ def _refused(path: Path) -> ConfigError:
     )
 
 
+def _no_program(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} is not what torch.export.save writes: it holds a pickle with more in it than tensors, as TorchScript "
+        "and whole modules are saved; reading it could run any code, so it was not read",
+        "an exported program, or a function that builds the network",
+        "write a function that builds the network and loads its weights, and say file.py:function "
+        "or package.module:function",
+    )
+
+
 def _fill(model: nn.Module, path: str) -> None:
     """Load weights into a network that expects exactly those."""
     held = read_weights(path)
@@ -221,7 +253,7 @@ def _zoo(name: str) -> PictureModel:
     return zoo.load(name)
 
 
-def _hugging_face(name: str) -> PictureModel:
+def _hugging_face(name: str, given: Mapping[str, Any]) -> PictureModel:
     folder = Path(name).expanduser()
     local = folder.is_dir()
     if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):  # names there are owner/model
@@ -238,11 +270,8 @@ def _hugging_face(name: str) -> PictureModel:
             model, report = transformers.AutoModelForImageClassification.from_pretrained(
                 where, local_files_only=local, output_loading_info=True, trust_remote_code=False, weights_only=True
             )
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                where, local_files_only=local, trust_remote_code=False
-            )
         except pickle.UnpicklingError as error:
-            raise _refused(Path(where)) from error
+            raise _unsafe(where, local) from error
         except Exception as error:  # one of many, by what is missing where
             raise ConfigError(
                 f"hf:{name} cannot be loaded: {_line(error)}",
@@ -251,6 +280,7 @@ def _hugging_face(name: str) -> PictureModel:
                 if local
                 else "check the name and the connection, or give a directory",
             ) from error
+        crop, normalize = _shown(transformers, name, where, local, model.config, given)
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise ConfigError(
@@ -260,7 +290,46 @@ def _hugging_face(name: str) -> PictureModel:
         )
     names = getattr(model.config, "id2label", None) or {}
     classes = tuple(str(names[i]) for i in range(len(names))) if sorted(names) == list(range(len(names))) else ()
-    return PictureModel(f"hf:{name}", model.eval(), *_processing(processor, name), classes)
+    return PictureModel(f"hf:{name}", model.eval(), crop, normalize, classes)
+
+
+def _unsafe(where: str, local: bool) -> ConfigError:
+    path = Path(where) / "pytorch_model.bin" if local else f"pytorch_model.bin of {where}"
+    return ConfigError(
+        f"{path} is a pickle with more in it than tensors; reading it could run any code, so it was not read",
+        "weights in model.safetensors",
+        "where you trust its origin, load it in Python and save it again with "
+        "model.save_pretrained(directory, safe_serialization=True)",
+    )
+
+
+def _shown(
+    transformers: Any, name: str, where: str, local: bool, config: Any, given: Mapping[str, Any]
+) -> tuple[CenterCrop, Normalize]:
+    """Say how pictures are shown: as the image processor does or, where there is none, as given."""
+    size = given.get("size", getattr(config, "image_size", None))
+    options = "none beside it: give --size, --mean and --std"
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            where, local_files_only=local, trust_remote_code=False
+        )
+    except Exception as error:  # as above
+        if isinstance(size, int) and "mean" in given and "std" in given:
+            return CenterCrop(size, 1.0), _normalize(given["mean"], given["std"])
+        raise ConfigError(
+            f"hf:{name} has no image processor that can be loaded: {_line(error)}",
+            "the image processor saved beside the model",
+            f"save it with save_pretrained(directory); if there is {options}"
+            if local
+            else f"check the name and the connection; if there is {options}",
+        ) from error
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} for hf:{name}",
+            "none: its image processor says size and normalization",
+            "leave them out",
+        )
+    return _processing(processor, name)
 
 
 @contextlib.contextmanager
@@ -373,7 +442,7 @@ def _not_fetched(spec: str, error: Exception) -> ConfigError:
 
 _LOADERS: dict[str, Callable[[str], PictureModel]] = {
     "zoo": _zoo,
-    "hf": _hugging_face,
+    "hf": lambda name: _hugging_face(name, {}),
     "torchvision": _torchvision,
     "timm": _timm,
 }
@@ -525,14 +594,14 @@ def _check_program(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if len(set(names)) != len(names):
-                raise _refused(path)  # two readers may see different files under one name
+                raise _no_program(path)  # two readers may see different files under one name
             raw, pickled = _payloads(archive, names)
             for name in names:
                 held = archive.read(name)
                 if held and (name in pickled or not (name in raw or _is_text(name, held))):
                     _tensors(io.BytesIO(held))
     except pickle.UnpicklingError as error:
-        raise _refused(path) from error
+        raise _no_program(path) from error
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, RuntimeError, EOFError, AttributeError) as error:
         if isinstance(error, ApportionError):
             raise

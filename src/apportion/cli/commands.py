@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -17,16 +17,16 @@ import apportion
 from apportion.adapters import models
 from apportion.cli import tables, work
 from apportion.cli.output import Output
-from apportion.core.errors import ApportionError, ConfigError, ModelError, NumericalWarning
+from apportion.core.errors import ApportionError, ConfigError, ModelError, NumericalWarning, OutputError
+from apportion.core.field import Field
 from apportion.core.progress import progress
-from apportion.core.registry import snake
 from apportion.core.write import write_bytes
 
 app = App(
     name="apportion",
     help="Feature attribution of PyTorch networks, always with evidence whether to trust it.",
     version=apportion.__version__,
-    help_format="plaintext",
+    help_format="markdown",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=()),
@@ -61,21 +61,21 @@ def methods(name: str | None = None, /) -> None:
     if name is None:
         tables.print_methods()
     else:
-        tables.print_card(snake(name.replace("-", "_")))
+        tables.print_card(name)
 
 
-@app.command
+@app.command(usage="Usage: apportion explain [PICTURES...] [OPTIONS]")
 def explain(
     *pictures: str,
     model: Annotated[str, Parameter(alias="-m")] = "zoo:efficientnet_lite0",
-    method: Annotated[tuple[str, ...], Parameter(name=("--method", "--methods"))] = ("quick",),
+    method: Annotated[tuple[str, ...], Parameter(name=("--method", "--methods"), show_default=", ".join)] = ("quick",),
     target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    out: Annotated[Path, Parameter(alias="-o")] = Path("out"),
+    out: Annotated[str, Parameter(alias="-o")] = "out",
     colors: str = "red-blue",
     percentile: float = 99.0,
     contrast: str = "one",
     seed: int = 0,
-    quiet: Annotated[bool, Parameter(alias="-q")] = False,
+    quiet: Annotated[bool, Parameter(alias="-q", show_default=False)] = False,
     size: int | None = None,
     mean: str | None = None,
     std: str | None = None,
@@ -84,6 +84,10 @@ def explain(
 
     Writes DIR/report.html and the numbers in it as DIR/report.json, one sheet per picture and, in DIR/values,
     every attribution.
+
+    apportion explain my_pictures/ --method gradient --method grad_cam
+
+    apportion explain cat.jpg --model my_file.py:network --size 64 --mean 0.5 --std 0.25
 
     Parameters
     ----------
@@ -109,12 +113,15 @@ def explain(
     quiet
         Print nothing but errors.
     size
-        Side of the pictures in pixels, for a model of your own.
+        Side of the pictures in pixels, for a model of your own; 224 unless it or its file says another.
     mean
-        Normalization of a model of your own: one number or three, as in 0.485,0.456,0.406.
+        What is subtracted from pictures in [0, 1] for a model of your own: one number, or one each for red, green
+        and blue, as in 0.485,0.456,0.406; nothing unless given.
     std
-        Likewise.
+        What they are divided by after that, as in 0.229,0.224,0.225; 1 unless given.
     """
+    if not out.strip():
+        raise OutputError("--out without a name", "a directory", "write --out . for the current directory")
     sources = pictures or work.PICTURES
     choices = work.choose(method)
     norm = _numbers("mean", mean), _numbers("std", std)
@@ -130,9 +137,11 @@ def explain(
         _say(*network.notes, quiet=quiet)
         index = None if target is None else network.index(target)
         seen = [work.look(network, picture, is_bundled) for picture, is_bundled in work.read(sources)]
+        _say(*(one.note for one in seen if one.note), quiet=quiet)
+        task = _Task(network, network.field(), choices, index, seed, contrast, look)
+        work.warm_up(task.field, seen[0], choices, index)
         if "all" in method and not quiet:
-            tables.print_estimate(work.estimate(network, seen[0], choices, index, contrast), len(seen))
-        task = _Task(network, choices, index, seed, contrast, look)
+            tables.print_estimate(work.estimate(task.field, seen[0], choices, index, contrast), len(seen))
         results, records = _explain_all(output, task, seen, quiet)
         said = {"model": network.name, "seed": seed, "pictures": records}
         with output.file("report.json") as path:
@@ -157,6 +166,7 @@ class _Task:
     """What is asked about every picture."""
 
     network: models.PictureModel
+    field: Field
     choices: Sequence[work.Choice]
     target: int | None
     seed: int
@@ -170,15 +180,16 @@ def _explain_all(
     """Explain each picture and write what belongs to it alone."""
     from apportion.show import report
 
-    field, results, records, complete = task.network.field(), [], [], 0
+    results, records, complete = [], [], 0
+    wanted = work.names([one.name for one in seen])
     try:
         for number, one in enumerate(seen, 1):
             line = _Line(f"{number}/{len(seen)} {tables.plain(one.name).plain}", quiet)
             with progress(line):
                 explained = work.explain(
-                    task.network, field, one, task.choices, task.target, task.seed, line.begin, task.contrast
+                    task.network, task.field, one, task.choices, task.target, task.seed, line.begin, task.contrast
                 )
-            name = output.name(Path(one.name).stem, [".png"])
+            name = output.name(wanted[number - 1], [".png"])
             results.append(explained)
             records.append(work.record(explained, name))
             if not explained.panels:
@@ -212,6 +223,8 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         raise ConfigError(f"--{name} {text}", "numbers with commas", f"write --{name} 0.5,0.5,0.5") from error
     if len(numbers) not in (1, 3):
         raise ConfigError(f"--{name} {text}", "one number or three", f"write --{name} 0.5,0.5,0.5")
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"--{name} {text}", "finite numbers", f"write --{name} 0.5,0.5,0.5")
     return numbers * 3 if len(numbers) == 1 else numbers
 
 

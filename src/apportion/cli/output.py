@@ -51,8 +51,12 @@ class Output:
         Raises:
             OutputError: it cannot be made or written to.
         """
+        way = [*reversed(self.folder.parents), self.folder]
+        for part in way:
+            if part.is_file():
+                raise OutputError(f"{part} is a file, as --out", "a directory", "give another --out")
         try:
-            for parent in [*reversed(self.folder.parents), self.folder]:
+            for parent in way:
                 if not parent.is_dir():
                     parent.mkdir()
                     self._made.append(parent)

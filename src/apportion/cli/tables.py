@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from apportion.cli.work import Estimate, Explained
+from apportion.cli.work import Estimate, Explained, named
 from apportion.core.attribution import Attribution
-from apportion.core.registry import method, methods
+from apportion.core.registry import methods
 
 if TYPE_CHECKING:
     from apportion.show.report import Page, Panel
@@ -76,7 +76,7 @@ def _first(authors: str) -> str:
 
 def print_card(name: str) -> None:
     """Show the Card of a method."""
-    cls = method(name)
+    cls = named(name)
     card = cls.card
     rows = [
         ("class", f"ap.{cls.__name__}"),
@@ -125,9 +125,12 @@ def short(text: str, most: int) -> str:
 
 def print_results(results: Sequence[Explained]) -> None:
     """Print one line for each picture, one for each of its maps, and what deserves a look."""
+    from apportion.show.page import large_gap
+
     pictures: list[Sequence[str]] = []
     rows: list[Sequence[str] | None] = []
     notes: dict[str, list[str]] = {}
+    gaps: dict[str, list[str]] = {}
     for one in results:
         classes = [f"{short(label, 28)} {chance:.2f}" for label, chance in one.page.classes[:2]]
         marked = one.page.telling
@@ -138,6 +141,8 @@ def print_results(results: Sequence[Explained]) -> None:
             rows.append((short(one.seen.name, 16), *_cells(panel, on)))
             for warning in panel.attribution.warnings:
                 notes.setdefault(f"{panel.title}: {warning}", []).append(one.seen.name)
+            if (missed := large_gap(panel.attribution)) is not None:
+                gaps.setdefault(panel.title, []).append(f"{one.seen.name} {missed}")
         for title, why in one.passed_over.items():
             notes.setdefault(f"{title} does not apply: {why}", []).append(one.seen.name)
         rows += [(short(one.seen.name, 16), short(title, 34), "failed", "", "", "") for title, _ in one.page.failures]
@@ -152,6 +157,9 @@ def print_results(results: Sequence[Explained]) -> None:
         print("  object's box / share of the picture that the box covers. Boxes were drawn by hand.")
     print("passes: rows sent forward + backward.")
     print_failures(results)
+    for title, where in gaps.items():
+        text = f"{title} misses the total that it claims, by more than 10 % of it: {', '.join(where)}"
+        print(f"note: {plain(text).plain}")
     for note, where in notes.items():
         of = "" if len(where) == len(results) else f" ({', '.join(where)})"
         print(f"note: {plain(note + of).plain}")

@@ -23,6 +23,7 @@ from apportion.core.errors import (
     InputError,
     ModelError,
     NoGradientPathError,
+    RegistryError,
     RuleError,
     ScoreError,
     SiteError,
@@ -31,6 +32,7 @@ from apportion.core.errors import (
 )
 from apportion.core.explainer import Explainer
 from apportion.core.field import Field
+from apportion.core.question import Question
 from apportion.core.registry import method, methods, snake
 from apportion.core.score import Contrast, main_output
 from apportion.methods import GradCAM, Gradient, GradientTimesInput, IntegratedGradients, SmoothGrad
@@ -52,6 +54,11 @@ CONTRASTS = ("one", "all", "none")
 
 NOT_FOR_THIS = (SiteError, RuleError, NoGradientPathError)
 """Errors that say that a method does not apply to a model; after others it has failed."""
+
+
+_DARK = 0.1  # a picture whose largest value is below is noted
+
+_MOST_ROWS = 32  # timed together
 
 
 @dataclass(frozen=True)
@@ -100,20 +107,61 @@ def choose(names: Sequence[str]) -> list[Choice]:
         elif name == "all":
             members = tuple(method(m)() for m in methods())
         else:
-            found[method(snake(name.replace("-", "_")))()] = True
+            found[named(name)()] = True
             continue
         for member in members:
             found.setdefault(member, False)
     return [Choice(explainer, by_name) for explainer, by_name in found.items()]
 
 
+def named(name: str) -> type[Explainer]:
+    """Look a method up, in any spelling.
+
+    Raises:
+        RegistryError: there is none, with the nearest.
+
+    >>> named("GradCAM") is named("grad-cam")
+    True
+    """
+    try:
+        return method(snake(name.replace("-", "_")))
+    except RegistryError as error:
+        raise RegistryError(error.given, error.expected, "list the methods with `apportion methods`") from error
+
+
 def files(sources: Sequence[str]) -> list[Path]:
-    """List the files among the pictures asked for, which must not be written over."""
+    """List the files among the pictures asked for, which must not be written over.
+
+    Raises:
+        InputError: what is neither there nor a bundled picture, with the nearest.
+    """
     listed = []
     for source in sources:
         path = Path(source)
-        listed += path.iterdir() if path.is_dir() else [path] if path.exists() else []
+        if not source.strip():
+            raise InputError("a picture without a name", "a file, a directory or a bundled picture", "name one")
+        if path.exists():
+            listed += path.iterdir() if path.is_dir() else [path]
+        elif source not in bundled.bundled():
+            near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            close = nearest(str(path), [*near, *bundled.bundled()])
+            raise InputError(f"no file {source}", close, "check the path, or name a bundled picture")
     return listed
+
+
+def names(pictures: Sequence[str]) -> list[str]:
+    """Choose what the files of pictures are to be called: without the suffix, where that tells them apart.
+
+    >>> names(["a.jpg", "a.png", "b.png"])
+    ['a_jpg', 'a_png', 'b']
+    """
+    suffixes: dict[str, set[str]] = {}
+    for path in map(Path, pictures):
+        suffixes.setdefault(path.stem.casefold(), set()).add(path.suffix)
+    return [
+        p.stem if len(suffixes[p.stem.casefold()]) == 1 else "_".join((p.stem, *filter(None, [p.suffix[1:]])))
+        for p in map(Path, pictures)
+    ]
 
 
 def read(sources: Sequence[str]) -> Iterator[tuple[Picture, bool]]:
@@ -125,16 +173,12 @@ def read(sources: Sequence[str]) -> Iterator[tuple[Picture, bool]]:
     Raises:
         InputError: what is none of these, or cannot be read.
     """
+    files(sources)
     for source in sources:
-        path = Path(source)
-        if path.exists():
-            yield from ((one, False) for one in image.read_all([path]))
-        elif source in bundled.bundled():
-            yield bundled.picture(source), True
+        if Path(source).exists():
+            yield from ((one, False) for one in image.read_all([source]))
         else:
-            near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            close = nearest(str(path), [*near, *bundled.bundled()])
-            raise InputError(f"no file {source}", close, "check the path, or name a bundled picture")
+            yield bundled.picture(source), True
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +192,7 @@ class Seen:
         top: indices of the highest classes, the highest first.
         chances: their shares.
         objects: what is drawn by hand on it, by name, in its pixels.
+        note: what its user should know of it; empty for nothing.
     """
 
     name: str
@@ -156,6 +201,7 @@ class Seen:
     top: tuple[int, ...]
     chances: tuple[float, ...]
     objects: Mapping[str, bundled.Truth] = field(default_factory=dict)
+    note: str = ""
 
 
 def look(model: PictureModel, picture: Picture, is_bundled: bool = False) -> Seen:
@@ -170,16 +216,20 @@ def look(model: PictureModel, picture: Picture, is_bundled: bool = False) -> See
         ModelError: it fails on it.
         ScoreError: it does not give one number per class.
     """
-    x = model.crop(picture)
+    side = model.crop.size
     try:
+        x = model.crop(picture)
         with torch.no_grad():
             given = model.model(model.normalize(x[None]))
     except Exception as error:  # whatever goes wrong inside a stranger's model
         message = " ".join(str(error).split())[:300]
+        other = {p.dtype for p in model.model.parameters() if p.is_floating_point()} - {torch.float32}
         raise ModelError(
-            f"{model.name} failed on a picture of shape {tuple(x[None].shape)}: {type(error).__name__}: {message}",
-            "a model for colour pictures of this size",
-            "try another --size, or call the model by hand on torch.rand of this shape",
+            f"{model.name} failed on a picture of shape {(1, 3, side, side)}: {type(error).__name__}: {message}",
+            "a model of float32" if other else "a model for colour pictures of this size",
+            f"its weights are {', '.join(sorted(map(str, other)))}: return model.float()"
+            if other
+            else "try another --size, or call the model by hand on torch.rand of this shape",
         ) from error
     z = main_output(given)
     if z.ndim != 2:
@@ -201,7 +251,13 @@ def look(model: PictureModel, picture: Picture, is_bundled: bool = False) -> See
         truth = bundled.truth(picture.name, thing).through(model.crop, high, wide)
         if any(truth.box):  # something of it is seen
             objects[thing] = truth
-    return Seen(picture.name, x, z, tuple(top.tolist()), tuple(chances.tolist()), objects)
+    note, brightest = "", float(picture.pixels.max())
+    if brightest < _DARK:
+        note = (
+            f"{picture.name} is very dark: its largest value is {brightest:.3g}, where 1 is white; "
+            "if it holds fewer bits than its format, as 10 in 16, scale it up before"
+        )
+    return Seen(picture.name, x, z, tuple(top.tolist()), tuple(chances.tolist()), objects, note)
 
 
 @dataclass(frozen=True)
@@ -217,33 +273,72 @@ class Estimate:
     seconds: float
 
 
-def estimate(
-    model: PictureModel, seen: Seen, choices: Sequence[Choice], target: int | None, contrast: str = "one"
-) -> Estimate:
-    """Count the passes of methods and time one pass; methods that do not apply count nothing."""
-    q = model.field().bind(seen.x[None], target=_target(seen, target))
-    owner = torch.zeros(1, dtype=torch.long)
-    start = time.perf_counter()
-    q.value_and_grad(q.x, owner)
-    both = time.perf_counter() - start
-    start = time.perf_counter()
-    q.value(q.x, owner)
-    ahead = time.perf_counter() - start
-    rows = []
+def _rows_of(choices: Sequence[Choice], q: Question) -> dict[Choice, tuple[int, int, bool]]:
+    """Count rows as results do: forward and backward, without f(x); methods that do not apply are left out."""
+    counted = {}
     for choice in choices:
         try:
             p = choice.explainer.passes(q)
         except ApportionError:
             continue
-        rows.append((choice, p.forward + p.at_x + p.once, p.backward + p.once_backward, p.exact))
-    again = contrasted([row[0] for row in rows], contrast) if _pair(seen, _target(seen, target)) else []
-    rows = [(c.name, there, back, exact) for c, there, back, exact in rows] + [
-        (f"{c.name}, other class and contrast", 2 * there, 2 * back, exact)
-        for c, there, back, exact in rows
-        if c in again
-    ]
-    seconds = sum(back * both + max(0, there - back) * ahead for _, there, back, _ in rows)
-    return Estimate(tuple(rows), seconds)
+        exact = p.exact and choice.explainer.card.exact_cost
+        counted[choice] = p.forward + p.once, p.backward + p.once_backward, exact
+    return counted
+
+
+def _bound(asked: Field, seen: Seen, target: int | None) -> Question:
+    return asked.bind(seen.x[None], target=_target(seen, target))
+
+
+def _chunk(asked: Field, q: Question, most: int) -> tuple[Tensor, Tensor]:
+    """Rows as many as a method sends at once, and their owners."""
+    n = max(1, min(asked.chunk, _MOST_ROWS, most))
+    return q.x.expand(n, *q.x.shape[1:]).contiguous(), torch.zeros(n, dtype=torch.long)
+
+
+def warm_up(asked: Field, seen: Seen, choices: Sequence[Choice], target: int | None) -> None:
+    """Spend what only the first passes cost, so that no method's time has it in."""
+    q = _bound(asked, seen, target)
+    rows = _rows_of(choices, q).values()
+    try:
+        q.value_and_grad(*_chunk(asked, q, max((there for there, _, _ in rows), default=1)))
+    except ApportionError:  # it comes again where the method is known
+        return
+
+
+def estimate(
+    asked: Field, seen: Seen, choices: Sequence[Choice], target: int | None, contrast: str = "one"
+) -> Estimate:
+    """Count the passes of methods, as results will, and time some; methods that do not apply count nothing.
+
+    Args:
+        asked: the network's logit, warmed up.
+        seen: a picture.
+        choices: the methods.
+        target: as for `explain`.
+        contrast: likewise.
+    """
+    q = _bound(asked, seen, target)
+    counted = _rows_of(choices, q)
+    rows, owner = _chunk(asked, q, _MOST_ROWS)
+    both, ahead = (_fastest(lambda run=run: run(rows, owner)) / len(owner) for run in (q.value_and_grad, q.value))
+    listed = [(c.name, *counts) for c, counts in counted.items()]
+    again = contrasted(list(counted), contrast) if counted and _pair(seen, _target(seen, target)) else []
+    for choice in again:
+        there, back, exact = counted[choice]
+        listed.append((f"{choice.name}, other class and contrast", 2 * there, 2 * back, exact))
+    seconds = sum(back * both + max(0, there - back) * ahead for _, there, back, _ in listed)
+    return Estimate(tuple(listed), seconds)
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    """Time the faster of two runs: the first may be a cold one."""
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 @dataclass
@@ -450,7 +545,7 @@ def record(one: Explained, name: str) -> dict[str, Any]:
 
     Numbers that are not finite are None.
     """
-    from apportion.show.page import baseline, inside
+    from apportion.show.page import baseline, inside, warnings_of
 
     page, maps = one.page, []
     files = {id(a): key for key, a in one.values.items()}
@@ -468,7 +563,7 @@ def record(one: Explained, name: str) -> dict[str, Any]:
                 "forward": int(a.cost.forward[0]),
                 "backward": int(a.cost.backward[0]),
                 "seconds": round(panel.seconds, 3),
-                "warnings": list(a.warnings),
+                "warnings": warnings_of(a),
                 "baseline": baseline(a),
                 "share_of_energy": [asdict(inside(a, marked, page.size)) for marked in page.marked],
             }

@@ -24,7 +24,7 @@ from apportion.core.attribution import Attribution
 from apportion.core.errors import InputError
 from apportion.show import maps
 from apportion.show.maps import RED_BLUE, Colors, Painted
-from apportion.show.page import Page, Panel, baseline, gap, in_words, inside, passes, printable, unit
+from apportion.show.page import Page, Panel, baseline, gap, in_words, inside, passes, printable, unit, warnings_of
 
 DPI = 110
 """Pixels per inch of sheets."""
@@ -364,7 +364,7 @@ def _panel(
         f"gap {gap(panel.attribution)}",
         *_energy(page, panel),
         f"{passes(panel.attribution)}; {panel.seconds:.2f} s",
-        *(f"warning: {w}" for w in panel.attribution.warnings),
+        *(f"warning: {w}" for w in warnings_of(panel.attribution)),
     )
     return _captions(out, x, y, painted, panel.attribution, facts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,6 +24,7 @@ POINTS = frozenset(
 """Last words of the names of parts that are inputs of the model, and are drawn as pictures."""
 
 _MOST = 2  # drawn of one name
+_LARGE_GAP = 0.1  # of the claimed total
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +218,28 @@ def gap(attribution: Attribution) -> str:
         return attribution.gap_note
     claim, share = float(attribution.claimed_total[0]), float(attribution.relative_gap[0])
     return f"{signed(float(attribution.gap[0]))} ({share:.2%} of the claimed total, {signed(claim)})"
+
+
+def large_gap(attribution: Attribution) -> str | None:
+    """Write the gap of the first example as a share of the claimed total, where it is above a tenth of it.
+
+    >>> import torch, apportion as ap
+    >>> large_gap(ap.GradientTimesInput()(ap.Field(lambda x: (x**2).sum(1)), torch.ones(1, 2)))
+    '100 %'
+    """
+    if attribution.gap is None or attribution.relative_gap is None:
+        return None
+    missed, share = abs(float(attribution.gap[0])), float(attribution.relative_gap[0])
+    if not share > _LARGE_GAP or missed <= 1e-6 * max(1.0, abs(float(attribution.value[0]))):
+        return None
+    return f"{share:.0%}".replace("%", " %") if math.isfinite(share) else f"{missed:.3g}, where 0 is claimed"
+
+
+def warnings_of(attribution: Attribution) -> list[str]:
+    """List what an explanation warns of, a large gap first."""
+    missed = large_gap(attribution)
+    gaps = [] if missed is None else [f"the values miss the total that the method claims: a gap of {missed}"]
+    return [*gaps, *attribution.warnings]
 
 
 def passes(attribution: Attribution) -> str:

@@ -35,6 +35,7 @@ from apportion.show.page import (
     settings,
     signed,
     unit,
+    warnings_of,
 )
 from apportion.show.write import write_bytes
 
@@ -203,7 +204,7 @@ def _panel(panel: Panel, number: int, page: Page, colors: Colors, percentile: fl
         "passes": passes(a),
         "seconds": f"{panel.seconds:.2f} s",
         "after": " → ".join(a.postprocessing),
-        "warnings": [w.replace("`", "") for w in a.warnings],
+        "warnings": [w.replace("`", "") for w in warnings_of(a)],
         "cautions": [c.replace("`", "") for c in a.cautions],
         "settings": settings(a),
     }

@@ -97,7 +97,7 @@ def last_spatial(q: Question) -> Site:
         raise SiteError(
             "a model without a layer of shape [B, K, h, w]",
             "a convolutional network",
-            "give layer=ap.At(...)",
+            "choose another method, or in Python name a layer of this shape: layer=ap.At(...)",
         )
     reached = q.reaching(found)
     if not reached:
