@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import apportion as ap
 from apportion import planted
 from apportion.core.errors import BaselineError, ConfigError
-from apportion.methods.path.big import BIG, boundary
+from apportion.methods.path.big import BIG
 from apportion.methods.path.blur_ig import BlurIG
 from apportion.methods.path.boundary_saliency import BoundarySaliency
 from apportion.methods.path.credible_path import CrediblePath
@@ -207,7 +207,6 @@ def test_big_is_integrated_gradients_from_its_boundary() -> None:
     want = torch.stack([slope(model, r) for r in a.references.rows[:, 0]])
     torch.testing.assert_close(b.values, want, rtol=1e-10, atol=1e-12)
     assert not torch.allclose(b.values, ap.Gradient()(field, ROWS, target=1).values, rtol=1e-2)
-    assert boundary(attack) is boundary(NearestAdversarial((0.5, 1.0, 4.0), steps=10))
 
 
 def test_wrapped_boundaries_are_found_once() -> None:

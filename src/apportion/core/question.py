@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, TypeVar, overload
@@ -73,6 +73,7 @@ class Question:
         self._checks: int
         self._sites: list[SiteInfo] | None = None
         self._reaching: dict[tuple[Site, ...], list[Site]] = {}
+        self._memo: dict[Hashable, Any] = {}
 
     # -- binding ----------------------------------------------------------------------------------
 
@@ -211,6 +212,13 @@ class Question:
     def root(self) -> Question:
         """The question first bound, whose examples are the user's."""
         return self._root
+
+    def once(self, key: Hashable, make: Callable[[Question], T]) -> T:
+        """Work something out about the user's examples once, and give the same to all who ask by its key."""
+        memo = self._root._memo
+        if key not in memo:
+            memo[key] = make(self._root)
+        return memo[key]
 
     @property
     def in_root(self) -> Int[Tensor, " B"]:

@@ -213,14 +213,38 @@ def test_scores_of_other_kinds() -> None:
 
 def test_outputs_that_are_no_classes() -> None:
     x = examples(2)
-    with pytest.raises(BaselineError, match=r"outputs \(\) per example\n.*\n.*\(f, 0\)"):
-        NearestAdversarial()(ap.Field(lambda x: x.sum(1)).bind(x))
-    with pytest.raises(BaselineError, match=r"outputs \(1,\) per example"):
-        NearestAdversarial()(ap.Field(lambda x: x.sum(1, keepdim=True)).bind(x))
+    dense = ap.Field(lambda x: torch.stack([x[:, :2], x[:, :2]], 1), ap.Custom(lambda out: out.sum((1, 2))))
+    with pytest.raises(BaselineError, match=r"outputs \(2, 2\) per example\n.*\n.*\(f, 0\)"):
+        NearestAdversarial()(dense.bind(x))
     with pytest.raises(BaselineError, match="exclude none"):
         NearestAdversarial()(ap.Field(network(), ap.LogOdds(multilabel=True)).bind(x))
     with pytest.raises(BaselineError, match="differentiable question"):
         NearestAdversarial()(ap.Field(network()).bind(x.requires_grad_(), differentiable=True))
+
+
+def test_one_number_decides_by_its_sign_as_two_logits_would() -> None:
+    x = examples(3)
+
+    def number(rows: Tensor) -> Tensor:
+        return (2 * rows).tanh().sum(1) - 0.3
+
+    both = ap.Field(lambda rows: torch.stack([number(rows), torch.zeros(len(rows), dtype=rows.dtype)], 1))
+    want = NearestAdversarial().search(both.bind(x, target=0))
+    for keepdim in (False, True):
+        field = ap.Field(lambda rows, keep=keepdim: number(rows)[:, None] if keep else number(rows))
+        found = NearestAdversarial().search(field.bind(x))
+        torch.testing.assert_close(found.points, want.points, rtol=0, atol=1e-12)
+        assert torch.equal(found.success, want.success)
+
+
+def test_the_search_is_made_once_for_a_question() -> None:
+    q = ap.Field(network()).bind(examples(2))
+    first = NearestAdversarial().search(q)
+    spent = q.cost.forward.clone()
+    assert torch.equal(NearestAdversarial().search(q).points, first.points)
+    assert torch.equal(q.cost.forward, spent)
+    again = q.at(q.x[[1, 1]] + 0.1, torch.tensor([1, 1]), torch.tensor([0, 1]))
+    assert torch.equal(NearestAdversarial().search(again).points, first.points[[1, 1]])
 
 
 def test_bad_options() -> None:

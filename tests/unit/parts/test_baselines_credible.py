@@ -191,12 +191,21 @@ def test_bad_input() -> None:
     with pytest.raises(BaselineError, match=r"at most half their range, 0\.5"):
         Credible(delta=0.51)(ap.Field(network(), bounds=(0, 1)).bind(pictures()))
     with pytest.raises(BaselineError, match="Credible on outputs"):
-        Credible()(ap.Field(lambda x: x.flatten(1).sum(1)).bind(pictures()))
+        Credible()(ap.Field(lambda x: x[:, 0], ap.Custom(lambda out: out.sum((1, 2)))).bind(pictures()))
     with pytest.raises(BaselineError, match="differentiable question"):
         Credible()(ap.Field(network()).bind(pictures().requires_grad_(), differentiable=True))
     for name in ("eps", "eta", "delta", "max_iter"):
         with pytest.raises(ConfigError, match=name):
             Credible(**{name: 0})  # pyright: ignore[reportArgumentType]
+
+
+def test_one_number_is_come_near_to() -> None:
+    field = ap.Field(lambda x: (x.flatten(1) * torch.linspace(-1, 2, x[0].numel()).to(x)).sum(1), bounds=(0, 1))
+    q = field.bind(pictures())
+    short, long = (Credible(eps=1e-6, delta=0.05, eta=0.003, max_iter=n) for n in (1, 40))
+    assert float((long(q)[:, 0] - q.x).abs().min()) >= 0.05 - 1e-12
+    assert bool((long.distance(q) <= short.distance(q)).all())
+    assert float(long.distance(q).sum()) < 0.8 * float(short.distance(q).sum())
 
 
 @pytest.mark.usefixtures("as_users_run")

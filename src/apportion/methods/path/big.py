@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
-from apportion.core.errors import BaselineError
 from apportion.core.explainer import Explainer
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.core.score import Target, main_output
 from apportion.core.tree import Tree
-from apportion.parts.baselines import Nearest, NearestAdversarial
-from apportion.parts.baselines.adversarial import _Margin
+from apportion.parts.baselines import NearestAdversarial
 from apportion.parts.paths.explainer import PathExplainer
 from apportion.parts.paths.path import Path
 from apportion.parts.paths.straight import Straight
@@ -36,76 +24,9 @@ PAPER = Paper(
 )
 
 
-def single_number(q: Question) -> bool:
-    """Tell whether the model gives one number for each row; spends a row on the first example."""
-    root = q.root
-    if q.field.score.site is not None:
-        return False
-    z = main_output(root.outputs(tree.index(root.x, slice(0, 1)), torch.zeros(1, dtype=torch.long, device=q.device)))
-    return z.ndim == 1 or z.shape[1:] == (1,)
-
-
-def number(outputs: Any) -> Float[Tensor, " R"]:
-    """Read outputs that are one number a row."""
-    return main_output(outputs).flatten()
-
-
-@dataclass(frozen=True)
-class _NumberMargin(_Margin):
-    """The number itself: above 0 where the decision is yes."""
-
-    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
-        return None
-
-    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
-        return number(outputs)
-
-
-@dataclass(frozen=True)
-class Boundary(NearestAdversarial):
-    """`NearestAdversarial`, for models of one number too, which decide by its sign; it tells what was found.
-
-    >>> import apportion as ap
-    >>> q = ap.Field(lambda x: x[:, 0] - 1).bind(torch.tensor([[1.5, 7.0]]))
-    >>> Boundary().found(q).points.round(decimals=4), Boundary().found(q).success
-    (tensor([[1., 7.]]), tensor([True]))
-    """
-
-    @property
-    def rows(self) -> int:
-        return super().rows + 1
-
-    def search(self, q: Question) -> Nearest:
-        _FOUND.setdefault(q, {})[self] = found = super().search(q)
-        return found
-
-    def found(self, q: Question) -> Nearest:
-        """Tell what was found for the user's example of each row."""
-        q.references(self)
-        return Nearest(*(tree.index(part, q.in_root) for part in _FOUND[q.root][self]))
-
-    def _margin(self, q: Question) -> _Margin:
-        try:
-            return super()._margin(q)
-        except BaselineError:
-            if not single_number(q):
-                raise
-            return _NumberMargin()
-
-
-_FOUND: WeakKeyDictionary[Question, dict[Boundary, Nearest]] = WeakKeyDictionary()
-"""What searches found, for as long as the question that asked is there."""
-
-
-@functools.cache
-def boundary(attack: NearestAdversarial) -> Boundary:
-    """Give the same search to all who ask with equal options, so that a question makes it once."""
-    return Boundary(*(getattr(attack, f.name) for f in fields(attack)))
-
-
 def told(attack: NearestAdversarial, q: Question) -> dict[str, Tree]:
     """Say of each row's example whether its boundary was found, and how far away."""
-    found = boundary(attack).found(q)
+    found = attack.search(q)
     return {"success": found.success, "distance": found.distance.to(q.fx)}
 
 
@@ -162,7 +83,7 @@ class BIG(PathExplainer):
 
     @property
     def way(self) -> Path:
-        return Straight(boundary(self.attack), quadrature=self.quadrature)
+        return Straight(self.attack, quadrature=self.quadrature)
 
     def explain(self, q: Question) -> Attribution:
         found = super().explain(q)

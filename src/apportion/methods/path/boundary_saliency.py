@@ -12,7 +12,7 @@ from apportion.core.card import Card, Family, Kind, Principle
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.methods.path.big import PAPER, boundary, told
+from apportion.methods.path.big import PAPER, told
 from apportion.parts.baselines import NearestAdversarial
 
 CARD = Card(
@@ -59,13 +59,13 @@ class BoundarySaliency(Explainer):
     attack: NearestAdversarial = NearestAdversarial()
 
     def explain(self, q: Question) -> Attribution:
-        start = q.references(boundary(self.attack))
+        start = q.references(self.attack)
         points = tree.apply(lambda r: r[:, 0], start.rows)
         _, grad = q.value_and_grad(points, torch.arange(len(q), device=q.device))
         return q.attribution(self, grad, references=start, parts=told(self.attack, q))
 
     def passes(self, q: Question | None = None) -> Passes:
-        return boundary(self.attack).added_to(Passes(1, 1, at_x=1))
+        return self.attack.added_to(Passes(1, 1, at_x=1))
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from jaxtyping import Float
-from torch import Tensor
 
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
-from apportion.core.errors import BaselineError, ConfigError
+from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.core.tree import Tree
-from apportion.methods.path.big import number, single_number
 from apportion.parts.accumulate import Accumulator
 from apportion.parts.baselines import Baseline, Credible, Noise, Several
-from apportion.parts.baselines.credible import _LogitDistance
-from apportion.parts.baselines.search import everyone
 from apportion.parts.paths.blur import AtScale
 from apportion.parts.paths.explainer import PathExplainer
 from apportion.parts.paths.path import Path
@@ -62,40 +54,6 @@ CARD = Card(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _NumberDistance(_LogitDistance):
-    """|f - f(x)| of a single number, with the gradient of half its square, whose signs are the same."""
-
-    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
-        off = number(outputs) - target
-        half = off.square() / 2
-        return off.abs().detach() + (half - half.detach())
-
-
-@dataclass(frozen=True)
-class NearOutputs(Credible):
-    """`Credible`, for models of one number too, whose distance is then descended.
-
-    >>> import torch, apportion as ap
-    >>> q = ap.Field(lambda x: x.sum(1)).bind(torch.tensor([[1.0, 3.0]]))
-    >>> NearOutputs(AtScale(50.0), eps=0.1, delta=0.5)(q).round(decimals=2)
-    tensor([[[2., 2.]]])
-    """
-
-    @property
-    def rows(self) -> int:
-        return super().rows + 1
-
-    def _score(self, q: Question) -> _LogitDistance:
-        try:
-            return super()._score(q)
-        except BaselineError:
-            if not single_number(q):
-                raise
-            root = q.root
-            return _NumberDistance(number(root.outputs(root.x, everyone(root))), "distance")
-
-
 @register(CARD)
 @dataclass(frozen=True)
 class CrediblePath(PathExplainer):
@@ -124,7 +82,7 @@ class CrediblePath(PathExplainer):
 
     _positive = ("total",)
 
-    baseline: Baseline = NearOutputs(Several((AtScale(4.0), AtScale(8.0), AtScale(16.0))))
+    baseline: Baseline = Credible(Several((AtScale(4.0), AtScale(8.0), AtScale(16.0))))
     total: int = 150
     valid: ValidFeatures = ValidFeatures()
     quadrature: Quadrature | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,9 +14,9 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.errors import BaselineError
 from apportion.core.question import Question
-from apportion.core.score import Logit
+from apportion.core.score import Logit, Target
 from apportion.core.tree import Tree
-from apportion.parts.baselines.search import check_asks, everyone, listed, norm, own_classes, put
+from apportion.parts.baselines.search import check_asks, everyone, listed, norm, number, own_classes, put
 from apportion.parts.baselines.simple import Baseline, bounds_of
 
 
@@ -26,6 +27,19 @@ class _Margin(Logit):
     def _of_class(self, z: Tensor, target: Tensor) -> Tensor:
         own = z.gather(1, target)
         return (own - z.scatter(1, target, -torch.inf).amax(1, keepdim=True))[:, 0]
+
+
+@dataclass(frozen=True)
+class _NumberMargin(_Margin):
+    """A model's only number: above 0 where the decision is yes."""
+
+    def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        return None
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        value = number(outputs)
+        assert value is not None  # seen when the search began
+        return value
 
 
 class Nearest(NamedTuple):
@@ -67,7 +81,7 @@ class NearestAdversarial(Baseline):
         tolerance: of the crossing, in units of the distance found.
 
     Raises:
-        BaselineError: outputs that are not classes.
+        BaselineError: outputs that are neither classes nor one number, whose sign decides.
 
     >>> import apportion as ap
     >>> model = lambda x: torch.stack([x[:, 0] - 1, 0 * x[:, 0]], 1)
@@ -117,12 +131,16 @@ class NearestAdversarial(Baseline):
         return tree.apply(lambda t: t[:, None], found.points)
 
     def search(self, q: Question) -> Nearest:
-        """Search for each example's nearest point of another class.
+        """Give each example's nearest point of another class; searched for once, and told again for nothing.
 
         Raises:
             BaselineError: the field's outputs cannot be attacked, or a derivative of the search is wanted.
         """
         check_asks(q, "NearestAdversarial")
+        found = q.once(self, self._search)
+        return Nearest(*(tree.index(part, q.in_root) for part in found))
+
+    def _search(self, q: Question) -> Nearest:
         margin = self._margin(q)
         side = self._side(q, q.x, margin)
         rows, crossed, left = self._tries(q, margin, side)
@@ -138,13 +156,12 @@ class NearestAdversarial(Baseline):
         return Nearest(points, success, norm(tree.apply(torch.sub, points, q.x)))
 
     def success(self, q: Question) -> Bool[Tensor, " B"]:
-        """Tell for which examples the baseline used is across; spends three rows forward on each."""
-        margin = self._margin(q)
-        points = tree.apply(lambda t: t[:, 0], q.references(self).rows)
-        return self._side(q, q.x, margin) != self._side(q, points, margin)
+        """Tell for which examples the baseline used is across."""
+        return self.search(q).success
 
     def _margin(self, q: Question) -> _Margin:
-        return _Margin(target=own_classes(q, "NearestAdversarial")[0].tolist())
+        own, _ = own_classes(q, "NearestAdversarial")
+        return _NumberMargin() if own is None else _Margin(target=own.tolist())
 
     @staticmethod
     def _side(q: Question, rows: Tree, margin: _Margin) -> Float[Tensor, " B"]:

@@ -16,7 +16,7 @@ from apportion.core.errors import BaselineError
 from apportion.core.question import Question
 from apportion.core.score import Score, Target, main_output
 from apportion.core.tree import Tree
-from apportion.parts.baselines.search import check_asks, everyone, listed, own_classes, put
+from apportion.parts.baselines.search import check_asks, everyone, listed, number, own_classes, put
 from apportion.parts.baselines.simple import Baseline, Blurred, bounds_of
 
 
@@ -44,6 +44,17 @@ class _LogitDistance(Score):
             return distance.detach() + (squares - squares.detach()) / 2
         entropy = F.cross_entropy(z, target.argmax(1), reduction="none")
         return distance.detach() + (entropy - entropy.detach())
+
+
+@dataclass(frozen=True, eq=False)
+class _NumberDistance(_LogitDistance):
+    """|f - f(x)| of a model's only number, descended by half its square."""
+
+    def __call__(self, outputs: Any, target: Tree) -> Float[Tensor, " R"]:
+        value = number(outputs)
+        assert value is not None  # seen when the search began
+        half = (value - target).square() / 2
+        return (value - target).abs().detach() + (half - half.detach())
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,8 @@ class Credible(Baseline):
         return q.value(rows, owner, self._score(q)).unflatten(0, (-1, self.draws))
 
     def _score(self, q: Question) -> _LogitDistance:
-        return _LogitDistance(own_classes(q, "Credible")[1], self.descend)
+        own, logits = own_classes(q, "Credible")
+        return _NumberDistance(logits, "distance") if own is None else _LogitDistance(logits, self.descend)
 
     def _apart(self, q: Question, points: Tree, owner: Tensor, bounds: tuple[float, float] | None) -> Tree:
         """Clip, then push what is nearer than δ away from x, towards the side with room."""

@@ -64,13 +64,26 @@ def read_scores(q: Question, outputs: Any, name: str) -> Tensor:
     return scores
 
 
-def own_classes(q: Question, name: str) -> tuple[Int[Tensor, " E"], Float[Tensor, "E classes"]]:
+def number(outputs: Any) -> Float[Tensor, " R"] | None:
+    """Read outputs that are one number a row, whose sign is the decision; None for others."""
+    try:
+        z = main_output(outputs)
+    except ScoreError:
+        return None
+    return z.flatten() if z.ndim == 1 or z.shape[1:] == (1,) else None
+
+
+def own_classes(q: Question, name: str) -> tuple[Int[Tensor, " E"] | None, Float[Tensor, "E *classes"]]:
     """Say for the user's examples which class a search is about, and give their logits, for one row each.
 
-    It is the target where the score is about a class, and each example's top class otherwise.
+    It is the target where the score is about a class, and each example's top class otherwise; None for models
+    of one number, which comes in place of logits.
     """
     root = q.root
-    logits = read_scores(q, root.outputs(root.x, everyone(root)), name)
+    outputs = root.outputs(root.x, everyone(root))
+    if q.field.score.site is None and (one := number(outputs)) is not None:
+        return None, one
+    logits = read_scores(q, outputs, name)
     about = isinstance(q.field.score, Logit | Probability | LogProbability | LogOdds | Contrast)
     return (root.target[:, 0] if about else logits.argmax(1)), logits
 
