@@ -390,7 +390,7 @@ def contrasted(choices: Sequence[Choice], contrast: str) -> list[Choice]:
     Args:
         choices: methods that apply, at least one.
         contrast: a name among the choices, or one of `CONTRASTS`; `one` is the first method that was measured to
-            add up, or else the first.
+            add up and to be linear, or else the first.
 
     >>> [c.name for c in contrasted(choose(["quick"]), "one")]
     ['integrated_gradients']
@@ -399,7 +399,9 @@ def contrasted(choices: Sequence[Choice], contrast: str) -> list[Choice]:
         return list(choices) if contrast == "all" else []
     if contrast != "one":
         return [c for c in choices if c.name == contrast]
-    adds_up = [c for c in choices if c.explainer.card.measured.get(Principle.COMPLETENESS)]
+    # of a difference of scores only a linear method gives the difference of the maps
+    wanted = (Principle.COMPLETENESS, Principle.LINEARITY)
+    adds_up = [c for c in choices if all(c.explainer.card.measured.get(p) for p in wanted)]
     return [*adds_up, *choices][:1]
 
 
