@@ -7,6 +7,7 @@ parameters (ten minutes each, on fewer digits).
 
     python -m benchmarks.credible
     python -m benchmarks.credible --only ablation sweep
+    python -m benchmarks.credible --only          (tables and plot anew, from the record)
 """
 
 from __future__ import annotations
@@ -303,7 +304,8 @@ def markdown(record: dict[str, Any]) -> str:
         "Made by `python -m benchmarks.credible`. Area under insertion minus area under deletion, of the probability",
         "of the class on top, over the share of pixels; pixels ranked by values summed over channels; mean over",
         "pictures with 95 % bootstrap intervals. `passes` are gradient evaluations per picture: 150 on the paths, and",
-        "what searching for baselines or ascending to them costs besides.",
+        "what searching for baselines costs besides. AGI has at most 150 on its paths and as many for the ascents; it",
+        "stops where the other class is reached.",
     ]
     for stage, title in (("digits", "Digits on texture"), ("lite0", "EfficientNet-Lite0, bundled pictures")):
         if stage not in record:
@@ -393,6 +395,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = None if set(options.only) <= {"lite0"} else network(options.weights)[0]
+    options.out.mkdir(exist_ok=True)
+    file = options.out / "credible.json"
     for stage in options.only:
         start = time.perf_counter()
         if stage == "lite0":
@@ -406,11 +410,10 @@ def main() -> None:
                 else run_variants(model, stage, options.count // share)
             )
         part["stage seconds"] = round(time.perf_counter() - start)
-        options.out.mkdir(exist_ok=True)
-        file = options.out / "credible.json"
-        record = json.loads(file.read_text()) if file.exists() else {}
+        record = json.loads(file.read_text()) if file.exists() else {}  # another stage may have been written since
         record[stage] = part
         file.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(file.read_text())
     (options.out / "credible.md").write_text(markdown(record))
     if {"digits", "lite0"} & set(record):
         draw(record, options.out / "credible.png")
