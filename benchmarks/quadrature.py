@@ -41,7 +41,7 @@ SIZES = (16, 32, 64, 128)
 BEST = ("Gauss", "Power(Midpoint)", "Adaptive, map")
 """Rules run on every pair; the others on the pairs of the pictures of FULL only, to save hours."""
 
-FULL = ("chelsea", "coffee")
+FULL = ("chelsea",)
 FREE = 1e6
 """A tolerance that is always met, so that nodes go where the map needs them."""
 
@@ -96,7 +96,7 @@ def judge(a: ap.Attribution, exact: Tensor) -> dict[str, float]:
     return out
 
 
-def measure(folder: Path, pictures: list[str], done: Path) -> list[dict[str, Any]]:
+def measure(folder: Path, pictures: list[str], done: Path, known: bool) -> list[dict[str, Any]]:
     """Run every rule on every pair; what is done already is read from a file beside the references."""
     model = zoo.load("efficientnet_lite0")
     plain = model.field()
@@ -106,15 +106,16 @@ def measure(folder: Path, pictures: list[str], done: Path) -> list[dict[str, Any
     for name in pictures:
         x = model.see(bundled.picture(name)).contiguous(memory_format=torch.channels_last)
         for label, baseline in BASELINES.items():
-            if (name, label) in have:
+            file = folder / f"{label}_{name}.pt"
+            if (name, label) in have or (known and not file.exists()):
                 continue
-            exact = reference(field, x, baseline, folder / f"{label}_{name}.pt")
+            exact = reference(field, x, baseline, file)
             row: dict[str, Any] = {"picture": name, "baseline": label, "rules": {}}
             start = time.perf_counter()
             for rule, make in RULES.items():
                 if rule not in BEST and name not in FULL:
                     continue
-                sizes = (*SIZES, 40, 48, 56) if rule == "Adaptive, map" else SIZES
+                sizes = (*SIZES, 40, 48) if rule == "Adaptive, map" else SIZES
                 row["rules"][rule] = {
                     str(n): judge(ap.IntegratedGradients(baseline, make(n))(field, x), exact) for n in sorted(sizes)
                 }
@@ -246,9 +247,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, required=True, help="folder of the reference maps")
     parser.add_argument("--pictures", nargs="*", default=list(bundled.drawn()))
+    parser.add_argument("--known", action="store_true", help="leave out pairs whose reference is not there yet")
     options = parser.parse_args()
     options.reference.mkdir(parents=True, exist_ok=True)
-    rows = measure(options.reference, options.pictures, options.reference / "measured.json")
+    rows = measure(options.reference, options.pictures, options.reference / "measured.json", options.known)
     out = Path(__file__).parent / "results"
     found = summary(rows)
     (out / "quadrature.json").write_text(json.dumps({"machine": machine(), "summary": found, "pairs": rows}, indent=1))

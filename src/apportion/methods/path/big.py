@@ -69,7 +69,7 @@ class BIG(PathExplainer):
         quadrature: nodes and weights on the line.
 
     Raises:
-        BaselineError: outputs that are neither classes nor one number, whose sign decides.
+        BaselineError: outputs no decision can be read from, by class or by the sign of one number.
 
     >>> import torch, apportion as ap
     >>> field = ap.Field(lambda x: x[:, 0] - 2 * x[:, 1], precision=torch.float64)
