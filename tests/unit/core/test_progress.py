@@ -24,7 +24,7 @@ def test_rows_are_reported_in_order() -> None:
     seen: list[tuple[str, int, int]] = []
     with ap.progress(lambda what, done, total: seen.append((what, done, total))):
         long_work()
-    assert seen == [("baselines", 3, 3)] + [("integrated gradients", n, 15) for n in (4, 8, 12, 15)]
+    assert seen == [("baselines", 3, 3)] + [("path", n, 15) for n in (4, 8, 12, 15)]
     long_work()
     assert len(seen) == 5
 

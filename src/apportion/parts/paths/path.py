@@ -67,7 +67,7 @@ class Walk:
     legs: Iterator[Legs]
     references: Callable[[], References]
     weight: Float[Tensor, "B k"] | None = None
-    parts: Callable[[], Mapping[str, Tree]] = field(default=dict)
+    parts: Callable[[], Mapping[str, Tree]] = field(default_factory=lambda: dict)
 
     def shares(self, q: Question) -> Float[Tensor, "B k"]:
         """Give the share of each branch in the average; they sum to 1 for each example."""
