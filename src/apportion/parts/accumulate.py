@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
@@ -24,12 +22,10 @@ class Gathered:
     Attributes:
         values: the map of each example, averaged over its branches.
         parts: named companions.
-        claimed: what each branch's map should sum to; None for f(x) - f(x').
     """
 
     values: Tree
     parts: dict[str, Tree] = field(default_factory=dict)
-    claimed: Float[Tensor, "B k"] | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class PathExplainer(Explainer):
         walk = self.way.walk(q, rises=self.accumulator.rises)
         gathered = self.accumulator.gather(q, walk)
         start = walk.references()
-        claimed = gathered.claimed if gathered.claimed is not None else q.fx[:, None] - start.value
+        claimed = q.fx[:, None] - start.value
         same = (start.equal_share == 1).all(1).nonzero()[:, 0].tolist()
         if same:
             q.warn(f"the starting point equals the input for example(s) {', '.join(map(str, same))}: all values are 0")
