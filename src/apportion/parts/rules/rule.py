@@ -132,3 +132,8 @@ class Plain(Rule):
 
     def back(self, call: Call, signal: Any) -> Signals:
         return call.vjp(signal)
+
+
+def to_first(call: Call, signal: Tensor) -> Signals:
+    """Send a signal to the first argument alone."""
+    return (signal, *[None] * (len(call.inputs) - 1))

@@ -15,17 +15,6 @@ from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
 from apportion.parts.rules.engine import run
 from apportion.parts.rules.rule import Plain, Rule
-from apportion.parts.rules.rules import (
-    Deconv,
-    Epsilon,
-    Guided,
-    Halfway,
-    Rescale,
-    RescaleSoftmax,
-    SoftplusReLU,
-    ZBox,
-    ZPlus,
-)
 
 ELEMENTWISE = frozenset(
     """relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish tanh sigmoid softplus softsign hardswish
@@ -134,39 +123,7 @@ def gradient() -> Rules:
     return Rules(otherwise=Plain())
 
 
-def guided_backprop() -> Rules:
-    """Guided backpropagation (Springenberg et al. 2014): refuses networks with other activations than ReLU."""
-    return Rules((("relu", Guided()), *_PLAIN))
-
-
-def deconvnet() -> Rules:
-    """Deconvnet (Zeiler and Fergus 2014)."""
-    return Rules((("relu", Deconv()), *_PLAIN))
-
-
-def softplus(beta: float = 10.0) -> Rules:
-    """The gradient of the network whose ReLUs are softplus."""
-    return Rules((("relu", SoftplusReLU(beta)),), otherwise=Plain())
-
-
-def epsilon(epsilon: float = 1e-6) -> Rules:
-    """LRP-ε in every layer (Bach et al. 2015); ReLU and pooling pass on."""
-    return Rules((("layer", Epsilon(epsilon)), ("relu", Plain()), *_PLAIN))
-
-
-def epsilon_plus_box(low: float | tuple[float, ...], high: float | tuple[float, ...]) -> Rules:
-    """zᴮ in the first layer, z⁺ in convolutions, ε in dense layers (Montavon et al. 2019)."""
-    return Rules(
-        (("conv", ZPlus()), ("linear", Epsilon()), ("relu", Plain()), *_PLAIN),
-        first=ZBox(low, high),
-    )
-
-
-def deep_lift_rescale() -> Rules:
-    """DeepLIFT with Rescale, the product rule and softmax in log space (Shrikumar et al. 2017)."""
-    return Rules((("elementwise", Rescale()), ("product", Halfway()), ("softmax", RescaleSoftmax())))
-
-
-_PLAIN: tuple[tuple[str, Rule], ...] = tuple(
+POOLS: tuple[tuple[str, Rule], ...] = tuple(
     (name, Plain()) for name in ("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "max", "amax")
 )
+"""Pooling by its own derivative: a maximum passes on to the winner."""
