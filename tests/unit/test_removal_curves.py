@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from benchmarks import removal_curves as rc
 from torch import Tensor
-
-ROOT = Path(__file__).parents[2]
-if str(ROOT) not in sys.path:  # benchmarks are no part of the package
-    sys.path.append(str(ROOT))
-
-from benchmarks import removal_curves as rc  # noqa: E402
 
 WEIGHTS = torch.tensor([[4.0, 1.0], [3.0, 2.0]])
 
