@@ -101,6 +101,7 @@ class Need(Enum):
     """What a method asks of the model or the data."""
 
     SPATIAL = "an inner layer with spatial axes"
+    RELU = "a network without activations other than ReLU"
 
 
 @dataclass(frozen=True)

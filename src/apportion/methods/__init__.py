@@ -1,5 +1,6 @@
 """Methods, one file each, in folders by family; importing this package registers them."""
 
+from apportion.methods.backward.guided_backprop import GuidedBackprop
 from apportion.methods.cam.grad_cam import GradCAM
 from apportion.methods.gradient.gradient import Gradient
 from apportion.methods.gradient.gradient_times_input import GradientTimesInput
@@ -37,6 +38,7 @@ __all__ = [
     "GradCAM",
     "Gradient",
     "GradientTimesInput",
+    "GuidedBackprop",
     "GuidedIG",
     "IntegratedGradients",
     "NeFLAG",

@@ -27,7 +27,9 @@ def _empty(make) -> nn.Module:
         return make()
 
 
-def dense_net(inputs: int = 5, outputs: int = 3, seed: int = 0, blind: int | None = None) -> nn.Module:
+def dense_net(
+    inputs: int = 5, outputs: int = 3, seed: int = 0, blind: int | None = None, relu: bool = False
+) -> nn.Module:
     """A tanh network [R, inputs] -> [R, outputs]; smooth, so that quadrature converges fast.
 
     Args:
@@ -35,11 +37,13 @@ def dense_net(inputs: int = 5, outputs: int = 3, seed: int = 0, blind: int | Non
         outputs: number of classes.
         seed: of its weights.
         blind: a feature it ignores.
+        relu: take ReLU for tanh, for methods that know no other activation.
 
     >>> dense_net()(torch.zeros(2, 5, dtype=torch.float64)).shape
     torch.Size([2, 3])
     """
-    net = _fill(_empty(lambda: nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))), seed)
+    act = nn.ReLU if relu else nn.Tanh
+    net = _fill(_empty(lambda: nn.Sequential(nn.Linear(inputs, 16), act(), nn.Linear(16, outputs))), seed)
     if blind is not None:
         with torch.no_grad():
             net.get_parameter("0.weight")[:, blind] = 0
@@ -77,25 +81,26 @@ class _ConvNet(nn.Module):
 
 
 class _Symmetric(nn.Module):
-    """Sees features 0 and 1 through their sum and product only."""
+    """Sees features 0 and 1 through their sum and product only, or their sum and that of their ReLUs."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, relu: bool) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.relu = net, relu
 
     def forward(self, x: Float[Tensor, "R d"]) -> Float[Tensor, "R classes"]:
         a, b = x[:, :1], x[:, 1:2]
-        return self.net(torch.cat([a + b, a * b, x[:, 2:]], 1))
+        second = a.relu() + b.relu() if self.relu else a * b
+        return self.net(torch.cat([a + b, second, x[:, 2:]], 1))
 
 
-def symmetric_net(inputs: int = 5, seed: int = 0) -> nn.Module:
-    """A network in which features 0 and 1 may be exchanged.
+def symmetric_net(inputs: int = 5, seed: int = 0, relu: bool = False) -> nn.Module:
+    """A network in which features 0 and 1 may be exchanged; with `relu`, a ReLU network.
 
     >>> x = torch.tensor([[1.0, 2, 3, 4, 5]], dtype=torch.float64)
     >>> torch.allclose(symmetric_net()(x), symmetric_net()(x[:, [1, 0, 2, 3, 4]]))
     True
     """
-    return _Symmetric(dense_net(inputs, 3, seed)).eval()
+    return _Symmetric(dense_net(inputs, 3, seed, relu=relu), relu).eval()
 
 
 def equal_pair(inputs: int = 5, seed: int = 0) -> tuple[nn.Module, nn.Module]:
@@ -126,7 +131,7 @@ def equal_pair(inputs: int = 5, seed: int = 0) -> tuple[nn.Module, nn.Module]:
     return first, second
 
 
-def shifted_pair(shift: float = 0.7, inputs: int = 5, seed: int = 0) -> tuple[nn.Module, nn.Module]:
+def shifted_pair(shift: float = 0.7, inputs: int = 5, seed: int = 0, relu: bool = False) -> tuple[nn.Module, nn.Module]:
     """Two networks with g(x + shift) = f(x): the second's first bias undoes a shift of the input.
 
     Kindermans et al. 2019 ask that attributions of f at x and of g at x + shift be equal.
@@ -136,7 +141,7 @@ def shifted_pair(shift: float = 0.7, inputs: int = 5, seed: int = 0) -> tuple[nn
     >>> torch.allclose(f(x), g(x + 0.7))
     True
     """
-    first, second = dense_net(inputs, 3, seed), dense_net(inputs, 3, seed)
+    first, second = dense_net(inputs, 3, seed, relu=relu), dense_net(inputs, 3, seed, relu=relu)
     with torch.no_grad():
         second.get_parameter("0.bias").sub_(shift * first.get_parameter("0.weight").sum(1))
     return first, second

@@ -49,7 +49,7 @@ def cases(explainer: Explainer) -> list[Case]:
     pictures = torch.rand(5, 2, 8, 8, generator=generator, dtype=torch.float64)
     out = [Case("convolutional", planted.conv_net(), pictures, 2)]
     if Need.SPATIAL not in explainer.card.needs:
-        out.append(Case("dense", planted.dense_net(), points(5), 2))
+        out.append(Case("dense", planted.dense_net(relu=Need.RELU in explainer.card.needs), points(5), 2))
     return out
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from apportion import planted
 from apportion.core.attribution import Attribution
-from apportion.core.card import Principle
+from apportion.core.card import Need, Principle
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer
 from apportion.core.field import Field
@@ -36,9 +36,13 @@ def _close(a: Tensor, b: Tensor, tolerance: float = TIGHT) -> bool:
     return bool(((a - b).abs() <= tolerance * (1e-3 + torch.maximum(a.abs().max(), b.abs().max()))).all())
 
 
+def _relu(explainer: Explainer) -> bool:
+    return Need.RELU in explainer.card.needs
+
+
 def completeness(explainer: Explainer) -> bool:
-    """Values sum to f(x) - f(0), up to 1e-6, on a smooth network."""
-    x, net = points(), planted.dense_net()
+    """Values sum to f(x) - f(0), up to 1e-6, on a smooth network, or on a ReLU network if it must be one."""
+    x, net = points(), planted.dense_net(relu=_relu(explainer))
     with torch.no_grad():
         total = (net(x) - net(torch.zeros_like(x)))[:, 1]
     return _close(_ask(explainer, net, x).values.sum(1), total, 1e-6)
@@ -52,13 +56,13 @@ def sensitivity(explainer: Explainer) -> bool:
 
 def dummy(explainer: Explainer) -> bool:
     """A feature with no weight in the network gets 0."""
-    values = _ask(explainer, planted.dense_net(blind=2), points()).values
+    values = _ask(explainer, planted.dense_net(blind=2, relu=_relu(explainer)), points()).values
     return bool((values[:, 2].abs() <= TIGHT * values.abs().max()).all())
 
 
 def linearity(explainer: Explainer) -> bool:
     """Values of 2 f - 3 g are 2 times those of f minus 3 times those of g."""
-    x, f, g = points(), planted.dense_net(seed=0), planted.dense_net(seed=7)
+    x, f, g = points(), *(planted.dense_net(seed=seed, relu=_relu(explainer)) for seed in (0, 7))
     both = _ask(explainer, lambda z: 2 * f(z) - 3 * g(z), x).values
     return _close(both, 2 * _ask(explainer, f, x).values - 3 * _ask(explainer, g, x).values)
 
@@ -67,7 +71,7 @@ def symmetry(explainer: Explainer) -> bool:
     """Two exchangeable features with equal values get equal values."""
     x = points()
     x[:, 1] = x[:, 0]
-    values = _ask(explainer, planted.symmetric_net(), x).values
+    values = _ask(explainer, planted.symmetric_net(relu=_relu(explainer)), x).values
     return _close(values[:, 0], values[:, 1])
 
 
@@ -79,7 +83,7 @@ def implementation_invariance(explainer: Explainer) -> bool:
 
 def shift_invariance(explainer: Explainer) -> bool:
     """A shift of the input that the first bias undoes changes no value."""
-    x, (f, g) = points(), planted.shifted_pair(0.7)
+    x, (f, g) = points(), planted.shifted_pair(0.7, relu=_relu(explainer))
     return _close(_ask(explainer, f, x).values, _ask(explainer, g, x + 0.7).values)
 
 
