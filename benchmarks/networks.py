@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASSES = 5
+CONSTANTS = ("bias", "running_mean", "position_embeddings", "wpe", "token_type_embeddings", "cls_token", "start")
+"""Parts of the names of what is added to a signal and does not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,14 @@ class Network:
     x: Tensor
 
 
-def make(name: str, dtype: torch.dtype = torch.float64, rows: int = 2, seed: int = 0, **options: Any) -> Network:
+def make(
+    name: str,
+    dtype: torch.dtype = torch.float64,
+    rows: int = 2,
+    seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    **options: Any,
+) -> Network:
     """Build a network afresh, with its examples; the global random state stays as it is.
 
     Args:
@@ -45,13 +54,15 @@ def make(name: str, dtype: torch.dtype = torch.float64, rows: int = 2, seed: int
         dtype: of weights and examples; the same values, rounded.
         rows: number of examples; one alone is the first of several.
         seed: of weights and examples.
+        shape: of one example, if not the usual small one.
         options: of its maker: `act` for our own ones, configuration entries for those of transformers, such as
             `attn_implementation="eager"`.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what transformers says while it is imported
         torch.manual_seed(seed)
-        model, shape = NETWORKS[name](**options)
+        model, usual = NETWORKS[name](**options)
+        shape = shape or usual
         model = model.double().eval()
         if name not in PRETRAINED:
             _fill(model)
@@ -62,6 +73,14 @@ def make(name: str, dtype: torch.dtype = torch.float64, rows: int = 2, seed: int
         else:
             _calibrate(model, x)
     return Network(name, model.to(dtype).requires_grad_(False), x[:rows].to(dtype))
+
+
+def without_constants(model: nn.Module) -> nn.Module:
+    """Zero, in place, all that is added whatever the input: biases, running means, positions, first tokens."""
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if any(word in name for word in CONSTANTS):
+            t.detach().zero_()
+    return model
 
 
 def respell(model: nn.Module, act: Callable[[], nn.Module]) -> nn.Module:

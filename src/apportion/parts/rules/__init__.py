@@ -4,15 +4,20 @@ from apportion.parts.rules.composites import epsilon, epsilon_plus_box
 from apportion.parts.rules.deep_lift import Halfway, Rescale, RescaleSoftmax, deep_lift_rescale
 from apportion.parts.rules.lrp import Epsilon, ZBox, ZPlus
 from apportion.parts.rules.relu import Deconv, Guided, SoftplusReLU, deconvnet, guided_backprop, softplus
-from apportion.parts.rules.rule import Call, Plain, Rule
+from apportion.parts.rules.rule import Call, Detached, Plain, Rule
 from apportion.parts.rules.table import Rules, gradient
+from apportion.parts.rules.transformers import Half, Identity, NormIdentity, attn_lrp, cp_lrp
 
 __all__ = [
     "Call",
     "Deconv",
+    "Detached",
     "Epsilon",
     "Guided",
+    "Half",
     "Halfway",
+    "Identity",
+    "NormIdentity",
     "Plain",
     "Rescale",
     "RescaleSoftmax",
@@ -21,6 +26,8 @@ __all__ = [
     "SoftplusReLU",
     "ZBox",
     "ZPlus",
+    "attn_lrp",
+    "cp_lrp",
     "deconvnet",
     "deep_lift_rescale",
     "epsilon",

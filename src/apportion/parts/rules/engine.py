@@ -7,9 +7,12 @@ the true forward, with their own graph, and the signal track, whose backward is 
 
 from __future__ import annotations
 
+import inspect
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -21,7 +24,7 @@ from apportion.core import ops, tree
 from apportion.core.errors import ConfigError, NoGradientPathError, NonFiniteError, RuleError
 from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
-from apportion.parts.rules.rule import Call, Plain, Rule
+from apportion.parts.rules.rule import Call, Detached, Plain, Rule
 
 if TYPE_CHECKING:
     from apportion.parts.rules.table import Rules
@@ -42,6 +45,13 @@ _WHOLE = frozenset(
 _SETTERS = frozenset({torch.Tensor.__setitem__})
 _LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
 """Operations that take shape, type or device, and no values, from tensors other than the first."""
+_POINTWISE = frozenset(
+    """add sub rsub neg mul rmul div tanh sigmoid erf exp pow square softplus relu relu6 hardtanh hardsigmoid clamp
+    log1p""".split()
+)
+"""Operations of which activations are put together: given one tensor and numbers, they act on each element alone."""
+_SCALING = frozenset("neg mul rmul div".split())
+"""Those that multiply it by a number."""
 _MAKERS = frozenset(
     """zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full
     new_empty new_empty_strided new_tensor""".split()
@@ -111,6 +121,8 @@ class _RuleMode(TorchFunctionMode):
         self.from_input = WeakTensorKeyDictionary()
         self.viewed = WeakTensorKeyDictionary()
         self.computed = WeakTensorKeyDictionary()
+        self.constants = WeakTensorKeyDictionary()
+        self.roots = WeakTensorKeyDictionary()
         self.readers: dict[int, list[Call]] = {}
         self.tape: list[tuple[str, list[Tensor]]] = []
         self.phase: Literal["reference", "main"] = "main"
@@ -172,7 +184,7 @@ class _RuleMode(TorchFunctionMode):
         written = [tensors[0]] if _overwrites(func, name) else []
         for t in [*_flatten(out), *written, *_flatten(kwargs.get("out"))]:
             for each in (t, t._base):
-                if each is not None and not _carries(each):
+                if each is not None and not _carries(each) and each not in self.constants:
                     self.computed[each] = True
 
     def _carried(
@@ -201,6 +213,9 @@ class _RuleMode(TorchFunctionMode):
             rule = self.rules.pick(op, carrying, reads_input, dependent)
         except LookupError:
             raise self._refused(func, any(dependent)) from None
+        if isinstance(rule, Detached):
+            return self._constant(op, args, kwargs)
+        root = self._root(op, tensors, carrying)
         if op.inplace:
             self._spare(tensors[0])
         if rule is None and op.kind in _VIEWS:
@@ -208,10 +223,49 @@ class _RuleMode(TorchFunctionMode):
         elif (rule is None or type(rule) is Plain) and not self.everything:
             out = func(*args, **kwargs)
         else:
-            out = self._ruled(rule or Plain(), op, args, kwargs, tensors, carrying)
+            out = self._ruled(rule or Plain(), op, func, args, kwargs, tensors, carrying)
         if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
             self.from_input[out] = True
+        if isinstance(out, Tensor):
+            self.roots.pop(out, None)
+            if root is not None:
+                self.roots[out] = root
         return out
+
+    def _constant(self, op: ops.Op, args: Any, kwargs: Any) -> Any:
+        """Run an operation whose output is to be a constant."""
+        if self.differentiable or op.inplace:
+            raise RuleError(
+                f"the rule Detached on {op.kind} in {_where() or 'the model'}, "
+                + ("in place" if op.inplace else "in a pass that is to be differentiated"),
+                "passes that end at their signals, and operations out of place",
+                "ask for signals alone, or use a rule that sends something back",
+            )
+        with torch.no_grad():
+            out = op.pure(*args, **kwargs)
+        for t in _flatten(out):
+            self.constants[t] = True
+        return out
+
+    def _root(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> tuple[Any, bool] | None:
+        """Tell of whose elements alone an output is a function, and whether it is a multiple of them."""
+        numbers = [t for t, c in zip(tensors, carrying, strict=True) if not c]
+        if op.kind not in _POINTWISE or any(t.ndim for t in numbers):
+            return None
+        roots = [self._rooted(t) for t, c in zip(tensors, carrying, strict=True) if c]
+        if not _agree(roots):
+            return None
+        return roots[0][0], len(roots) == 1 and roots[0][1] and op.kind in _SCALING
+
+    def _rooted(self, t: Tensor) -> tuple[Any, bool]:
+        return self.roots[t] if t in self.roots else (weakref.ref(t), True)
+
+    def _homogeneous(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> int | None:
+        if op.kind not in ("mul", "rmul") or carrying != [True, True]:
+            return None
+        roots = [self._rooted(t) for t in tensors]
+        multiples = [multiple for _, multiple in roots]
+        return multiples.index(True) if _agree(roots) and sum(multiples) == 1 else None
 
     def _as_relu(self, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]) -> int | None:
         """Find the operand of which a maximum is the ReLU: the other one is a constant zero."""
@@ -259,7 +313,7 @@ class _RuleMode(TorchFunctionMode):
                 if not self.everything:
                     return out
                 op = ops.Op(name or str(func), ops.Status.NONLINEAR, func)
-                return self._ruled(self.rules.otherwise, op, args, kwargs, tensors, carrying)
+                return self._ruled(self.rules.otherwise, op, func, args, kwargs, tensors, carrying)
         raise self._refused(func)
 
     def _refused(self, func: Any, dependent: bool = False) -> RuleError:
@@ -282,7 +336,7 @@ class _RuleMode(TorchFunctionMode):
         )
 
     def _ruled(
-        self, rule: Rule, op: ops.Op, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]
+        self, rule: Rule, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]
     ) -> Any:
         if self.phase == "reference":
             self.tape.append((op.kind, [t.detach().clone() for t in tensors]))
@@ -295,8 +349,9 @@ class _RuleMode(TorchFunctionMode):
             a, k = _substitute((args, kwargs), it)
             return op.pure(*a, **k)
 
-        call = Call(op, values, carrying, fn, _named(args, kwargs), versions=[v._version for v in values])
+        call = Call(op, values, carrying, fn, _named(func, args, kwargs), versions=[v._version for v in values])
         call.reference = self._next_reference(op, tensors)
+        call.homogeneous = self._homogeneous(op, tensors, carrying)
         if self.record is not None or rule.relevance:
             call.module = _where()
         if rule.relevance and tensors[0] not in self.from_input:
@@ -442,6 +497,11 @@ def _overwrites(func: Any, name: str) -> bool:
     return func in _SETTERS or inplace or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
 
 
+def _agree(roots: list[tuple[Any, bool]]) -> bool:
+    first = roots[0][0]()
+    return first is not None and all(root() is first for root, _ in roots)
+
+
 def _with_zero(op: ops.Op, tensors: list[Tensor], kept: int) -> ops.Op:
     """Give max(h, 0) as an operation of h alone."""
     zero, both = tensors[1 - kept].detach(), op.pure
@@ -488,9 +548,25 @@ def _substitute(value: Any, new: Any) -> Any:
     return value
 
 
-def _named(args: Any, kwargs: Any) -> dict[str, Any]:
-    """Name what rules ask for: the axis of a softmax, positional or not."""
-    named = dict(kwargs)
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Name what rules ask for: the axis of a softmax, the groups of a norm, positional or not."""
+    named = {**dict(zip(_parameters(func), args, strict=False)), **kwargs}
     if "dim" not in named and len(args) > 1 and isinstance(args[1], int):
         named["dim"] = args[1]
     return named
+
+
+_ORDER = {
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+}
+"""Parameters of functions of torch that are not written in Python."""
+
+
+@cache
+def _parameters(func: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return _ORDER.get(getattr(func, "__name__", ""), ())

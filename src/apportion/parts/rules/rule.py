@@ -31,6 +31,8 @@ class Call:
         reference: the tensor arguments in the reference pass.
         module: the module it ran in, for messages.
         true_output: the output in the graph of the true forward; None outside differentiable passes.
+        homogeneous: of a product f(u) · g(u) of functions of the elements of one tensor, the factor that is u
+            times a constant; None if there is none.
         versions: of `inputs`, to notice that the model overwrote one.
     """
 
@@ -42,6 +44,7 @@ class Call:
     reference: list[Tensor] | None = None
     module: str = ""
     true_output: Any = None
+    homogeneous: int | None = None
     versions: list[int] = field(default_factory=list)
 
     def check(self) -> None:
@@ -132,6 +135,17 @@ class Plain(Rule):
 
     def back(self, call: Call, signal: Any) -> Signals:
         return call.vjp(signal)
+
+
+@dataclass(frozen=True)
+class Detached(Rule):
+    """No signal: what the operation gives is a constant of the example for all that follows.
+
+    A product with it is affine in its other factor. Passes that are to be differentiated refuse it.
+    """
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        return (None,) * len(call.inputs)
 
 
 def to_first(call: Call, signal: Tensor) -> Signals:
