@@ -1,5 +1,7 @@
 """Methods, one file each, in folders by family; importing this package registers them."""
 
+from apportion.methods.backward.deep_lift import DeepLIFT
+from apportion.methods.backward.deep_shap import DeepSHAP
 from apportion.methods.backward.guided_backprop import GuidedBackprop
 from apportion.methods.cam.grad_cam import GradCAM
 from apportion.methods.gradient.gradient import Gradient
@@ -34,6 +36,8 @@ __all__ = [
     "BlurIG",
     "BoundarySaliency",
     "CrediblePath",
+    "DeepLIFT",
+    "DeepSHAP",
     "ExpectedGradients",
     "GradCAM",
     "Gradient",

@@ -1,7 +1,16 @@
 """Backward rules: what each operation sends back, keyed by operation, on the unmodified model."""
 
 from apportion.parts.rules.composites import epsilon, epsilon_plus_box
-from apportion.parts.rules.deep_lift import Halfway, Rescale, RescaleSoftmax, deep_lift_rescale
+from apportion.parts.rules.deep_lift import (
+    CrossMax,
+    Halfway,
+    Rescale,
+    RescaleLogSoftmax,
+    RescaleLogSumExp,
+    RescaleQuotient,
+    RescaleSoftmax,
+    deep_lift_rescale,
+)
 from apportion.parts.rules.lrp import Epsilon, ZBox, ZPlus
 from apportion.parts.rules.relu import Deconv, Guided, SoftplusReLU, deconvnet, guided_backprop, softplus
 from apportion.parts.rules.rule import Call, Detached, Plain, Rule
@@ -10,6 +19,7 @@ from apportion.parts.rules.transformers import Half, Identity, NormIdentity, att
 
 __all__ = [
     "Call",
+    "CrossMax",
     "Deconv",
     "Detached",
     "Epsilon",
@@ -20,6 +30,9 @@ __all__ = [
     "NormIdentity",
     "Plain",
     "Rescale",
+    "RescaleLogSoftmax",
+    "RescaleLogSumExp",
+    "RescaleQuotient",
     "RescaleSoftmax",
     "Rule",
     "Rules",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apportion.core.errors import RuleError
+from apportion.core.errors import ConfigError, RuleError
 from apportion.parts.rules.rule import Call, Rule, Signals, to_first
 from apportion.parts.rules.table import Rules
 
@@ -28,27 +29,57 @@ def reference_of(call: Call) -> list[Tensor]:
 class Rescale(Rule):
     """DeepLIFT Rescale for elementwise functions: m = Δy / Δx; Shrikumar et al. 2017, equation 13.
 
+    The quotient of two small differences is mostly rounding. Where it and a derivative between x' and x
+    agree as well as rounding of x, x', y and y' lets them, the derivative is taken: no threshold to choose,
+    the same at every scale and in every precision, and never across a kink that matters.
+
     Attributes:
-        threshold: where |Δx| is below this share of |x| + |x'| + 1, the derivative half-way stands in.
+        threshold: None for the above; else the derivative stands in where |Δx| is at most this number, as
+            published: 1e-7 by the authors with `at=0`, 1e-5 by Ancona et al. 2018 with `at=0.5`.
+        at: where that derivative is taken, from 0 at the reference to 1 at the input.
+
+    Raises:
+        ConfigError: a negative threshold, or `at` outside [0, 1].
     """
 
-    threshold: float = 1e-7
+    threshold: float | None = None
+    at: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold is not None and not self.threshold >= 0:
+            raise ConfigError(f"threshold={self.threshold}", "a number of at least 0, or None", "None is safe")
+        if not 0 <= self.at <= 1:
+            raise ConfigError(f"at={self.at}", "a place from 0 (reference) to 1 (input)", "half-way is 0.5")
 
     def back(self, call: Call, signal: Any) -> Signals:
-        x, x0 = call.inputs[0], reference_of(call)[0]
-        rest0 = reference_of(call)[1:]
-        dx = x - x0
-        small = dx.abs() <= self.threshold * (x.abs() + x0.abs() + 1)
-        dy = call.output - call.fn(x0, *rest0)
-        slope = call.vjp(torch.ones_like(signal), at=[(x + x0) / 2, *call.inputs[1:]])[0]
-        if slope is None:
-            slope = torch.zeros_like(x)
-        return to_first(call, signal * torch.where(small, slope, dy / torch.where(small, torch.ones_like(dx), dx)))
+        return to_first(call, signal * self.slope(call, call.output))
+
+    def slope(self, call: Call, y: Tensor) -> Tensor:
+        """Give Δy / Δx."""
+        x, (x0, *rest) = call.inputs[0], reference_of(call)
+        dx = _difference(x, x0)
+        y0 = call.fn(x0, *rest)
+        dy = y - y0
+        if call.op.kind == "relu" and self.threshold is None:  # its quotient lies in [0, 1], however small Δx
+            flat = dx == 0
+            return torch.where(flat, (x > 0).to(dy.dtype), dy / torch.where(flat, 1.0, dx))
+        between = x if self.at == 1 else x0 if self.at == 0 else torch.lerp(x0, x, self.at)
+        derivative = call.vjp(torch.ones_like(y), at=[between, *call.inputs[1:]])[0]
+        if derivative is None:
+            derivative = torch.zeros_like(x)
+        if self.threshold is None:
+            size = y.abs() + y0.abs() + derivative.abs() * (x.abs() + x0.abs())
+            near = (dy - derivative * dx).abs() <= 4 * torch.finfo(y.dtype).eps * size
+        else:
+            near = dx.abs() <= self.threshold
+        near = near | (dx == 0)
+        return torch.where(near, derivative, dy / torch.where(near, 1.0, dx))
 
 
 @dataclass(frozen=True)
 class Halfway(Rule):
-    """Products: the derivative half-way, which is exact for bilinear operations.
+    """Products: the derivative half-way, which is exact for polynomials of degree two.
 
     ab - a'b' = (a - a')(b + b')/2 + (b - b')(a + a')/2: each factor gets its Shapley share.
     """
@@ -59,44 +90,202 @@ class Halfway(Rule):
 
 
 @dataclass(frozen=True)
+class RescaleQuotient(Rule):
+    """a / b as the product of a and 1 / b, with Rescale for the reciprocal.
+
+    The multipliers are (1/b + 1/b') / 2 for a and -(a + a') / (2 b b') for b.
+    """
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        if call.arguments.get("rounding_mode") is not None:
+            raise RuleError(
+                f"division rounded by {call.arguments['rounding_mode']!r} in {call.module or 'the model'}",
+                "true division",
+                "leave rounding_mode out, or keep rounded quotients out of the gradient's way",
+            )
+        if len(call.inputs) == 1 or not call.carrying[1]:
+            return call.vjp(signal)
+        (a, b), (a0, b0) = call.inputs, reference_of(call)
+        sent: list[Tensor | None] = [None, (-signal * (a + a0) / (2 * b * b0)).sum_to_size(b.shape)]
+        if call.carrying[0]:
+            sent[0] = (signal * (1 / b + 1 / b0) / 2).sum_to_size(a.shape)
+        return tuple(sent)
+
+
+@dataclass(frozen=True)
+class CrossMax(Rule):
+    """Maxima and minima, pooled, reduced or of two: the change goes to one element, whichever won.
+
+    A maximum that rose goes to the winner at x, one that fell to the winner at x'; that element changed by
+    at least as much, so that multipliers lie in [0, 1] and the sum is exact, also where the winners differ.
+    Where the winner at x was among the winners at x', it takes all.
+    """
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        signal = signal if isinstance(signal, Tensor) else next(s for s in signal if s is not None)
+        y, y0 = _values(call.output), _values(call.fn(*reference_of(call)))
+        dy = _difference(y, y0)
+        falls = dy > 0 if call.op.kind in {"min", "amin", "minimum"} else dy < 0
+        delta = [_difference(a, b) for a, b in zip(call.inputs, reference_of(call), strict=True)]
+        (spread, gather), (spread0, gather0) = _winners(call, call.inputs), _winners(call, reference_of(call))
+        moved = gather(delta)
+        here = ~falls | (moved == dy)
+        moved = torch.where(here, moved, gather0(delta))
+        still = moved == 0
+        signal = torch.where(still, signal, signal * dy / torch.where(still, 1.0, moved))
+        pairs = zip(spread(torch.where(here, signal, 0.0)), spread0(torch.where(here, 0.0, signal)), strict=True)
+        return tuple(None if a is None or b is None else a + b for a, b in pairs)
+
+
+def _winners(
+    call: Call, points: Sequence[Tensor]
+) -> tuple[Callable[[Tensor], Signals], Callable[[Sequence[Tensor]], Tensor]]:
+    """Give the linear map to the inputs that win at a point, and its transpose: what winners have in other tensors."""
+    wanted = [p.detach().requires_grad_(c) for p, c in zip(points, call.carrying, strict=True)]
+    carried = [p for p in wanted if p.requires_grad]
+    with torch.enable_grad():
+        out = _values(call.fn(*wanted))
+        probe = torch.zeros_like(out).requires_grad_()
+        picked = torch.autograd.grad(out, carried, probe, create_graph=True)
+
+    def spread(signal: Tensor) -> Signals:
+        graph = signal.requires_grad
+        found = iter(torch.autograd.grad(out, carried, signal, retain_graph=True, create_graph=graph))
+        return tuple(next(found) if c else None for c in call.carrying)
+
+    def gather(values: Sequence[Tensor]) -> Tensor:
+        own = [v for v, c in zip(values, call.carrying, strict=True) if c]
+        graph = any(v.requires_grad for v in own)
+        return torch.autograd.grad(picked, probe, own, retain_graph=True, create_graph=graph)[0]
+
+    return spread, gather
+
+
+def _values(output: Any) -> Tensor:
+    """Give the values of an operation that may give indices beside them."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _difference(x: Tensor, x0: Tensor) -> Tensor:
+    """X - x', and 0 where both are the same infinity, as masked entries are."""
+    return torch.where(x == x0, 0.0, x - x0)
+
+
+@dataclass(frozen=True)
 class RescaleSoftmax(Rule):
     """Softmax in log space, p = exp(x - log Σ exp x), with Rescale for both exps and the logarithm.
 
     Nothing overflows or divides by 0, however far the inputs lie from each other or from the reference.
-
-    Attributes:
-        threshold: see `Rescale`.
     """
 
-    threshold: float = 1e-7
+    def back(self, call: Call, signal: Any) -> Signals:
+        log = LogSumExp.of(call)
+        p, p0 = call.output, call.fn(*reference_of(call))
+        to_log = signal * _exp_slope(log.dx - log.rise, p, p0)
+        return to_first(call, (to_log - to_log.sum(log.dim, keepdim=True) * log.slope).to(call.inputs[0].dtype))
+
+
+@dataclass(frozen=True)
+class RescaleLogSoftmax(Rule):
+    """x - log Σ exp x, with Rescale for the exps and the logarithm; see `RescaleSoftmax`."""
 
     def back(self, call: Call, signal: Any) -> Signals:
+        log = LogSumExp.of(call)
+        return to_first(call, (signal - signal.sum(log.dim, keepdim=True) * log.slope).to(call.inputs[0].dtype))
+
+
+@dataclass(frozen=True)
+class RescaleLogSumExp(Rule):
+    """log Σ exp x, with Rescale for the exps and the logarithm; see `RescaleSoftmax`."""
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        log = LogSumExp.of(call)
+        if signal.ndim < log.dx.ndim:
+            for d in sorted(d % log.dx.ndim for d in log.dim):
+                signal = signal.unsqueeze(d)
+        return to_first(call, signal * log.slope)
+
+
+@dataclass(frozen=True, eq=False)
+class LogSumExp:
+    """What happens to log Σ exp x between reference and input.
+
+    Attributes:
+        dx: x - x'.
+        dim: the axes summed over.
+        rise: the difference of the two logarithms, axes kept.
+        slope: the multipliers of the elements of x, which times dx sum to the rise.
+    """
+
+    dx: Tensor
+    dim: tuple[int, ...]
+    rise: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, call: Call) -> LogSumExp:
+        """Read a call of softmax, log_softmax or logsumexp.
+
+        Raises:
+            RuleError: no axis is named.
+        """
+        named = call.arguments.get("dim")
+        if named is None:
+            raise RuleError(
+                f"{call.op.kind} without dim in {call.module or 'the model'}", "an explicit dim", "write dim=-1"
+            )
+        dim = (named,) if isinstance(named, int) else tuple(named)
         x, x0 = call.inputs[0], reference_of(call)[0]
-        dim = call.arguments.get("dim")
-        if dim is None:
-            raise RuleError("softmax without dim", "an explicit dim", "write softmax(x, dim=-1) in the model")
+        out = call.output.dtype
+        x, x0 = x.to(out), x0.to(out)
+        dx = _difference(x, x0)
         top = torch.maximum(x, x0).amax(dim, keepdim=True).detach()
         e, e0 = (x - top).exp(), (x0 - top).exp()  # one of the sums is at least 1
-        rise, s0 = (e - e0).sum(dim, keepdim=True), e0.sum(dim, keepdim=True)
-        dx = torch.where(x == x0, 0.0, x - x0)  # masked entries are -inf on both sides
-        lse = x.logsumexp(dim, keepdim=True) - x0.logsumexp(dim, keepdim=True)
-        near = rise.abs() <= s0 / 2  # there the logarithms' difference would cancel
-        safe = torch.where(rise == 0, 1.0, rise)
-        near_slope = torch.where(rise == 0, 1 / torch.where(near, s0, 1.0), _log1p(safe, s0, near) / safe)
-        log_slope = torch.where(near, near_slope, lse / safe)
-        lse = torch.where(near, log_slope * rise, lse)
-        to_log = signal * self._exp_slope(dx - lse, call.output, call.fn(x0, *call.inputs[1:]))
-        return to_first(call, to_log - to_log.sum(dim, keepdim=True) * log_slope * self._exp_slope(dx, e, e0))
-
-    def _exp_slope(self, rise: Tensor, e: Tensor, e0: Tensor) -> Tensor:
-        small = rise.abs() <= self.threshold
-        return torch.where(small, (e + e0) / 2, (e - e0) / torch.where(small, 1.0, rise))
+        s0, change = e0.sum(dim, keepdim=True), (e - e0).sum(dim, keepdim=True)
+        near = change.abs() <= s0 / 2  # there the logarithms' difference would cancel
+        ratio = torch.where(near, change / torch.where(near, s0, 1.0), 0.0)
+        far = torch.logsumexp(x, dim, keepdim=True) - torch.logsumexp(x0, dim, keepdim=True)
+        log_slope = torch.where(
+            near, _log1p_slope(ratio) / torch.where(near, s0, 1.0), far / torch.where(near, 1.0, change)
+        )
+        rise = torch.where(near, torch.log1p(ratio), far)
+        return cls(dx, dim, rise, log_slope * _exp_slope(dx, e, e0))
 
 
-def _log1p(rise: Tensor, start: Tensor, where: Tensor) -> Tensor:
-    return torch.log1p(torch.where(where, rise / torch.where(where, start, 1.0), 0.0))
+def _exp_slope(rise: Tensor, e: Tensor, e0: Tensor) -> Tensor:
+    """(e - e') / log(e / e') for a given logarithm: the larger one times (1 - exp(-t)) / t, which never cancels."""
+    t = rise.abs()
+    still = t == 0
+    return torch.maximum(e, e0) * torch.where(still, 1.0, -torch.expm1(-t) / torch.where(still, 1.0, t))
 
 
-def deep_lift_rescale() -> Rules:
-    """DeepLIFT with Rescale, the product rule and softmax in log space (Shrikumar et al. 2017)."""
-    return Rules((("elementwise", Rescale()), ("product", Halfway()), ("softmax", RescaleSoftmax())))
+def _log1p_slope(ratio: Tensor) -> Tensor:
+    """log(1 + r) / r."""
+    still = ratio == 0
+    return torch.where(still, 1.0, torch.log1p(ratio) / torch.where(still, 1.0, ratio))
+
+
+MAXIMA = """max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min
+amin maximum minimum""".split()
+
+
+def deep_lift_rescale(elementwise: Rule = Rescale()) -> Rules:
+    """DeepLIFT with Rescale and the product rule (Shrikumar et al. 2017), on any network.
+
+    Softmax and its kin go through log space, maxima to the element that accounts for them, quotients as
+    products with a reciprocal.
+
+    Args:
+        elementwise: the rule of activations.
+    """
+    return Rules(
+        (
+            *((name, elementwise) for name in ("elementwise", "prelu", "rdiv", "rpow")),
+            ("product", Halfway()),
+            ("div", RescaleQuotient()),
+            ("softmax", RescaleSoftmax()),
+            ("log_softmax", RescaleLogSoftmax()),
+            ("logsumexp", RescaleLogSumExp()),
+            *((name, CrossMax()) for name in MAXIMA),
+        )
+    )

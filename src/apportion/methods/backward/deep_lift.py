@@ -1,0 +1,138 @@
+"""DeepLIFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.attribution import Attribution, References
+from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.question import Question
+from apportion.core.registry import register
+from apportion.core.tree import Tree
+from apportion.parts.baselines import Baseline, Noise, Zero
+from apportion.parts.rules.deep_lift import deep_lift_rescale
+from apportion.parts.rules.table import Rules
+
+CARD = Card(
+    title="DeepLIFT",
+    paper=Paper(
+        "Shrikumar, Greenside, Kundaje",
+        2017,
+        "Learning important features through propagating activation differences",
+        "ICML 2017, arXiv:1704.02685",
+    ),
+    kind=Kind.SALIENCE,
+    intent="Each operation shares out the difference of its output from its value at a baseline.",
+    cost="3 k forward, k backward (k baselines)",
+    families=(
+        Family.LAYERWISE_BACKPROPAGATION,
+        Family.ADDITIVE,
+        Family.MODIFIED_GRADIENT_TIMES_INPUT,
+        Family.TAYLOR,
+    ),
+    claims=(
+        Claim(Principle.COMPLETENESS, holds=True, source="Shrikumar et al. 2017, section 3.1"),
+        Claim(Principle.CONSISTENCY, holds=False, source="Deng et al. 2025"),
+        Claim(Principle.IMPLEMENTATION_INVARIANCE, holds=False, source="Sundararajan et al. 2017, section 2.2"),
+    ),
+    measured={
+        Principle.COMPLETENESS: True,
+        Principle.SENSITIVITY: True,
+        Principle.DUMMY: True,
+        Principle.LINEARITY: True,
+        Principle.SYMMETRY: True,
+        Principle.SHIFT_INVARIANCE: False,
+    },
+    total=Total.DIFFERENCE,
+    differentiable=True,
+    cautions=(
+        "Depends on how the network is written, and not only on the function it computes.",
+        "Features equal to the baseline get 0 whatever they do; see references.equal_share.",
+        "Products, softmax, maxima, quotients and normalizations follow rules of ours: the paper covers sums, products "
+        "with weights and functions of one number.",
+    ),
+)
+
+
+def per_reference(q: Question, baseline: Baseline, rules: Rules) -> tuple[Tree, Tensor, References, Tensor]:
+    """Explain each example against each of its baselines.
+
+    Args:
+        q: the question.
+        baseline: k baselines of each example.
+        rules: what operations send back.
+
+    Returns:
+        Maps [B, k, ...], score differences [B, k], the baselines, and f(x) [B].
+    """
+    references = q.references(baseline)
+    k = references.value.shape[1]
+    same = (references.equal_share == 1).all(1).nonzero()[:, 0].tolist()
+    if same:
+        q.warn(f"the baseline equals the input for example(s) {', '.join(map(str, same))}: all values are 0")
+    maps, rises, values = [], [], []
+    for step, owner in q.grid(k, "references"):
+        rows = tree.index(q.x, owner)
+        against = tree.apply(lambda r: r[owner, step], references.rows)  # noqa: B023 - used at once
+        done = q.backward(rows, owner, rules, against, differentiable=q.differentiable)
+        if done.reference_value is None:
+            raise AssertionError("rows were given")
+        maps.append(done.relevance)
+        values.append(done.value)
+        rises.append(done.value - done.reference_value)
+
+    def together(*parts: Tensor) -> Tensor:
+        return torch.cat(parts).unflatten(0, (k, len(q))).transpose(0, 1)
+
+    return tree.apply(together, *maps), together(*rises), references, together(*values)[:, 0]
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class DeepLIFT(Explainer):
+    """Σ of multipliers of every operation on the way, times x - x'; Shrikumar et al. 2017, equation 2.
+
+    Each operation's multipliers m satisfy Σ m Δinput = Δoutput, where Δ is the difference between x and the
+    baseline x', and are chained like derivatives. Values are in units of the score and sum to f(x) - f(x').
+    With k > 1 baselines they are means; `parts["per_baseline"]` [B, k, ...] has the single maps.
+
+    Attributes:
+        baseline: the point x'.
+        rules: what operations do: `ap.rules.deep_lift_rescale()` or another rule set that compares.
+
+    Raises:
+        RuleError: an operation that the rules do not know, or another course of the model at the baseline.
+
+    >>> import torch, apportion as ap
+    >>> field = ap.Field(lambda x: 1 - torch.relu(1 - x.sum(1)), precision=torch.float64)
+    >>> a = ap.DeepLIFT()(field, torch.tensor([[2.0, 0.0]]))  # the gradient there is 0
+    >>> a.values.tolist(), a.gap.tolist()
+    ([[1.0, 0.0]], [0.0])
+    """
+
+    baseline: Baseline = Zero()
+    rules: Rules = deep_lift_rescale()
+
+    def explain(self, q: Question) -> Attribution:
+        maps, rises, references, value = per_reference(q, self.baseline, self.rules)
+        return q.attribution(
+            self,
+            tree.apply(lambda m: m.mean(1), maps),
+            claimed_total=rises.mean(1),
+            references=references,
+            value=value,
+            parts={"per_baseline": maps} if rises.shape[1] > 1 else {},
+        )
+
+    def passes(self, q: Question | None = None) -> Passes:
+        k = self.baseline.draws
+        return self.baseline.added_to(Passes(2 * k, k))
+
+    @classmethod
+    def variants(cls) -> tuple[Explainer, ...]:
+        return (cls(), cls(Noise(0.5, count=2)))
