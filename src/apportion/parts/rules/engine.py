@@ -551,7 +551,7 @@ def _substitute(value: Any, new: Any) -> Any:
 def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Name what rules ask for: the axis of a softmax, the groups of a norm, positional or not."""
     named = {**dict(zip(_parameters(func), args, strict=False)), **kwargs}
-    if "dim" not in named and len(args) > 1 and isinstance(args[1], int):
+    if "dim" not in named and len(args) > 1 and isinstance(args[1], int | tuple | list):
         named["dim"] = args[1]
     return named
 
