@@ -681,22 +681,31 @@ class Question:
         called = self._runner.call(z, self._in_root[owner], read, override, differentiate=differentiate)
         return called.outputs, called.values
 
-    def reaching(self, sites: Sequence[Site]) -> list[Site]:
-        """Choose the sites that the score depends on differentiably, by one pass on the first example."""
+    def reaching(self, sites: Sequence[Site], alive: Callable[[Site, Tensor], bool] | None = None) -> list[Site]:
+        """Choose the sites that the score depends on differentiably, by one pass on the first example.
+
+        Args:
+            sites: among which to choose.
+            alive: what more must be true of a site and the score's gradient there.
+        """
         root = self._root
         key = tuple(sites)
-        if key not in root._reaching:
-            first = torch.zeros(1, dtype=torch.long, device=self.device)
-            rows = tree.apply(lambda t: tree.ordinary(t.detach()[:1]), root.x)
-            score = self.field.score
-            read = [*sites, *([score.site] if score.site is not None and score.site not in sites else [])]
-            with torch.inference_mode(False), torch.enable_grad(), self._lean():
-                outputs, values = root._call_at(rows, first, read, differentiate=True)
-                v = root._scored(score, outputs if score.site is None else values[score.site], first)
-            able = [s for s in sites if v.requires_grad and values[s].requires_grad]
-            found = gradients(self.field.model, v.sum(), [values[s] for s in able]) if able else []
-            root._reaching[key] = [s for s, g in zip(able, found, strict=True) if g is not None]
-            root._checks += 1
+        if alive is None and key in root._reaching:
+            return root._reaching[key]
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        rows = tree.apply(lambda t: tree.ordinary(t.detach()[:1]), root.x)
+        score = self.field.score
+        read = [*sites, *([score.site] if score.site is not None and score.site not in sites else [])]
+        with torch.inference_mode(False), torch.enable_grad(), self._lean():
+            outputs, values = root._call_at(rows, first, read, differentiate=True)
+            v = root._scored(score, outputs if score.site is None else values[score.site], first)
+        able = [s for s in sites if v.requires_grad and values[s].requires_grad]
+        found = gradients(self.field.model, v.sum(), [values[s] for s in able]) if able else []
+        root._checks += 1
+        here = [(s, g) for s, g in zip(able, found, strict=True) if g is not None]
+        if alive is not None:
+            return [s for s, g in here if alive(s, g)]
+        root._reaching[key] = [s for s, _ in here]
         return root._reaching[key]
 
     def sites(self) -> list[SiteInfo]:

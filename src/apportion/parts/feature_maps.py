@@ -1,0 +1,140 @@
+"""The base of methods that weigh the channels of an inner layer: which layer, and how it lies on the picture."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core.attribution import Attribution, Domain
+from apportion.core.errors import ConfigError, NoGradientPathError, SiteError
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.protocols import Owner
+from apportion.core.question import Question
+from apportion.core.site import Site, SiteInfo
+from apportion.core.tree import Tree
+from apportion.parts.grids import FoundGrid, Grid, Laid, spatial
+
+
+class Maps(NamedTuple):
+    """An inner layer as maps.
+
+    Attributes:
+        value: the score of each row.
+        act: the layer, [R, K, h, w].
+        grad: the score's gradient there; zeros where it was not asked for.
+    """
+
+    value: Tensor
+    act: Tensor
+    grad: Tensor
+
+
+@dataclass(frozen=True)
+class FeatureMapExplainer(Explainer):
+    """A layer, its place on the picture, and what is made of its channels; a subclass says the last."""
+
+    layer: Site | Literal["auto"] = "auto"
+    relu: bool = True
+    grid: Grid = FoundGrid()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, Site) and self.layer != "auto":
+            raise ConfigError(
+                f"{type(self).__name__}(layer={self.layer!r})", "a site or 'auto'", f"write ap.At({self.layer!r})"
+            )
+        super().__post_init__()
+
+    @abstractmethod
+    def combine(self, q: Question, act: Tensor, grad: Tensor) -> Float[Tensor, "R h w"]:
+        """Make one map of the channels."""
+
+    def explain(self, q: Question) -> Attribution:
+        found = self.read(q, q.x, torch.arange(len(q), device=q.device))
+        return self.answer(q, self.combine(q, found.act, found.grad), found.value)
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return Passes(1, 1)
+
+    def answer(self, q: Question, values: Tensor, value: Tensor | None = None) -> Attribution:
+        """Give the map as a result."""
+        return q.attribution(self, values.relu() if self.relu else values, domain=Domain.SITE, value=value)
+
+    def read(self, q: Question, rows: Tree, owner: Owner, *, grad: bool = True) -> Maps:
+        """Read the layer at some rows, and the gradient there."""
+        site = self.place(q)
+        value, taps = q.tap(rows, owner, [site], grad=grad)
+        act, slope = taps[site]
+        if act.ndim not in (3, 4) or act.shape[0] != len(owner):
+            raise SiteError(
+                f"{site} has shape {tuple(act.shape)}",
+                f"[{len(owner)}, channels, h, w], or tokens [{len(owner)}, N, channels]"
+                if act.ndim in (3, 4)
+                else "[B, channels, h, w], or tokens [B, N, channels]",
+                "choose a convolutional layer, or tokens of a picture",
+            )
+        lay = q.once(
+            ("grid", site, self.grid, act.shape[1:]), lambda root: self.grid.find(root, (1, *act.shape[1:]))
+        )
+        maps = lay(act)
+        return Maps(value, maps, torch.zeros_like(maps) if slope is None else lay(slope))
+
+    def place(self, q: Question) -> Site:
+        """Give the layer; the last that will do unless one was named."""
+        if isinstance(self.layer, Site):
+            return self.layer
+        return q.once(("last layer", self.grid), lambda root: last_layer(root, self.grid))
+
+
+def last_layer(q: Question, grid: Grid) -> Site:
+    """Find the last layer on the way to the score that has a place on the picture.
+
+    That is a module call that gives [B, K, h, w] with more than one position, or a normalization that gives
+    tokens whose gradient is not 0 on the grid: behind the last attention a class token alone goes on.
+
+    Raises:
+        SiteError: there is no such call in the whole pass.
+        NoGradientPathError: the score is computed without them.
+    """
+    pictures = [s.site for s in spatial(q.sites())]
+    tokens = _tokens(q, grid)
+    found = [s.site for s in q.sites() if s.site in pictures or s.site in tokens]
+    if not found:
+        raise SiteError(
+            "a model without a layer of shape [B, K, h, w], nor tokens that lie on a grid",
+            "a convolutional network, or a transformer of pictures",
+            "choose another method, or in Python name a layer and its grid: layer=ap.At(...), grid=ap.grids.Tokens(...)",
+        )
+
+    def alive(site: Site, grad: Tensor) -> bool:
+        return site not in tokens or bool(tokens[site](grad).any())
+
+    reached = q.reaching(found, alive)
+    if not reached:
+        names = ", ".join(str(s) for s in found[-3:])
+        raise NoGradientPathError(
+            f"the score depends on none of the spatial layers ({names})",
+            "a layer on the way from input to score",
+            "look for detach() or no_grad after them, or give layer=ap.At(...)",
+        )
+    return reached[-1]
+
+
+def _tokens(q: Question, grid: Grid) -> dict[Site, Laid]:
+    """Find the normalizations whose tokens lie on a grid, and how."""
+    out: dict[Site, Laid] = {}
+    for s in _norms(q.sites()):
+        try:
+            out[s.site] = grid.find(q, s.shape)
+        except SiteError:
+            continue
+    return out
+
+
+def _norms(sites: Sequence[SiteInfo]) -> list[SiteInfo]:
+    return [s for s in sites if len(s.shape) == 3 and s.shape[0] == 1 and "norm" in s.kind.lower()]

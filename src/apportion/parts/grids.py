@@ -1,0 +1,204 @@
+"""Grids: where on the picture the numbers of an inner layer stand, also when it holds tokens."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.config import Configurable
+from apportion.core.errors import ConfigError, SiteError
+from apportion.core.question import Question
+from apportion.core.site import SiteInfo
+
+Shape = tuple[int, ...]
+
+MOST_EXTRA = 8
+"""Class, distillation and register tokens that may stand before those of the picture; more must be given."""
+
+
+@dataclass(frozen=True)
+class Grid(Configurable):
+    """Base of the grids."""
+
+    @abstractmethod
+    def find(self, q: Question, shape: Shape) -> Laid:
+        """Say how a layer of this shape lies on the picture.
+
+        Raises:
+            SiteError: it does not, or in several ways.
+        """
+
+
+@dataclass(frozen=True)
+class Laid(Grid):
+    """Base of the grids that are known: they turn a layer into maps."""
+
+    @abstractmethod
+    def __call__(self, layer: Tensor) -> Float[Tensor, "R K h w"]:
+        """Give the layer as maps, one a channel."""
+
+    @abstractmethod
+    def fits(self, shape: Shape) -> bool:
+        """Tell whether a layer of this shape can lie so."""
+
+    def find(self, q: Question, shape: Shape) -> Laid:
+        """Insist that the shape fits."""
+        if not self.fits(shape):
+            raise SiteError(f"a layer of shape {shape} for the grid {self}", "a layer that fits it", "give another grid")
+        return self
+
+
+@dataclass(frozen=True)
+class ChannelsFirst(Laid):
+    """[R, K, h, w], as convolutions give it."""
+
+    def fits(self, shape: Shape) -> bool:
+        return len(shape) == 4
+
+    def __call__(self, layer: Tensor) -> Tensor:
+        """Leave it as it is."""
+        return layer
+
+
+@dataclass(frozen=True)
+class ChannelsLast(Laid):
+    """[R, h, w, K], as some transformers and layer norms give it."""
+
+    def fits(self, shape: Shape) -> bool:
+        return len(shape) == 4
+
+    def __call__(self, layer: Tensor) -> Tensor:
+        """Move the channels."""
+        return layer.movedim(3, 1)
+
+
+@dataclass(frozen=True)
+class Tokens(Laid):
+    """[R, N, K]: tokens row by row; those before and behind the grid are dropped.
+
+    Attributes:
+        height: rows of tokens.
+        width: tokens a row.
+        first: how many tokens stand before the grid: class, distillation and register tokens.
+
+    >>> import torch
+    >>> Tokens(2, 3, first=1)(torch.arange(7.0).reshape(1, 7, 1))[0, 0].tolist()
+    [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    """
+
+    _positive = ("height", "width")
+
+    height: int
+    width: int
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.first < 0:
+            raise ConfigError(f"Tokens(first={self.first})", "0 or more", "count the tokens before the grid")
+
+    def fits(self, shape: Shape) -> bool:
+        return len(shape) == 3 and shape[1] >= self.first + self.height * self.width
+
+    def __call__(self, layer: Tensor) -> Tensor:
+        """Cut out the tokens of the picture."""
+        kept = layer[:, self.first : self.first + self.height * self.width]
+        return kept.transpose(1, 2).unflatten(2, (self.height, self.width))
+
+
+@dataclass(frozen=True)
+class FoundGrid(Grid):
+    """The grid that shape, input and the layers before leave no doubt about.
+
+    Four axes are channels first, unless only channels last have the input's proportions. Tokens lie on the
+    grid of a convolution that the pass contains, such as a patch embedding, or on that grid halved once or
+    several times; without one, on square patches that tile the input. Up to 8 further tokens may stand first.
+
+    >>> import torch, apportion as ap
+    >>> q = ap.Field(lambda x: x.mean((1, 2, 3))).bind(torch.rand(1, 3, 32, 48))
+    >>> FoundGrid().find(q, (1, 25, 64))
+    Tokens(height=4, width=6, first=1)
+    """
+
+    def find(self, q: Question, shape: Shape) -> Laid:
+        size = input_size(q)
+        if len(shape) == 4:
+            last = size is not None and _apart(shape[1:3], size) <= 1.25 and _apart(shape[2:], size) > 2
+            return ChannelsLast() if last else ChannelsFirst()
+        if len(shape) != 3:
+            raise SiteError(
+                f"a layer of shape {shape}",
+                "[B, channels, h, w], or tokens [B, N, channels]",
+                "choose a convolutional layer, or tokens of a picture",
+            )
+        ways = self._ways(q, shape[1], size)
+        if len(ways) == 1:
+            return ways.pop()
+        listed = " or ".join(sorted(map(str, ways)))
+        raise SiteError(
+            f"{shape[1]} tokens, " + (f"which may be {listed}" if ways else "which tile no picture that is known"),
+            "one grid of tokens",
+            "say where they lie: grid=ap.grids.Tokens(height, width, first=1)",
+        )
+
+    def _ways(self, q: Question, count: int, size: tuple[int, int] | None) -> set[Laid]:
+        """List the grids of the best kind of evidence."""
+        seen = {(s.shape[2], s.shape[3]) for s in spatial(q.sites())}
+        if found := _matching(seen, count, range(MOST_EXTRA + 1)):
+            return found
+        smaller: set[tuple[int, int]] = set()
+        step = seen
+        while step := {g for h, w in step for g in _halves(h, w)} - smaller:
+            smaller |= step
+        for extra in (range(1), range(1, MOST_EXTRA + 1)):
+            if found := _matching(smaller, count, extra):
+                return found
+        if seen or size is None:
+            return set()
+        side = math.gcd(*size)
+        patches = {(size[0] // p, size[1] // p) for p in range(1, side + 1) if side % p == 0}
+        return _matching(patches, count, range(MOST_EXTRA + 1))
+
+
+def _matching(grids: set[tuple[int, int]], count: int, extra: range) -> set[Laid]:
+    return {Tokens(h, w, count - h * w) for h, w in grids if count - h * w in extra and h * w > 1}
+
+
+def _halves(height: int, width: int) -> set[tuple[int, int]]:
+    """Halve a grid, rounding down or, as padding does, up; nothing comes after one position."""
+    if height * width == 1:
+        return set()
+    return {((height + r) // 2, (width + r) // 2) for r in (0, 1)} - {(0, 0)}
+
+
+def _apart(grid: Shape, size: tuple[int, int]) -> float:
+    """By which factor proportions differ, at least 1."""
+    ratio = grid[0] * size[1] / (grid[1] * size[0])
+    return max(ratio, 1 / ratio)
+
+
+def input_size(q: Question) -> tuple[int, int] | None:
+    """Give height and width of the one picture of the model's input; None if there is not just one."""
+    pictures = [t.shape for t in tree.leaves(q.inputs) if t.ndim == 4]
+    if len(pictures) != 1:
+        return None
+    _, first, height, width = pictures[0]
+    return (first, height) if width in (1, 3, 4) and first not in (1, 3, 4) else (height, width)
+
+
+def spatial(sites: list[SiteInfo]) -> list[SiteInfo]:
+    """Keep layers of one example with four axes and several positions; attention among tokens is none."""
+    tokens = {s.shape[1] for s in sites if len(s.shape) == 3}
+    return [
+        s
+        for s in sites
+        if len(s.shape) == 4
+        and s.shape[0] == 1
+        and math.prod(s.shape[2:]) > 1
+        and not (s.shape[2] == s.shape[3] and s.shape[2] in tokens)
+    ]
