@@ -122,6 +122,7 @@ class Card:
         differentiable: whether the attribution can be differentiated with respect to the input.
         total: what the values claim to sum to.
         signed: whether a positive value raises the score and a negative one lowers it.
+        scored: whether the values depend on the score that is explained.
         cautions: known failings, to be shown beside results.
     """
 
@@ -138,4 +139,5 @@ class Card:
     differentiable: bool = False
     total: Total = Total.NOTHING
     signed: bool = True
+    scored: bool = True
     cautions: tuple[str, ...] = ()

@@ -708,6 +708,16 @@ class Question:
         root._reaching[key] = [s for s, _ in here]
         return root._reaching[key]
 
+    def shape(self, site: Site) -> tuple[int, ...]:
+        """Give the shape of a site for the first example alone, by a pass that counts as a check."""
+        root = self._root
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        rows = tree.apply(lambda t: tree.ordinary(t.detach()[:1]), root.x)
+        with torch.inference_mode(False), torch.no_grad():
+            _, values = root._call_at(rows, first, [site], differentiate=False)
+        root._checks += 1
+        return tuple(values[site].shape)
+
     def sites(self) -> list[SiteInfo]:
         """List the addressable tensors of one forward pass on the first example."""
         root = self._root

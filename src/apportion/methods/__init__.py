@@ -3,7 +3,16 @@
 from apportion.methods.backward.deep_lift import DeepLIFT
 from apportion.methods.backward.deep_shap import DeepSHAP
 from apportion.methods.backward.guided_backprop import GuidedBackprop
+from apportion.methods.cam.cam import CAM
+from apportion.methods.cam.eigen_cam import EigenCAM
 from apportion.methods.cam.grad_cam import GradCAM
+from apportion.methods.cam.grad_cam_plus_plus import GradCAMPlusPlus
+from apportion.methods.cam.guided_grad_cam import GuidedGradCAM
+from apportion.methods.cam.hires_cam import HiResCAM
+from apportion.methods.cam.layer_cam import LayerCAM
+from apportion.methods.cam.score_cam import ScoreCAM
+from apportion.methods.cam.smooth_grad_cam_plus_plus import SmoothGradCAMPlusPlus
+from apportion.methods.cam.x_grad_cam import XGradCAM
 from apportion.methods.gradient.gradient import Gradient
 from apportion.methods.gradient.gradient_times_input import GradientTimesInput
 from apportion.methods.gradient.smooth_grad import SmoothGrad
@@ -28,6 +37,7 @@ from apportion.methods.path.split_ig import SplitIG
 __all__ = [
     "AGI",
     "BIG",
+    "CAM",
     "IDGI",
     "IG2",
     "LPI",
@@ -38,17 +48,25 @@ __all__ = [
     "CrediblePath",
     "DeepLIFT",
     "DeepSHAP",
+    "EigenCAM",
     "ExpectedGradients",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Gradient",
     "GradientTimesInput",
     "GuidedBackprop",
+    "GuidedGradCAM",
     "GuidedIG",
+    "HiResCAM",
     "IntegratedGradients",
+    "LayerCAM",
     "NeFLAG",
     "SPIProbability",
+    "ScoreCAM",
     "SmoothGrad",
+    "SmoothGradCAMPlusPlus",
     "SmoothGradSquared",
     "SplitIG",
     "VarGrad",
+    "XGradCAM",
 ]

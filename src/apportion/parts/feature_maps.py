@@ -37,7 +37,7 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureMapExplainer(Explainer):
-    """A layer, its place on the picture, and what is made of its channels; a subclass says the last."""
+    """A layer and its place on the picture; what is made of its channels is up to the subclass."""
 
     layer: Site | Literal["auto"] = "auto"
     relu: bool = True
@@ -49,17 +49,6 @@ class FeatureMapExplainer(Explainer):
                 f"{type(self).__name__}(layer={self.layer!r})", "a site or 'auto'", f"write ap.At({self.layer!r})"
             )
         super().__post_init__()
-
-    @abstractmethod
-    def combine(self, q: Question, act: Tensor, grad: Tensor) -> Float[Tensor, "R h w"]:
-        """Make one map of the channels."""
-
-    def explain(self, q: Question) -> Attribution:
-        found = self.read(q, q.x, torch.arange(len(q), device=q.device))
-        return self.answer(q, self.combine(q, found.act, found.grad), found.value)
-
-    def passes(self, q: Question | None = None) -> Passes:
-        return Passes(1, 1)
 
     def answer(self, q: Question, values: Tensor, value: Tensor | None = None) -> Attribution:
         """Give the map as a result."""
@@ -79,7 +68,7 @@ class FeatureMapExplainer(Explainer):
                 "choose a convolutional layer, or tokens of a picture",
             )
         lay = q.once(
-            ("grid", site, self.grid, act.shape[1:]), lambda root: self.grid.find(root, (1, *act.shape[1:]))
+            ("grid", site, self.grid, act.shape[1:]), lambda root: self.grid.find(root, (1, *act.shape[1:]), site)
         )
         maps = lay(act)
         return Maps(value, maps, torch.zeros_like(maps) if slope is None else lay(slope))
@@ -89,6 +78,28 @@ class FeatureMapExplainer(Explainer):
         if isinstance(self.layer, Site):
             return self.layer
         return q.once(("last layer", self.grid), lambda root: last_layer(root, self.grid))
+
+    def channels(self, q: Question) -> int:
+        """Count the channels of the layer, by a pass that is no one's cost."""
+        site = self.place(q)
+        shape = q.once(("shape", site), lambda root: root.shape(site))
+        return self.grid.find(q.root, shape, site)(torch.empty(shape, device="meta")).shape[1]
+
+
+@dataclass(frozen=True)
+class GradientMapExplainer(FeatureMapExplainer):
+    """One map of a layer and the gradient there; a subclass says which."""
+
+    @abstractmethod
+    def combine(self, q: Question, act: Tensor, grad: Tensor) -> Float[Tensor, "R h w"]:
+        """Make one map of the channels."""
+
+    def explain(self, q: Question) -> Attribution:
+        found = self.read(q, q.x, torch.arange(len(q), device=q.device))
+        return self.answer(q, self.combine(q, found.act, found.grad), found.value)
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return Passes(1, 1)
 
 
 def last_layer(q: Question, grid: Grid) -> Site:
@@ -108,7 +119,7 @@ def last_layer(q: Question, grid: Grid) -> Site:
         raise SiteError(
             "a model without a layer of shape [B, K, h, w], nor tokens that lie on a grid",
             "a convolutional network, or a transformer of pictures",
-            "choose another method, or in Python name a layer and its grid: layer=ap.At(...), grid=ap.grids.Tokens(...)",
+            "choose another method, or in Python name a layer and its grid: layer=ap.At(...), grid=...",
         )
 
     def alive(site: Site, grad: Tensor) -> bool:
@@ -130,7 +141,7 @@ def _tokens(q: Question, grid: Grid) -> dict[Site, Laid]:
     out: dict[Site, Laid] = {}
     for s in _norms(q.sites()):
         try:
-            out[s.site] = grid.find(q, s.shape)
+            out[s.site] = grid.find(q, s.shape, s.site)
         except SiteError:
             continue
     return out

@@ -7,13 +7,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, SiteError
 from apportion.core.question import Question
-from apportion.core.site import SiteInfo
+from apportion.core.site import At, Site, SiteInfo
 
 Shape = tuple[int, ...]
 
@@ -26,8 +26,13 @@ class Grid(Configurable):
     """Base of the grids."""
 
     @abstractmethod
-    def find(self, q: Question, shape: Shape) -> Laid:
+    def find(self, q: Question, shape: Shape, site: Site | None = None) -> Laid:
         """Say how a layer of this shape lies on the picture.
+
+        Args:
+            q: the question, for the input and the other layers.
+            shape: the layer's.
+            site: where it is, for the kind of its module.
 
         Raises:
             SiteError: it does not, or in several ways.
@@ -46,10 +51,10 @@ class Laid(Grid):
     def fits(self, shape: Shape) -> bool:
         """Tell whether a layer of this shape can lie so."""
 
-    def find(self, q: Question, shape: Shape) -> Laid:
+    def find(self, q: Question, shape: Shape, site: Site | None = None) -> Laid:
         """Insist that the shape fits."""
         if not self.fits(shape):
-            raise SiteError(f"a layer of shape {shape} for the grid {self}", "a layer that fits it", "give another grid")
+            raise SiteError(f"a layer of shape {shape} for the grid {self}", "a layer that fits it", "give another")
         return self
 
 
@@ -115,9 +120,10 @@ class Tokens(Laid):
 class FoundGrid(Grid):
     """The grid that shape, input and the layers before leave no doubt about.
 
-    Four axes are channels first, unless only channels last have the input's proportions. Tokens lie on the
-    grid of a convolution that the pass contains, such as a patch embedding, or on that grid halved once or
-    several times; without one, on square patches that tile the input. Up to 8 further tokens may stand first.
+    Four axes are channels first, unless a linear layer or a layer norm gave them, or only channels last have
+    the input's proportions. Tokens lie on the grid of a convolution that the pass contains, such as a patch
+    embedding, or on that grid halved once or several times; without one, on square patches that tile the
+    input. Up to 8 further tokens may stand first.
 
     >>> import torch, apportion as ap
     >>> q = ap.Field(lambda x: x.mean((1, 2, 3))).bind(torch.rand(1, 3, 32, 48))
@@ -125,11 +131,12 @@ class FoundGrid(Grid):
     Tokens(height=4, width=6, first=1)
     """
 
-    def find(self, q: Question, shape: Shape) -> Laid:
+    def find(self, q: Question, shape: Shape, site: Site | None = None) -> Laid:
         size = input_size(q)
         if len(shape) == 4:
+            known = _known(q, site)
             last = size is not None and _apart(shape[1:3], size) <= 1.25 and _apart(shape[2:], size) > 2
-            return ChannelsLast() if last else ChannelsFirst()
+            return ChannelsLast() if (last if known is None else known) else ChannelsFirst()
         if len(shape) != 3:
             raise SiteError(
                 f"a layer of shape {shape}",
@@ -148,7 +155,8 @@ class FoundGrid(Grid):
 
     def _ways(self, q: Question, count: int, size: tuple[int, int] | None) -> set[Laid]:
         """List the grids of the best kind of evidence."""
-        seen = {(s.shape[2], s.shape[3]) for s in spatial(q.sites())}
+        sites = [] if q.field.twin().module is None else q.sites()
+        seen = {(s.shape[2], s.shape[3]) for s in spatial(sites)}
         if found := _matching(seen, count, range(MOST_EXTRA + 1)):
             return found
         smaller: set[tuple[int, int]] = set()
@@ -163,6 +171,17 @@ class FoundGrid(Grid):
         side = math.gcd(*size)
         patches = {(size[0] // p, size[1] // p) for p in range(1, side + 1) if side % p == 0}
         return _matching(patches, count, range(MOST_EXTRA + 1))
+
+
+def _known(q: Question, site: Site | None) -> bool | None:
+    """Tell from its module whether a layer has its channels last; None where that says nothing."""
+    module = q.field.twin().module
+    if module is None or not isinstance(site, At) or site.end != "output":
+        return None
+    own = type(module.get_submodule(site.name))
+    if own in (nn.Linear, nn.LayerNorm, nn.RMSNorm):
+        return True
+    return False if own in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d) else None
 
 
 def _matching(grids: set[tuple[int, int]], count: int, extra: range) -> set[Laid]:

@@ -262,7 +262,11 @@ def target(explainer: Explainer) -> None:
         asked = _run(explainer, case)
         others = [_run(explainer, case, target=t) for t in range(3) if t != case.target]
         depends = any(_apart(asked, other) > 1e-9 for other in others)
-        _demand(depends, explainer, f"all targets get the same values ({case.name})")
+        if explainer.card.scored:
+            _demand(depends, explainer, f"all targets get the same values ({case.name})")
+        else:
+            _demand(not depends, explainer, f"targets get different values, against its Card ({case.name})")
+            continue
         x = torch.cat([case.x, *_between_classes(case)])
         with torch.no_grad():
             top = case.model(x).argmax(1).tolist()

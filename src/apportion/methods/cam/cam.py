@@ -15,7 +15,7 @@ from apportion.core.errors import SiteError
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.feature_maps import FeatureMapExplainer, Maps
+from apportion.parts.feature_maps import GradientMapExplainer, Maps
 
 CARD = Card(
     title="CAM",
@@ -47,17 +47,17 @@ class _Head(NamedTuple):
 
 @register(CARD)
 @dataclass(frozen=True)
-class CAM(FeatureMapExplainer):
+class CAM(GradientMapExplainer):
     """Σ_k w_k A_k with w_k = ∂f / ∂(mean over space of A_k), the weights of the final linear layer; Zhou et al. 2016.
 
-    No ReLU, as published. The mean of the map over space is the score less the final bias. Values [B, h, w] on
-    the layer's grid, in units of the score. That the head is pooling and a linear layer is measured: its gradient must
+    No ReLU, as published. The mean of the map over space is the score less the final bias. Values
+    [B, h, w] are in units of the score. That the head is pooling and a linear layer is measured: its gradient must
     be the same everywhere, and the same for x / 2, and f less the linear part as well.
 
     Attributes:
         layer: where A is read, the input of the pooling; "auto" takes the last layer with a grid.
         relu: drop negative evidence.
-        grid: how the layer's numbers lie on the picture.
+        grid: where the layer's tokens stand.
 
     Raises:
         SiteError: the score is not linear in the layer's means.

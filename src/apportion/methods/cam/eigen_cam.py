@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Kind, Need, Paper, Principle
@@ -47,7 +46,7 @@ class EigenCAM(FeatureMapExplainer):
     Attributes:
         layer: where A is read; "auto" takes the last layer the score depends on.
         relu: drop what is negative; there is nothing behind a ReLU.
-        grid: how the layer's numbers lie on the picture.
+        grid: how the layer lies on the picture.
 
     Raises:
         SiteError: a layer without grid.
@@ -63,16 +62,13 @@ class EigenCAM(FeatureMapExplainer):
 
     def explain(self, q: Question) -> Attribution:
         value, act, _ = self.read(q, q.x, torch.arange(len(q), device=q.device), grad=False)
-        return self.answer(q, self.combine(q, act, act), value)
-
-    def combine(self, q: Question, act: Tensor, grad: Tensor) -> Tensor:
         wide = act.to(torch.promote_types(act.dtype, torch.float32)).flatten(2).transpose(1, 2)
         left, size, _ = torch.linalg.svd(wide, full_matrices=False)
         flat = left[..., 0] * size[:, :1]
         largest = flat.gather(1, flat.abs().argmax(1, keepdim=True))
         total = flat.sum(1, keepdim=True)
         flat = flat * torch.where(torch.where(total == 0, largest, total) < 0, -1.0, 1.0).to(flat.dtype)
-        return flat.unflatten(1, act.shape[2:]).to(act.dtype)
+        return self.answer(q, flat.unflatten(1, act.shape[2:]).to(act.dtype), value)
 
     def passes(self, q: Question | None = None) -> Passes:
         return Passes(1, 0)

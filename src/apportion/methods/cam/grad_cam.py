@@ -9,7 +9,7 @@ from torch import Tensor
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.feature_maps import FeatureMapExplainer
+from apportion.parts.feature_maps import GradientMapExplainer
 
 CARD = Card(
     title="Grad-CAM",
@@ -38,7 +38,7 @@ CARD = Card(
 
 @register(CARD)
 @dataclass(frozen=True)
-class GradCAM(FeatureMapExplainer):
+class GradCAM(GradientMapExplainer):
     """relu(Σ_k α_k A_k) with α_k = mean over space of ∂f/∂A_k; Selvaraju et al. 2017, equations 1 and 2.
 
     Values [B, h, w] lie on the layer's grid, in units of the score per position.

@@ -12,7 +12,7 @@ from apportion.core.card import Card, Family, Kind, Need, Paper
 from apportion.core.explainer import Explainer
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.feature_maps import FeatureMapExplainer
+from apportion.parts.feature_maps import GradientMapExplainer
 
 CARD = Card(
     title="Grad-CAM++",
@@ -39,7 +39,7 @@ CARD = Card(
 
 @register(CARD)
 @dataclass(frozen=True)
-class GradCAMPlusPlus(FeatureMapExplainer):
+class GradCAMPlusPlus(GradientMapExplainer):
     """relu(Σ_k w_k A_k) with w_k = Σ_ij α_ij relu(g_ij), g = ∂f/∂A_k; Chattopadhay et al. 2018.
 
     For Y = e^f and f linear in A the derivatives of Y are e^f g, e^f g², e^f g³, and

@@ -9,7 +9,7 @@ from torch import Tensor
 from apportion.core.card import Card, Kind, Need, Paper
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.feature_maps import FeatureMapExplainer
+from apportion.parts.feature_maps import GradientMapExplainer
 
 CARD = Card(
     title="HiResCAM",
@@ -33,7 +33,7 @@ CARD = Card(
 
 @register(CARD)
 @dataclass(frozen=True)
-class HiResCAM(FeatureMapExplainer):
+class HiResCAM(GradientMapExplainer):
     """Σ_k ∂f/∂A_k ⊙ A_k; Draelos and Carin 2020. The gradient is not averaged over space.
 
     Values [B, h, w] on the layer's grid, in units of the score; where the layers behind A are linear they sum to
@@ -48,7 +48,8 @@ class HiResCAM(FeatureMapExplainer):
         SiteError: a layer without a grid.
 
     >>> import torch, apportion as ap
-    >>> field = ap.Field(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten(), torch.nn.Linear(4, 1, bias=False)))
+    >>> head = torch.nn.Linear(4, 1, bias=False)
+    >>> field = ap.Field(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten(), head))
     >>> x = torch.ones(1, 1, 2, 2)
     >>> a = ap.HiResCAM()(field, x, target=0)
     >>> torch.allclose(a.values.sum(), a.value)

@@ -9,7 +9,7 @@ from torch import Tensor
 from apportion.core.card import Card, Kind, Need, Paper
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.feature_maps import FeatureMapExplainer
+from apportion.parts.feature_maps import GradientMapExplainer
 
 CARD = Card(
     title="LayerCAM",
@@ -33,7 +33,7 @@ CARD = Card(
 
 @register(CARD)
 @dataclass(frozen=True)
-class LayerCAM(FeatureMapExplainer):
+class LayerCAM(GradientMapExplainer):
     """relu(Σ_k relu(∂f/∂A_k) ⊙ A_k); Jiang et al. 2021.
 
     Values [B, h, w] on the layer's grid, in units of the score.

@@ -49,8 +49,8 @@ class ScoreCAM(FeatureMapExplainer):
 
     Attributes:
         layer: where A is read; "auto" is the last layer with a grid.
-        relu: drop what is negative after the sum, as published.
-        grid: how the layer's numbers lie on the picture.
+        relu: drop what the sum leaves negative, as published.
+        grid: where each position of the layer stands.
         baseline: x', seen where the mask is 0; with black this is the paper's x ⊙ H. Several are averaged.
         softmax: weigh by the softmax, as published; by the increase of the score itself otherwise.
 
@@ -87,9 +87,6 @@ class ScoreCAM(FeatureMapExplainer):
             weight = gain.masked_fill(flat, -torch.inf).softmax(1).nan_to_num(0)  # all constant: no map
         return self.answer(q, (weight[..., None, None] * act).sum(1), value)
 
-    def combine(self, q: Question, act: Tensor, grad: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def passes(self, q: Question | None = None) -> Passes:
         if q is None:
             raise ConfigError(
@@ -97,7 +94,7 @@ class ScoreCAM(FeatureMapExplainer):
                 "one, since they are as many as the layer has channels",
                 "write passes(field.bind(x))",
             )
-        return Passes(1 + self.channels(q) * self.baseline.draws, 0, once=self.baseline.draws + self.baseline.rows)
+        return self.baseline.added_to(Passes(1 + self.channels(q) * self.baseline.draws, 0))
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:

@@ -33,7 +33,7 @@ CARD = Card(
     families=(Family.GRADIENT_TIMES_INPUT, Family.MODIFIED_GRADIENT_TIMES_INPUT, Family.TAYLOR),
     needs=frozenset({Need.SPATIAL}),
     cautions=(
-        "Noise in units of the input: 0.3 is more on pictures in [0, 1] than on standardized ones, for which it was meant.",
+        "Noise is in units of the input: 0.3 was meant for standardized pictures, and is more on those in [0, 1].",
         "The paper prints the first derivative as α's numerator; the second is used, as its derivation needs.",
         "Not the mean of Grad-CAM++ maps: SmoothGrad(base=GradCAMPlusPlus()) is that.",
     ),
@@ -98,9 +98,6 @@ class SmoothGradCAMPlusPlus(FeatureMapExplainer):
         alpha = quotient(second, 2 * second + third * unit * act.sum((2, 3), keepdim=True))
         cam = (weights(alpha, first * unit, normalized=self.normalized) * act).sum(1)
         return self.answer(q, cam.to(tree.leaves(q.x)[0].dtype), value)
-
-    def combine(self, q: Question, act: Tensor, grad: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def passes(self, q: Question | None = None) -> Passes:
         return Passes(self.samples + self.clean, self.samples, at_x=0 if self.clean else 1)

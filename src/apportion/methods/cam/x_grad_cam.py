@@ -10,7 +10,7 @@ from torch import Tensor
 from apportion.core.card import Card, Kind, Need, Paper
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.feature_maps import FeatureMapExplainer
+from apportion.parts.feature_maps import GradientMapExplainer
 
 CARD = Card(
     title="XGrad-CAM",
@@ -34,16 +34,16 @@ CARD = Card(
 
 @register(CARD)
 @dataclass(frozen=True)
-class XGradCAM(FeatureMapExplainer):
+class XGradCAM(GradientMapExplainer):
     """relu(Σ_k α_k A_k) with α_k = Σ_ij (∂f/∂A_k ⊙ A_k) / Σ_ij A_k; Fu et al. 2020.
 
     Without the ReLU the map of each channel sums to Σ ∂f/∂A_k ⊙ A_k, as HiResCAM's does, but is spread like A_k.
-    A channel that is 0 weighs nothing. Values [B, h, w] on the layer's grid, in units of the score.
+    A channel that is 0 weighs nothing. Values are [B, h, w], in units of the score.
 
     Attributes:
         layer: where A is read; the last one if "auto".
         relu: drop negative evidence, as published.
-        grid: how the layer's numbers lie on the picture.
+        grid: how tokens make a picture.
 
     Raises:
         SiteError: the layer cannot be laid on a grid.
