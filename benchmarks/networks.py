@@ -51,7 +51,8 @@ def make(
 
     Args:
         name: one of `NETWORKS`.
-        dtype: of weights and examples; the same values, rounded.
+        dtype: of weights and examples; the same values, rounded. Norms that always compute in float32, as those
+            of Llama and T5 do, compute in float64 there, else nothing could be right to more than seven digits.
         rows: number of examples; one alone is the first of several.
         seed: of weights and examples.
         shape: of one example, if not the usual small one.
@@ -72,6 +73,8 @@ def make(
             x = _pictures(shape, rows)
         else:
             _calibrate(model, x)
+        if dtype is torch.float64:
+            _widen(model)
     return Network(name, model.to(dtype).requires_grad_(False), x[:rows].to(dtype))
 
 
@@ -138,6 +141,19 @@ def _pictures(shape: tuple[int, ...], rows: int) -> Tensor:
         image = transform.resize(image[top : top + side, left : left + side], shape[1:], anti_aliasing=True)
         cut.append((torch.from_numpy(image).permute(2, 0, 1).double().clamp(0, 1) - 127 / 255) / (128 / 255))
     return torch.stack(cut)
+
+
+def _widen(model: nn.Module) -> None:
+    """Let RMS norms of transformers compute in the precision of their input."""
+    for module in model.modules():
+        if type(module).__name__ in ("LlamaRMSNorm", "T5LayerNorm"):
+            module.__class__ = type(type(module).__name__, (type(module),), {"forward": _rms_norm})
+
+
+def _rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
+    """Normalize as LlamaRMSNorm and T5LayerNorm do, without their casts to float32."""
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
 
 
 # -- our own ----------------------------------------------------------------------------------------
