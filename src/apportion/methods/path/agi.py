@@ -83,4 +83,4 @@ class AGI(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(0.1, 4, 1, "random"))
+        return (cls(iterations=6, topk=3), cls(0.1, 4, 1, "random"))

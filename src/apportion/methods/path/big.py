@@ -91,4 +91,7 @@ class BIG(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(NearestAdversarial((0.5, 4.0), steps=8, random_start=True), Midpoint(7)))
+        return (
+            cls(NearestAdversarial((1.0, 4.0), steps=4), Gauss(4)),
+            cls(NearestAdversarial((0.5, 4.0), steps=4, random_start=True), Midpoint(5)),
+        )

@@ -82,4 +82,4 @@ class BlurIG(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(4.0, Midpoint(9), "log", "zero", "W"))
+        return (cls(quadrature=Gauss(12)), cls(4.0, Midpoint(5), "log", "zero", "W"))

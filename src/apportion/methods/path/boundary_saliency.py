@@ -69,4 +69,7 @@ class BoundarySaliency(Explainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(NearestAdversarial((0.5, 4.0), steps=8, random_start=True)))
+        return (
+            cls(NearestAdversarial((1.0, 4.0), steps=4)),
+            cls(NearestAdversarial((0.5, 4.0), steps=4, random_start=True)),
+        )

@@ -110,7 +110,7 @@ class CrediblePath(PathExplainer):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         return (
-            cls(),
-            cls(Noise(0.5, count=2), 12, ValidFeatures(empty="integral")),
-            cls(Noise(0.5, count=2), valid=ValidFeatures(divide="all"), quadrature=Gauss(6)),
+            cls(Credible(Several((AtScale(4.0), AtScale(8.0))), max_iter=5), 8),
+            cls(Noise(0.5, count=2), 8, ValidFeatures(empty="integral")),
+            cls(Noise(0.5, count=2), valid=ValidFeatures(divide="all"), quadrature=Gauss(4)),
         )

@@ -79,4 +79,4 @@ class ExpectedGradients(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(Noise(0.5, count=3), 4))
+        return (cls(Noise(0.5, mean=0.5, count=10, uniform=True)), cls(Noise(0.5, count=3), 3))

@@ -80,4 +80,4 @@ class GuidedIG(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(steps=20), cls(Noise(0.5, count=2), 9, 0.1, 1.0))
+        return (cls(steps=10), cls(Noise(0.5, count=2), 5, 0.1, 1.0))

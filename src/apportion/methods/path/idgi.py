@@ -72,7 +72,7 @@ class IDGI(PathExplainer):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         return (
-            cls(),
-            cls(Straight(Noise(0.5, count=2), quadrature=Midpoint(7))),
-            cls(Straight(quadrature=Adaptive(max_passes=20))),
+            cls(Straight(quadrature=Left(8))),
+            cls(Straight(Noise(0.5, count=2), quadrature=Midpoint(5))),
+            cls(Straight(quadrature=Adaptive(max_passes=16))),
         )

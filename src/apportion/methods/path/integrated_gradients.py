@@ -88,4 +88,4 @@ class IntegratedGradients(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(Noise(0.5, count=2), Trapezoid(9)), cls(quadrature=Adaptive(max_passes=24)))
+        return (cls(), cls(Noise(0.5, count=2), Trapezoid(5)), cls(quadrature=Adaptive(max_passes=16)))

@@ -119,4 +119,4 @@ class LPI(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(Noise(0.5, count=3), Midpoint(4)))
+        return (cls(Noise(0.5, mean=0.5, count=4, uniform=True), MonteCarlo(2)), cls(Noise(0.5, count=3), Midpoint(3)))

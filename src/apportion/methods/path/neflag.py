@@ -148,7 +148,7 @@ class NeFLAG(Explainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(20, 0.2, sampling="uniform"))
+        return (cls(3, steps=4), cls(10, 0.2, sampling="uniform"))
 
 
 def _norm(away: Tree) -> Float[Tensor, " R"]:

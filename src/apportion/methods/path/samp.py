@@ -78,4 +78,4 @@ class SAMP(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(size=0.2, eta=0.2), cls(Noise(0.5, count=2), 2, 1, 0.0, "delete"))
+        return (cls(size=0.3, eta=0.3), cls(Noise(0.5, count=2), 12, 1, 0.0, "delete"))

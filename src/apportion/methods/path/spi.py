@@ -19,7 +19,7 @@ from apportion.parts.baselines import Baseline, Noise, Zero
 from apportion.parts.paths.explainer import PathExplainer
 from apportion.parts.paths.path import Path, Walk
 from apportion.parts.paths.stick_breaking import StickBreaking
-from apportion.parts.quadrature import Midpoint, Quadrature
+from apportion.parts.quadrature import Gauss, Midpoint, Quadrature
 
 PAPER = Paper(
     "Jeon, Jeong, Choi",
@@ -92,7 +92,7 @@ class SPI(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(Noise(0.5, count=2), 3, 4.0, Midpoint(8), 4))
+        return (cls(paths=2, quadrature=Midpoint(8), pieces=8), cls(Noise(0.5, count=2), 2, 4.0, Gauss(4), 4))
 
 
 @dataclass(frozen=True)
@@ -188,4 +188,4 @@ class SPIProbability(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(paths=5, quadrature=Midpoint(8), pieces=4, top=0.3))
+        return (cls(paths=2, quadrature=Midpoint(8), pieces=8), cls(paths=3, quadrature=Midpoint(4), pieces=4, top=0.3))

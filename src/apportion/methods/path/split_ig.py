@@ -79,4 +79,4 @@ class SplitIG(PathExplainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(Noise(0.5, count=2), Left(20), 0.5, keep_crossing=True))
+        return (cls(quadrature=Gauss(8)), cls(Noise(0.5, count=2), Left(8), 0.5, keep_crossing=True))
