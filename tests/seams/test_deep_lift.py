@@ -110,10 +110,12 @@ def test_input_and_reference_may_lie_far_apart(scale: float):
     assert gap(done).abs().max() <= 1e-15 * scale  # the rounding of the inputs themselves
 
 
-def test_layer_norm_is_refused_by_name():
+def test_layer_norm_follows_product_and_elementwise_or_is_refused_by_name():
     x, owner, rows, reference = ragged()
+    q = ap.Field(model(norm=True)).bind(x, target=1)
+    assert gap(q.backward(rows, owner, DEEP_LIFT, reference)).abs().max() <= 1e-12
     with pytest.raises(ap.ApportionError, match=r"layer_norm in norm \(LayerNorm\)"):
-        ap.Field(model(norm=True)).bind(x, target=1).backward(rows, owner, DEEP_LIFT, reference)
+        q.backward(rows, owner, Rules(tuple((n, ap.rules.Plain()) for n in ("relu", "softmax", "matmul"))))
 
 
 def relevance(fn: Callable[..., Tensor], x: Tensor, rules: Rules = DEEP_LIFT, start: Tensor | None = None) -> Any:

@@ -27,26 +27,53 @@ class Status(Enum):
     COMPOSITE = "has a decomposition into simpler operations"
 
 
-_LINEAR = """add sub rsub neg positive reshape view view_as reshape_as flatten unflatten permute transpose
-swapaxes movedim t T mT mean sum cumsum nansum cat concat concatenate stack hstack vstack split chunk unbind
-tensor_split split_with_sizes select narrow index_select gather squeeze unsqueeze expand expand_as broadcast_to
-contiguous clone to type float double half bfloat16 type_as cpu cuda detach_copy pad constant_pad_nd roll flip
-repeat repeat_interleave tile dropout feature_dropout alpha_dropout avg_pool1d avg_pool2d avg_pool3d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample pixel_shuffle
-pixel_unshuffle unfold fold getitem masked_fill where instance_norm_stats embedding native_dropout
-diagonal diag tril triu scatter index_put _unsafe_view alias lift_fresh real_if_close slice channel_shuffle
-_to_copy narrow_copy requires_grad_ fill_diagonal""".split()
-_MULTILINEAR = """mul multiply matmul bmm mm mv dot einsum bilinear linear conv1d conv2d conv3d conv_transpose1d
-conv_transpose2d conv_transpose3d convolution addmm baddbmm addbmm addmv rmul outer tensordot inner""".split()
-_NUMERATOR = """div divide true_divide truediv grid_sample batch_norm native_batch_norm
-_native_batch_norm_legit_no_training cudnn_batch_norm""".split()
-_NONLINEAR = """relu relu6 hardtanh leaky_relu prelu elu selu celu gelu silu mish tanh sigmoid softplus softsign
-hardswish hardsigmoid logsigmoid threshold clamp clamp_min clamp_max clip exp expm1 log log1p log2 log10 sqrt
-rsqrt reciprocal rdiv pow rpow square abs sin cos erf softmax log_softmax softmin logsumexp layer_norm
-native_layer_norm group_norm rms_norm instance_norm local_response_norm max_pool1d max_pool2d max_pool3d
-max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min amin maximum
-minimum norm vector_norm normalize cosine_similarity cumprod prod var std var_mean lstm gru rnn_tanh rnn_relu
-glu sort topk median logcumsumexp tanhshrink hardshrink softshrink""".split()
+_LINEAR = """
+    add sub rsub neg negative positive reshape view view_as reshape_as flatten unflatten ravel permute transpose
+    swapaxes swapdims movedim moveaxis t T mT H mH mean sum cumsum nansum nanmean trace diff cat concat concatenate
+    stack hstack vstack dstack column_stack split chunk unbind tensor_split hsplit vsplit dsplit split_with_sizes
+    select narrow index_select gather take take_along_dim masked_select squeeze unsqueeze expand expand_as
+    broadcast_to broadcast_tensors contiguous clone to type float double half bfloat16 type_as cpu cuda detach_copy
+    pad constant_pad_nd roll flip fliplr flipud rot90 repeat repeat_interleave tile dropout dropout1d dropout2d
+    dropout3d feature_dropout alpha_dropout avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle unfold
+    fold max_unpool1d max_unpool2d max_unpool3d getitem setitem copy masked_fill masked_scatter where embedding
+    native_dropout diagonal diag diag_embed diagflat block_diag tril triu scatter scatter_add index_add index_copy
+    index_put index_fill _unsafe_view alias lift_fresh real_if_close slice channel_shuffle native_channel_shuffle
+    _to_copy narrow_copy requires_grad_ fill_diagonal affine_grid atleast_1d atleast_2d atleast_3d meshgrid
+    cartesian_prod real imag conj view_as_real view_as_complex resolve_conj fft ifft rfft irfft hfft ihfft fft2
+    ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift stft istft
+""".split()
+_MULTILINEAR = """
+    mul multiply matmul bmm mm mv dot vdot einsum bilinear linear conv1d conv2d conv3d conv_transpose1d
+    conv_transpose2d conv_transpose3d convolution addmm baddbmm addbmm addmv addr addcmul rmul rmatmul outer ger
+    tensordot inner kron cross
+""".split()
+_NUMERATOR = """
+    div divide true_divide truediv addcdiv grid_sample batch_norm native_batch_norm
+    _native_batch_norm_legit_no_training cudnn_batch_norm
+""".split()
+_NONLINEAR = """
+    relu relu6 hardtanh leaky_relu prelu rrelu elu selu celu gelu silu mish tanh sigmoid expit softplus softsign
+    hardswish hardsigmoid logsigmoid log_sigmoid threshold clamp clamp_min clamp_max clip exp exp2 expm1 log log1p
+    log2 log10 logit sqrt rsqrt reciprocal rdiv pow float_power rpow square abs absolute sign floor ceil round trunc
+    sin cos tan asin acos atan sinh cosh asinh acosh atanh arctan arcsin arccos erf erfc sinc nan_to_num softmax
+    log_softmax softmin logsumexp logaddexp layer_norm native_layer_norm group_norm rms_norm instance_norm
+    local_response_norm max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d max amax min amin aminmax maximum minimum
+    fmax fmin norm vector_norm normalize cosine_similarity cumprod cummax cummin prod var std var_mean std_mean lstm
+    gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell glu sort topk median kthvalue logcumsumexp
+    tanhshrink hardshrink softshrink lerp atan2 hypot remainder fmod
+""".split()
+LAYERS = frozenset({"linear", "conv", "conv_transpose"})
+"""Kinds of operations that multiply by a weight: the layers of the literature."""
+ELEMENTWISE = frozenset(
+    """relu relu6 hardtanh leaky_relu prelu rrelu elu selu celu gelu silu mish tanh sigmoid softplus softsign hardswish
+    hardsigmoid logsigmoid threshold clamp exp exp2 expm1 log log1p log2 log10 logit sqrt rsqrt reciprocal rdiv pow
+    rpow square abs sign floor ceil round trunc sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc sinc
+    nan_to_num tanhshrink hardshrink softshrink""".split()
+)
+"""Operations of one tensor that act on each element alone."""
+
 _COMPOSITE = ["scaled_dot_product_attention", "multi_head_attention_forward"]
 
 STATUS: dict[str, Status] = {
@@ -65,6 +92,15 @@ _ALIASES = {
     "truediv": "div",
     "concat": "cat",
     "concatenate": "cat",
+    "negative": "neg",
+    "absolute": "abs",
+    "expit": "sigmoid",
+    "log_sigmoid": "logsigmoid",
+    "float_power": "pow",
+    "arctan": "atan",
+    "arcsin": "asin",
+    "arccos": "acos",
+    "ger": "outer",
     "clip": "clamp",
     "clamp_min": "clamp",
     "clamp_max": "clamp",
@@ -77,9 +113,12 @@ _ALIASES = {
     "conv1d": "conv",
     "conv2d": "conv",
     "conv3d": "conv",
+    "conv_transpose1d": "conv_transpose",
+    "conv_transpose2d": "conv_transpose",
+    "conv_transpose3d": "conv_transpose",
     "_native_batch_norm_legit_no_training": "batch_norm",
-    "native_layer_norm": "layer_norm",
     "max_pool2d_with_indices": "max_pool2d",
+    "vector_norm": "norm",
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
     "fmax": "maximum",
@@ -120,7 +159,26 @@ def _bare(name: str) -> tuple[str, bool]:
     return name, False
 
 
-_NAMESPACES = (torch, F, torch.Tensor, cast(Any, torch._C)._nn, torch._C._TensorBase, torch.special)
+_NAMESPACES = (
+    torch,
+    F,
+    torch.Tensor,
+    cast(Any, torch._C)._nn,
+    torch._C._TensorBase,
+    torch.special,
+    torch.fft,
+    torch.linalg,
+)
+
+
+def _set(t: Tensor, index: Any, value: Any) -> Tensor:
+    out = t.clone()
+    out[index] = value
+    return out
+
+
+def _copied(t: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(t).expand_as(t)
 
 
 def _table() -> dict[Any, Op]:
@@ -142,7 +200,9 @@ def _table() -> dict[Any, Op]:
                     continue
             kind = _ALIASES.get(bare, bare)
             table[func] = Op(kind, STATUS.get(bare, STATUS.get(kind, Status.NONLINEAR)), pure, inplace)
-    for accessor in ("T", "mT", "real"):
+    table[torch.Tensor.__setitem__] = Op("setitem", Status.LINEAR, _set, True)
+    table[torch.Tensor.copy_] = Op("copy", Status.LINEAR, _copied, True)
+    for accessor in ("T", "mT", "H", "mH", "real", "imag"):
         table[getattr(torch.Tensor, accessor).__get__] = Op(
             accessor, Status.LINEAR, getattr(torch.Tensor, accessor).__get__
         )
@@ -174,7 +234,7 @@ def lookup(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | Non
         bare, inplace = _bare(func._schema.name.split("::")[-1])
         kind = _ALIASES.get(bare, bare)
         status = STATUS.get(bare, STATUS.get(kind))
-        op = None if status is None or inplace else Op(kind, status, func)
+        op = None if status is None else Op(kind, status, _out_of_place(func, bare) if inplace else func, inplace)
     if op is None:
         return None
     if (op.kind == "clamp" and _is_relu(func, args, kwargs)) or (op.kind == "threshold" and _is_zero(args, kwargs)):
@@ -186,6 +246,10 @@ def lookup(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | Non
         if position is not None and (kwargs.get("inplace") or (len(args) > position and args[position])):
             return Op(op.kind, op.status, _without_inplace(func, position), True)
     return op
+
+
+def _out_of_place(func: torch._ops.OpOverload, bare: str) -> Callable[..., Any]:
+    return getattr(getattr(torch.ops.aten, bare), func._overloadname)
 
 
 def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -42,12 +42,14 @@ class RulePass(NamedTuple):
         signal: gradient, or relevance where the rule set says so.
         reference_value: the score of the reference rows.
         tape: what was recorded, or empty.
+        warnings: what the user should know.
     """
 
     value: Tensor
     signal: Tree
     reference_value: Tensor | None
     tape: list[Any]
+    warnings: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -572,6 +572,8 @@ class Question:
                 return self._scored(score, self._outputs_from(z, own, score), own)
 
             done = rules.run(forward, network, ref, start=start, record=record, differentiable=differentiable)
+            for message in done.warnings:
+                self.warn(message)
             return done, network, ref
 
         paired = (rows, rows if reference is None else reference)

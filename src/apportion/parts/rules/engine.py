@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -24,6 +23,9 @@ from apportion.core import ops, tree
 from apportion.core.errors import ConfigError, NoGradientPathError, NonFiniteError, RuleError
 from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
+from apportion.parts.rules import decompose
+from apportion.parts.rules.disguised import Disguised, SpelledOut
+from apportion.parts.rules.node import Node, Places, Record, carries, flatten, substitute
 from apportion.parts.rules.rule import Call, Detached, Plain, Rule
 
 if TYPE_CHECKING:
@@ -33,8 +35,10 @@ _FUNCTORCH = cast(Any, torch._C)._functorch
 
 _VIEWS = frozenset(
     """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous
-    view_as reshape_as alias _unsafe_view to type type_as T mT t expand expand_as broadcast_to narrow select slice
-    getitem split chunk unbind tensor_split split_with_sizes diagonal requires_grad_""".split()
+    view_as reshape_as alias _unsafe_view to type type_as T mT H mH t ravel swapdims moveaxis expand expand_as
+    broadcast_to broadcast_tensors narrow select slice getitem split chunk unbind tensor_split hsplit vsplit dsplit
+    split_with_sizes diagonal requires_grad_ real imag conj resolve_conj view_as_real view_as_complex unfold
+    atleast_1d atleast_2d atleast_3d""".split()
 )
 """Operations whose output may share memory with their input: they run as they are, so that it does."""
 _WHOLE = frozenset(
@@ -43,15 +47,29 @@ _WHOLE = frozenset(
 )
 """Operations that only rearrange: a layer behind them still reads the input."""
 _SETTERS = frozenset({torch.Tensor.__setitem__})
+_QUESTIONS = frozenset(
+    {
+        torch.Tensor.dim,
+        torch.Tensor.size,
+        torch.Tensor.stride,
+        torch.Tensor.numel,
+        torch.Tensor.is_floating_point,
+        torch.Tensor.is_complex,
+        torch.Tensor.is_contiguous,
+        torch.is_floating_point,
+        torch.is_complex,
+        torch.Tensor.__len__,
+        *(
+            getattr(torch.Tensor, name).__get__
+            for name in "shape dtype device ndim requires_grad is_cuda is_sparse is_nested layout is_leaf".split()
+        ),
+    }
+)
+"""Functions that ask about a tensor and not for its values."""
+_NUMBERS = frozenset("item tolist numpy array float int index complex".split())
+"""Functions that take values out of torch."""
 _LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
 """Operations that take shape, type or device, and no values, from tensors other than the first."""
-_POINTWISE = frozenset(
-    """add sub rsub neg mul rmul div tanh sigmoid erf exp pow square softplus relu relu6 hardtanh hardsigmoid clamp
-    log1p""".split()
-)
-"""Operations of which activations are put together: given one tensor and numbers, they act on each element alone."""
-_SCALING = frozenset("neg mul rmul div".split())
-"""Those that multiply it by a number."""
 _MAKERS = frozenset(
     """zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full
     new_empty new_empty_strided new_tensor""".split()
@@ -59,70 +77,22 @@ _MAKERS = frozenset(
 """Functions that take only shape, type and device from their first tensor."""
 
 
-@dataclass(eq=False)
-class Record:
-    """What one operation received and sent back.
-
-    Attributes:
-        kind: the operation.
-        module: where it ran.
-        output: its output.
-        signal: what it received there.
-        inputs: the inputs that carry a signal; none at the second and later outputs of one operation.
-        sent: what it sent back to each.
-    """
-
-    kind: str
-    module: str
-    output: Tensor
-    signal: Tensor
-    inputs: list[Tensor]
-    sent: list[Tensor]
-
-
-class _Node(torch.autograd.Function):
-    """An operation in the signal track."""
-
-    @staticmethod
-    def forward(ctx: Any, mode: _RuleMode, rule: Rule, call: Call, output: Any, *signals: Tensor) -> Any:
-        ctx.mode, ctx.rule, ctx.call = mode, rule, call
-        held = [t.data_ptr() for t in call.inputs]
-        outs = _flatten(output)
-        own = mode.differentiable  # there the true output stays in use, and the model may overwrite this one
-        fresh = [o.detach().clone() if own or o.data_ptr() in held else o.detach() for o in outs]
-        ctx.mark_non_differentiable(*[o for o in fresh if not o.is_floating_point()])
-        return tuple(fresh)
-
-    @staticmethod
-    def backward(ctx: Any, *received: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        call, rule = ctx.call, ctx.rule
-        call.check()
-        signal = received[0] if len(received) == 1 else received
-        sent = rule.back(call, signal)
-        if ctx.mode.record is not None:
-            pairs = [(i.detach(), s) for i, s in zip(call.inputs, sent, strict=True) if s is not None]
-            for out, arrived in zip(_flatten(call.output), received, strict=True):
-                if out.is_floating_point():
-                    into, back = [i for i, _ in pairs], [s for _, s in pairs]
-                    ctx.mode.record.append(Record(call.op.kind, call.module, out.detach(), arrived, into, back))
-                    pairs = []
-        carried = [s for s, c in zip(sent, call.carrying, strict=True) if c]
-        return (None, None, None, None, *carried)
-
-
 class _RuleMode(TorchFunctionMode):
     """Sends each operation that carries a signal to its rule."""
 
-    def __init__(self, rules: Rules, *, everything: bool, differentiable: bool, record: bool) -> None:
+    def __init__(self, rules: Rules, above: FrameType, *, everything: bool, differentiable: bool, record: bool) -> None:
         super().__init__()
         self.rules, self.everything, self.differentiable = rules, everything, differentiable
         self.record: list[Record] | None = [] if record else None
+        self.warnings: dict[str, None] = {}
+        self.where = Places(above)
+        self.disguised = Disguised()
+        self.spelled_out = SpelledOut() if rules.names(["mul"]) else None
         self.truth = WeakTensorKeyDictionary()
         self.from_input = WeakTensorKeyDictionary()
         self.viewed = WeakTensorKeyDictionary()
         self.computed = WeakTensorKeyDictionary()
         self.constants = WeakTensorKeyDictionary()
-        self.roots = WeakTensorKeyDictionary()
         self.readers: dict[int, list[Call]] = {}
         self.tape: list[tuple[str, list[Tensor]]] = []
         self.phase: Literal["reference", "main"] = "main"
@@ -130,10 +100,12 @@ class _RuleMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = _flatten((args, kwargs))
+        if func in _QUESTIONS:
+            return func(*args, **kwargs)
+        tensors = flatten((args, kwargs))
         if not tensors:  # the switches of grad mode among others, which must stay as the model sets them
             return func(*args, **kwargs)
-        carrying = [_carries(t) for t in tensors]
+        carrying = [carries(t) for t in tensors]
         # masks, indices and factors computed from what carries: constants to autograd, but not to a rule
         dependent = [not c and self._depends(t) for t, c in zip(tensors, carrying, strict=True)]
         if not any(carrying):
@@ -142,11 +114,12 @@ class _RuleMode(TorchFunctionMode):
                 out = func(*args, **kwargs)
         else:
             out = self._carried(func, args, kwargs, tensors, carrying, dependent)
-        self._follow(func, args, kwargs, tensors, carrying, dependent, out)
+        if any(carrying) or any(dependent):
+            self._follow(func, args, kwargs, tensors, carrying, dependent, out)
         return out
 
     def _depends(self, t: Tensor) -> bool:
-        return t in self.computed or (t._base is not None and t._base in self.computed)
+        return len(self.computed) > 0 and (t in self.computed or (t._base is not None and t._base in self.computed))
 
     def _see_transforms(self, tensors: list[Tensor]) -> None:
         """Refuse vmap and its kin on what carries: it hides the gradient from this mode."""
@@ -154,9 +127,9 @@ class _RuleMode(TorchFunctionMode):
             inner = t
             while _FUNCTORCH.is_functorch_wrapped_tensor(inner):
                 inner = _FUNCTORCH.get_unwrapped(inner)
-                if _carries(inner):
+                if carries(inner):
                     raise RuleError(
-                        f"torch.vmap, or another transform of torch.func, in {_where() or 'the model'}",
+                        f"torch.vmap, or another transform of torch.func, in {self.where() or 'the model'}",
                         "a model of plain torch operations: rules cannot see into vmap",
                         "call the model on the whole batch instead of mapping it over single examples",
                     )
@@ -172,20 +145,30 @@ class _RuleMode(TorchFunctionMode):
         out: Any,
     ) -> None:
         """Remember which tensors without gradient were computed from those that carry."""
+        name = _name(func)
+        self.disguised.see(name, args, kwargs, dependent, out)
+        if name in _NUMBERS:
+            self._number_taken(name, out)
         sources = [c or d for c, d in zip(carrying, dependent, strict=True)]
-        if not any(sources):
-            return
-        name = getattr(func, "__name__", "")
         first = isinstance(args[0], Tensor) if args else False
         if first and name in _MAKERS and not any(sources[1:]):
             return
         if first and name in _LIKE and not sources[0]:
             return
-        written = [tensors[0]] if _overwrites(func, name) else []
-        for t in [*_flatten(out), *written, *_flatten(kwargs.get("out"))]:
+        written = [tensors[0]] if _overwrites(func) else []
+        for t in [*flatten(out), *written, *flatten(kwargs.get("out"))]:
             for each in (t, t._base):
-                if each is not None and not _carries(each) and each not in self.constants:
+                if each is not None and not carries(each) and each not in self.constants:
                     self.computed[each] = True
+
+    def _number_taken(self, name: str, out: Any) -> None:
+        # not refused: most such numbers are printed or count something, and to the model's own gradient they
+        # are constants as well
+        if not isinstance(out, bool):
+            self.warnings[
+                f"{self.where() or 'the model'} takes a number out of what depends on the input ({name}): "
+                "whatever is computed from it counts as constant"
+            ] = None
 
     def _carried(
         self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]
@@ -193,7 +176,7 @@ class _RuleMode(TorchFunctionMode):
         """Run an operation of which at least one input carries a signal."""
         if not torch.is_grad_enabled():
             op = ops.lookup(func, args, kwargs)
-            if carrying[0] and ((op is not None and op.inplace) or _overwrites(func, getattr(func, "__name__", ""))):
+            if carrying[0] and ((op is not None and op.inplace) or _overwrites(func)):
                 raise self._refused(func)
             return func(*args, **kwargs)
         simpler = ops.decomposed(func)
@@ -203,9 +186,39 @@ class _RuleMode(TorchFunctionMode):
         op = ops.lookup(func, args, kwargs)
         if op is None:
             return self._unknown(func, args, kwargs, tensors, carrying)
-        if op.kind == "maximum" and (kept := self._as_relu(tensors, carrying, dependent)) is not None:
-            op, args, kwargs = _with_zero(op, tensors, kept), (tensors[kept],), {}
-            func, tensors, carrying, dependent = op.pure, [tensors[kept]], [True], [False]
+        h = self._relu_of(op, func, args, tensors, carrying, dependent)
+        if h is not None:
+            op = ops.Op("relu", ops.Status.NONLINEAR, torch.relu, op.inplace)
+            func, args, kwargs = torch.relu_ if op.inplace else torch.relu, (h,), {}
+            tensors, carrying, dependent = [h], [True], [False]
+        chooses, h = self.disguised.choice(op, args, kwargs)
+        if h is not None or (chooses and self._is_ruled("relu") and not self._is_ruled(op.kind)):
+            return self._chosen(func, args, kwargs, h)
+        taken = decompose.find(op, func, args, carrying)
+        if taken is not None and self._prefers(op, taken):
+            with self:
+                if not op.inplace:
+                    return taken.fn(*args, **kwargs)
+                return args[0].copy_(taken.fn(args[0].clone(), *args[1:], **kwargs))
+        return self._known(op, func, args, kwargs, tensors, carrying, dependent)
+
+    def _prefers(self, op: ops.Op, taken: decompose.Simpler) -> bool:
+        """Tell whether the rules speak of an operation's parts and not of itself."""
+        if op.kind in self.rules.by_name:
+            return False
+        return self.rules.names(taken.parts) or (op.kind in decompose.ALWAYS and self.rules.otherwise is None)
+
+    def _known(
+        self,
+        op: ops.Op,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        tensors: list[Tensor],
+        carrying: list[bool],
+        dependent: list[bool],
+    ) -> Any:
+        """Run an operation of the vocabulary by its rule."""
         if op.kind in _LIKE:
             dependent = [False] * len(tensors)
         reads_input = tensors[0] in self.from_input
@@ -213,9 +226,11 @@ class _RuleMode(TorchFunctionMode):
             rule = self.rules.pick(op, carrying, reads_input, dependent)
         except LookupError:
             raise self._refused(func, any(dependent)) from None
+        if any(dependent) and self.tape and rule is not None and type(rule) is not Plain:
+            raise self._refused(func, True)  # its change from the reference would go to no one
         if isinstance(rule, Detached):
             return self._constant(op, args, kwargs)
-        root = self._root(op, tensors, carrying)
+        root = None if self.spelled_out is None else self.spelled_out.root(op, tensors, carrying)
         if op.inplace:
             self._spare(tensors[0])
         if rule is None and op.kind in _VIEWS:
@@ -226,55 +241,62 @@ class _RuleMode(TorchFunctionMode):
             out = self._ruled(rule or Plain(), op, func, args, kwargs, tensors, carrying)
         if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
             self.from_input[out] = True
-        if isinstance(out, Tensor):
-            self.roots.pop(out, None)
-            if root is not None:
-                self.roots[out] = root
+        if self.spelled_out is not None:
+            self.spelled_out.see(out, root)
         return out
 
     def _constant(self, op: ops.Op, args: Any, kwargs: Any) -> Any:
         """Run an operation whose output is to be a constant."""
         if self.differentiable or op.inplace:
             raise RuleError(
-                f"the rule Detached on {op.kind} in {_where() or 'the model'}, "
+                f"the rule Detached on {op.kind} in {self.where() or 'the model'}, "
                 + ("in place" if op.inplace else "in a pass that is to be differentiated"),
                 "passes that end at their signals, and operations out of place",
                 "ask for signals alone, or use a rule that sends something back",
             )
         with torch.no_grad():
             out = op.pure(*args, **kwargs)
-        for t in _flatten(out):
+        for t in flatten(out):
             self.constants[t] = True
         return out
 
-    def _root(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> tuple[Any, bool] | None:
-        """Tell of whose elements alone an output is a function, and whether it is a multiple of them."""
-        numbers = [t for t, c in zip(tensors, carrying, strict=True) if not c]
-        if op.kind not in _POINTWISE or any(t.ndim for t in numbers):
-            return None
-        roots = [self._rooted(t) for t, c in zip(tensors, carrying, strict=True) if c]
-        if not _agree(roots):
-            return None
-        return roots[0][0], len(roots) == 1 and roots[0][1] and op.kind in _SCALING
+    def _relu_of(
+        self, op: ops.Op, func: Any, args: Any, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]
+    ) -> Tensor | None:
+        """Find the tensor of which a call is the ReLU, whatever it is called."""
+        if op.kind == "maximum":
+            return self._above_zero(tensors, carrying, dependent)
+        return self.disguised.relu_of(op, func, args, tensors, carrying) if sum(dependent) == 1 else None
 
-    def _rooted(self, t: Tensor) -> tuple[Any, bool]:
-        return self.roots[t] if t in self.roots else (weakref.ref(t), True)
-
-    def _homogeneous(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> int | None:
-        if op.kind not in ("mul", "rmul") or carrying != [True, True]:
-            return None
-        roots = [self._rooted(t) for t in tensors]
-        multiples = [multiple for _, multiple in roots]
-        return multiples.index(True) if _agree(roots) and sum(multiples) == 1 else None
-
-    def _as_relu(self, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]) -> int | None:
+    def _above_zero(self, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]) -> Tensor | None:
         """Find the operand of which a maximum is the ReLU: the other one is a constant zero."""
         if len(tensors) != 2 or sum(carrying) != 1 or any(dependent):
             return None
         kept = carrying.index(True)
         h, other = tensors[kept], tensors[1 - kept]
         fits = torch.broadcast_shapes(h.shape, other.shape) == h.shape and torch.result_type(h, other) == h.dtype
-        return kept if fits and not bool(other.any()) else None
+        return h if fits and not bool(other.any()) else None
+
+    def _is_ruled(self, kind: str) -> bool:
+        """Tell whether an operation follows something other than its own derivative."""
+        try:
+            rule = self.rules.pick(ops.Op(kind, ops.Status.NONLINEAR, torch.relu), [True], False)
+        except LookupError:
+            return True
+        return rule is not None and type(rule) is not Plain
+
+    def _chosen(self, func: Any, args: Any, kwargs: Any, h: Tensor | None) -> Any:
+        """Run a maximum between the signal and constants, where a ReLU follows a rule of its own."""
+        if h is None:
+            raise RuleError(
+                f"{_spelled(func)} in {self.where() or 'the model'} chooses between the signal and constants",
+                "a ReLU that can be known as one",
+                "write relu(h), or give the rule set a rule for that maximum other than its derivative",
+            )
+        value = self.__torch_function__(torch.relu, (), (h,))
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        return value if isinstance(out, Tensor) else torch.return_types.max((value, out.indices))
 
     def _spare(self, overwritten: Tensor) -> None:
         """Give the calls that will still need what a tensor holds their own copy of it."""
@@ -295,19 +317,19 @@ class _RuleMode(TorchFunctionMode):
             if c and t not in self.viewed:
                 self.truth[t], self.viewed[t] = self.truth[t].clone(), True
             true.append(self.truth[t] if c else t)
-        a, k = _substitute((args, kwargs), iter(true))
-        for y, v in zip(_flatten(out), _flatten(func(*a, **k)), strict=True):
+        a, k = substitute((args, kwargs), iter(true))
+        for y, v in zip(flatten(out), flatten(func(*a, **k)), strict=True):
             self.truth[y], self.viewed[y] = v, True
         return out
 
     def _unknown(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
         name = getattr(func, "__name__", "")
-        overwrites = _overwrites(func, name)
+        overwrites = _overwrites(func)
         if overwrites:
             self._spare(tensors[0])
         if not overwrites or not self.everything:
             out = func(*args, **kwargs)
-            if not any(t.requires_grad for t in _flatten(out)) and not overwrites:
+            if not any(t.requires_grad for t in flatten(out)) and not overwrites:
                 return out
             if self.rules.otherwise is not None:
                 if not self.everything:
@@ -317,12 +339,8 @@ class _RuleMode(TorchFunctionMode):
         raise self._refused(func)
 
     def _refused(self, func: Any, dependent: bool = False) -> RuleError:
-        try:
-            name = resolve_name(func)
-        except Exception:
-            name = None
-        name = name or getattr(func, "__name__", str(func))
-        where = _where() or "the model"
+        name = _spelled(func)
+        where = self.where() or "the model"
         if dependent:
             return RuleError(
                 f"the operation {name} in {where} takes a mask, index or factor that depends on the input",
@@ -346,17 +364,18 @@ class _RuleMode(TorchFunctionMode):
 
         def fn(*new: Tensor) -> Any:
             it = iter(new)
-            a, k = _substitute((args, kwargs), it)
+            a, k = substitute((args, kwargs), it)
             return op.pure(*a, **k)
 
         call = Call(op, values, carrying, fn, _named(func, args, kwargs), versions=[v._version for v in values])
         call.reference = self._next_reference(op, tensors)
-        call.homogeneous = self._homogeneous(op, tensors, carrying)
+        if self.spelled_out is not None:
+            call.homogeneous = self.spelled_out.homogeneous(op, tensors, carrying)
         if self.record is not None or rule.relevance:
-            call.module = _where()
+            call.module = self.where()
         if rule.relevance and tensors[0] not in self.from_input:
             raise RuleError(
-                f"{type(rule).__name__} on {op.kind} in {_where() or 'the model'}, which does not read the input",
+                f"{type(rule).__name__} on {op.kind} in {self.where() or 'the model'}, which does not read the input",
                 "the first layer",
                 "use a rule that gives gradients for later layers",
             )
@@ -367,20 +386,27 @@ class _RuleMode(TorchFunctionMode):
         else:
             for v in values:
                 self.readers.setdefault(v.untyped_storage().data_ptr(), []).append(call)
-        nodes = _Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
-        out = _substitute(true, iter(nodes))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        nodes = Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
+        out = substitute(true, iter(nodes))  # pyright: ignore[reportArgumentType, reportCallIssue]
         if op.inplace:
             out = tensors[0].copy_(out)  # pyright: ignore[reportArgumentType]
         if self.differentiable:
             if op.inplace and tensors[0] in self.viewed:
                 true = self.truth[tensors[0]].copy_(true)  # pyright: ignore[reportArgumentType]
-            for y, t in zip(_flatten(out), _flatten(true), strict=True):
+            for y, t in zip(flatten(out), flatten(true), strict=True):
                 self.truth[y] = t
         return out
 
     def _value(self, t: Tensor, carries: bool, overwritten: bool) -> Tensor:
         if self.differentiable and carries:
-            true = self.truth[t]  # a node of its own, so that derivatives by two inputs are partial ones
+            true = self.truth.get(t)
+            if true is None:
+                raise RuleError(
+                    f"{self.where() or 'the model'} computes with what no operation of torch gave",
+                    "operations of torch, and writing to whole tensors",
+                    "leave out custom autograd functions, and build with cat or stack instead of filling views",
+                )
+            # nodes of their own, so that derivatives by two inputs are partial ones
             return true.clone() if overwritten else true.view_as(true)
         return t.detach().clone() if overwritten else t.detach()
 
@@ -391,7 +417,7 @@ class _RuleMode(TorchFunctionMode):
         self.position += 1
         if kind != op.kind or [v.shape for v in values] != [t.shape for t in tensors]:
             raise RuleError(
-                f"input and reference took different paths: {op.kind} against {kind} in {_where() or 'the model'}",
+                f"input and reference took different paths: {op.kind} against {kind} in {self.where() or 'the model'}",
                 "the same operations on both",
                 "choose a baseline for which the model branches alike",
             )
@@ -417,7 +443,7 @@ def run(
     if start not in ("score", "one"):
         raise ConfigError(f"start={start!r}", "'score' or 'one'", "'score' lets relevance sum to the score, 'one' to 1")
     everything = record or differentiable
-    mode = _RuleMode(rules, everything=everything, differentiable=differentiable, record=record)
+    mode = _RuleMode(rules, sys._getframe(), everything=everything, differentiable=differentiable, record=record)
     reference_value = None
     if reference is not None:
         mode.phase = "reference"
@@ -454,7 +480,7 @@ def run(
         signal = 1 / true_value
     found = torch.autograd.grad(value, leafs, signal, create_graph=differentiable, allow_unused=True)
     sent = [torch.zeros_like(t) if s is None else s for s, t in zip(found, leafs, strict=True)]
-    return RulePass(true_value, tree.rebuild(z, sent), reference_value, mode.record or [])
+    return RulePass(true_value, tree.rebuild(z, sent), reference_value, mode.record or [], tuple(mode.warnings))
 
 
 def _check_visible(value: Tensor) -> None:
@@ -467,7 +493,7 @@ def _check_visible(value: Tensor) -> None:
             continue
         seen.add(node)
         owner = getattr(type(node), "_forward_cls", None)
-        if owner is not None and owner is not _Node:
+        if owner is not None and owner is not Node:
             raise RuleError(
                 f"the model uses the custom autograd function {owner.__qualname__}, which no rule can see into",
                 "operations of torch",
@@ -476,76 +502,28 @@ def _check_visible(value: Tensor) -> None:
         todo += [n for n, _ in node.next_functions]
 
 
-def _carries(t: Tensor) -> bool:
-    # a leaf is a weight that a plain callable closes over: it does not depend on the input
-    return t.requires_grad and not t.is_leaf and t.is_floating_point()
+_INPLACE = frozenset(f"__i{n}__" for n in "add sub mul div truediv matmul pow and or xor".split())
 
 
-def _overwrites(func: Any, name: str) -> bool:
-    inplace = name.startswith("__i") and name[3:-2] in {
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "truediv",
-        "matmul",
-        "pow",
-        "and",
-        "or",
-        "xor",
-    }
-    return func in _SETTERS or inplace or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
+@cache
+def _overwrites(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if func in _SETTERS or name in _INPLACE:
+        return True
+    return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
 
 
-def _agree(roots: list[tuple[Any, bool]]) -> bool:
-    first = roots[0][0]()
-    return first is not None and all(root() is first for root, _ in roots)
+@cache
+def _name(func: Any) -> str:
+    return ops._bare(getattr(func, "__name__", ""))[0]
 
 
-def _with_zero(op: ops.Op, tensors: list[Tensor], kept: int) -> ops.Op:
-    """Give max(h, 0) as an operation of h alone."""
-    zero, both = tensors[1 - kept].detach(), op.pure
-
-    def pure(h: Tensor) -> Tensor:
-        return both(h, zero) if kept == 0 else both(zero, h)
-
-    return ops.Op("relu", ops.Status.NONLINEAR, pure)
-
-
-def _where() -> str:
-    """Name the innermost module that is running, from the call stack."""
-    inner: nn.Module | None = None
-    outer: nn.Module | None = None
-    frame = sys._getframe(1)
-    while frame is not None:
-        holder = frame.f_locals.get("self")
-        if isinstance(holder, nn.Module):
-            inner, outer = inner or holder, holder
-        frame = frame.f_back
-    if inner is None or outer is None:
-        return ""
-    name = next((n for n, m in outer.named_modules() if m is inner), "")
-    return f"{name or 'the top module'} ({type(inner).__name__})"
-
-
-def _flatten(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [t for v in value.values() for t in _flatten(v)]
-    if isinstance(value, tuple | list):
-        return [t for v in value for t in _flatten(v)]
-    return []
-
-
-def _substitute(value: Any, new: Any) -> Any:
-    if isinstance(value, Tensor):
-        return next(new)
-    if isinstance(value, dict):
-        return {k: _substitute(v, new) for k, v in value.items()}
-    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-        return type(value)(_substitute(v, new) for v in value)
-    return value
+def _spelled(func: Any) -> str:
+    try:
+        name = resolve_name(func)
+    except Exception:
+        name = None
+    return name or getattr(func, "__name__", str(func))
 
 
 def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apportion.core.errors import RuleError
+from apportion.core.ops import LAYERS
 from apportion.parts.rules.rule import Call, Rule, Signals
 
 
@@ -103,10 +104,10 @@ def linear_parts(call: Call) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor],
     Raises:
         RuleError: the call is not a layer with a constant weight.
     """
-    if call.op.kind not in ("linear", "conv") or len(call.inputs) < 2 or call.carrying[1]:
+    if call.op.kind not in LAYERS or len(call.inputs) < 2 or call.carrying[1]:
         raise RuleError(
             f"a rule for linear layers on {call.op.kind} in {call.module or 'the model'}",
-            "linear or conv with constant weights",
+            "a linear layer or convolution with constant weights",
             "give that operation another rule",
         )
     x, weight = call.inputs[0], call.inputs[1].detach()

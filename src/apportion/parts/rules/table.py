@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
@@ -11,19 +12,13 @@ from torch import Tensor
 from apportion.core import ops
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, nearest
+from apportion.core.ops import ELEMENTWISE, LAYERS
 from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
 from apportion.parts.rules.engine import run
 from apportion.parts.rules.rule import Plain, Rule
 
-ELEMENTWISE = frozenset(
-    """relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish tanh sigmoid softplus softsign hardswish
-    hardsigmoid logsigmoid threshold clamp exp expm1 log log1p log2 log10 sqrt rsqrt reciprocal pow square abs sin
-    cos erf tanhshrink hardshrink softshrink""".split()
-)
-"""Operations of one tensor that act on each element alone."""
-
-LAYERS = frozenset({"linear", "conv"})
+_PRODUCTS = frozenset(k for k, s in ops.STATUS.items() if s is ops.Status.MULTILINEAR)
 GROUPS = ("elementwise", "product", "layer")
 
 
@@ -60,6 +55,15 @@ class Rules(Configurable):
                     f"a rule for {name!r}", f"the name {ops._ALIASES[name]!r}, which covers it", "use that name"
                 )
 
+    @cached_property
+    def by_name(self) -> dict[str, Rule]:
+        """The rule of each name in the table."""
+        return dict(reversed(self.table))
+
+    def names(self, kinds: Iterable[str]) -> bool:
+        """Tell whether the table has a rule for one of some operations, by name or by group."""
+        return any(kind in self.by_name or _group(kind) in self.by_name for kind in kinds)
+
     @property
     def kind(self) -> Literal["gradient", "relevance"]:
         """What reaches the network's input."""
@@ -88,10 +92,10 @@ class Rules(Configurable):
         varies = any(dependent)
         if reads_input and self.first is not None and op.kind in LAYERS:
             return self.first
-        table = dict(reversed(self.table))
+        table = self.by_name
         if op.kind in table:
             return table[op.kind]
-        if op.kind in LAYERS and "layer" in table and not varies:
+        if op.kind in LAYERS and "layer" in table and not varies and list(carrying[:2]) != [True, True]:
             return table["layer"]
         if ops.is_affine(op, list(carrying)) and not varies:
             return None
@@ -116,6 +120,12 @@ class Rules(Configurable):
         """Send one chunk forward and back; see `Question.backward`."""
         options: dict[str, Any] = {"start": start, "record": record, "differentiable": differentiable}
         return run(self, forward, z, reference, **options)
+
+
+def _group(kind: str) -> str:
+    if kind in LAYERS:
+        return "layer"
+    return "elementwise" if kind in ELEMENTWISE else "product" if kind in _PRODUCTS else ""
 
 
 def gradient() -> Rules:

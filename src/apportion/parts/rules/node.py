@@ -1,0 +1,155 @@
+"""An operation in the signal track, and what is told of it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from apportion.parts.rules.rule import Call, Rule
+
+
+@dataclass(eq=False)
+class Record:
+    """What one operation received and sent back.
+
+    Attributes:
+        kind: the operation.
+        module: where it ran.
+        output: its output.
+        signal: what it received there.
+        inputs: the inputs that carry a signal; none at the second and later outputs of one operation.
+        sent: what it sent back to each.
+    """
+
+    kind: str
+    module: str
+    output: Tensor
+    signal: Tensor
+    inputs: list[Tensor]
+    sent: list[Tensor]
+
+
+@runtime_checkable
+class Taping(Protocol):
+    """What a node must know of its pass."""
+
+    differentiable: bool
+    record: list[Record] | None
+
+
+class Node(torch.autograd.Function):
+    """An operation in the signal track."""
+
+    @staticmethod
+    def forward(ctx: Any, mode: Taping, rule: Rule, call: Call, output: Any, *signals: Tensor) -> Any:
+        ctx.mode, ctx.rule, ctx.call = mode, rule, call
+        held = [t.data_ptr() for t in call.inputs]
+        outs = flatten(output)
+        own = mode.differentiable  # there the true output stays in use, and the model may overwrite this one
+        fresh = [o.detach().clone() if own or o.data_ptr() in held else o.detach() for o in outs]
+        ctx.mark_non_differentiable(*[o for o in fresh if not holds_numbers(o)])
+        return tuple(fresh)
+
+    @staticmethod
+    def backward(ctx: Any, *received: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        call, rule = ctx.call, ctx.rule
+        call.check()
+        signal = received[0] if len(received) == 1 else received
+        sent = rule.back(call, signal)
+        if ctx.mode.record is not None:
+            pairs = [(i.detach(), s) for i, s in zip(call.inputs, sent, strict=True) if s is not None]
+            for out, arrived in zip(flatten(call.output), received, strict=True):
+                if holds_numbers(out):
+                    into, back = [i for i, _ in pairs], [s for _, s in pairs]
+                    ctx.mode.record.append(Record(call.op.kind, call.module, out.detach(), arrived, into, back))
+                    pairs = []
+        carried = [s for s, c in zip(sent, call.carrying, strict=True) if c]
+        return (None, None, None, None, *carried)
+
+
+def holds_numbers(t: Tensor) -> bool:
+    """Whether entries are real or complex numbers, not indices or truth values."""
+    return t.is_floating_point() or t.is_complex()
+
+
+def carries(t: Tensor) -> bool:
+    """Whether a signal will come back to this tensor."""
+    # a leaf is a weight that a plain callable closes over: it does not depend on the input
+    return t.requires_grad and not t.is_leaf
+
+
+def flatten(value: Any) -> list[Tensor]:
+    """List the tensors of nested arguments, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in flatten(v)]
+    if isinstance(value, tuple | list):
+        return [t for v in value for t in flatten(v)]
+    return []
+
+
+def substitute(value: Any, new: Any) -> Any:
+    """Put others in place of the tensors of nested arguments.
+
+    Args:
+        value: the arguments.
+        new: an iterator over what stands there instead.
+    """
+    if isinstance(value, Tensor):
+        return next(new)
+    if isinstance(value, dict):
+        return {k: substitute(v, new) for k, v in value.items()}
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        made = [substitute(v, new) for v in value]
+        return type(value)(made) if type(value) in (tuple, list) else _rebuilt(value, made)
+    return value
+
+
+def _rebuilt(value: Any, made: list[Any]) -> Any:
+    """Rebuild a named tuple: torch's take a sequence, Python's one argument a field."""
+    return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+
+
+class Places:
+    """Names the module that is running, from the frames above the one that made this."""
+
+    def __init__(self, above: FrameType) -> None:
+        """Remember where the model's frames begin.
+
+        Args:
+            above: the frame of the running function that will call the model.
+        """
+        self._end = id(above)
+        self.names: dict[int, str] = {}
+
+    def here(self) -> tuple[str, str]:
+        """Give the innermost module's name and class; empty where none runs."""
+        inner, outer = self._running()
+        if inner is None or outer is None:
+            return "", ""
+        if id(inner) not in self.names:
+            self.names |= {id(m): n for n, m in outer.named_modules()}
+        return self.names.get(id(inner), ""), type(inner).__name__
+
+    def __call__(self) -> str:
+        """Describe the innermost module for messages."""
+        name, kind = self.here()
+        return f"{name or 'the top module'} ({kind})" if kind else ""
+
+    def _running(self) -> tuple[nn.Module | None, nn.Module | None]:
+        inner: nn.Module | None = None
+        outer: nn.Module | None = None
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and id(frame) != self._end:
+            if "self" in frame.f_code.co_varnames[:1]:
+                holder = frame.f_locals.get("self")
+                if isinstance(holder, nn.Module):
+                    inner, outer = inner or holder, holder
+            frame = frame.f_back
+        return inner, outer
