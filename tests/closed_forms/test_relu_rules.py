@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,18 +39,27 @@ def slow(net: nn.Sequential, x: Tensor, target: int, at_relu: Callable[[Tensor, 
     return signal
 
 
+def rectified(z: Tensor, signal: Tensor, percentile: float = 70.0) -> Tensor:
+    share = (z.relu() * signal).numpy()
+    return signal * torch.from_numpy(share > np.percentile(share, percentile))
+
+
 RULES: dict[ap.Explainer, Callable[[Tensor, Tensor], Tensor]] = {
     ap.GuidedBackprop(): lambda z, r: r.clamp(min=0) * (z > 0),
+    ap.Deconvnet(): lambda z, r: r.clamp(min=0),
+    ap.RectGrad(ap.rules.RectifiedAbove(0.05)): lambda z, r: r * (z.relu() * r > 0.05),
+    ap.RectGrad(ap.rules.Rectified(70.0)): rectified,
 }
 
 
-@pytest.mark.parametrize("method", RULES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", RULES, ids=str)
 def test_the_rule_layer_by_layer(method: ap.Explainer):
     net, x = mlp(), points()
-    want = torch.stack([slow(net, row, 1, RULES[method]) for row in x])
+    factor = x if method.kind is ap.Kind.SALIENCE else torch.ones_like(x)
+    want = factor * torch.stack([slow(net, row, 1, RULES[method]) for row in x])
     got = method(ap.Field(net), x, target=1).values
     torch.testing.assert_close(got, want, atol=1e-13, rtol=0)
-    gradient = torch.stack([slow(net, row, 1, lambda z, r: r * (z > 0)) for row in x])
+    gradient = factor * torch.stack([slow(net, row, 1, lambda z, r: r * (z > 0)) for row in x])
     assert (got - gradient).abs().max() > 0.01
 
 
@@ -97,3 +107,88 @@ def test_a_map_of_zeros_is_recorded():
     a = ap.GuidedBackprop()(ap.Field(lambda x: x.relu().sum(1)), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
     assert a.values.tolist() == [[1.0, 1.0], [0.0, 0.0]]
     assert [w for w in a.warnings if "zero everywhere for example(s) 1" in w]
+
+
+def test_rect_grad_with_threshold_0_is_guided_backprop_times_input():
+    net, x = mlp(), points()
+    field = ap.Field(net)
+    at_0 = ap.RectGrad(ap.rules.RectifiedAbove(0.0))(field, x, target=1).values
+    torch.testing.assert_close(at_0, x * ap.GuidedBackprop()(field, x, target=1).values, atol=1e-15, rtol=0)
+    # percentile 0 is not threshold 0: units with negative shares pass, all but the least
+    assert (ap.RectGrad(ap.rules.Rectified(0.0))(field, x, target=1).values - at_0).abs().max() > 0.01
+
+
+def test_percentiles_are_per_example_and_need_units():
+    net, x = mlp(), points()
+    x[1] *= 100  # a percentile over the batch would let this example's units alone pass
+    field = ap.Field(net)
+    together = ap.RectGrad(ap.rules.Rectified(50.0))(field, x, target=1).values
+    assert bool((together != 0).flatten(1).any(1).all())
+    # one unit a layer: its share is the percentile itself, and strictly greater is nothing
+    one = ap.RectGrad()(ap.Field(lambda t: t.sum(1).relu()), points().abs())
+    assert not one.values.any()
+    assert any("zero everywhere" in w for w in one.warnings)
+    with pytest.raises(ap.ApportionError, match="0 to 100"):
+        ap.rules.Rectified(101.0)
+
+
+POOLS = {
+    "1d": (nn.MaxPool1d(3, stride=2), (2, 2, 9)),
+    "2d, windows that overlap": (nn.MaxPool2d(3, stride=1), (2, 2, 5, 5)),
+    "2d, padded, incomplete windows": (nn.MaxPool2d(2, padding=1, ceil_mode=True), (2, 3, 5, 5)),
+    "3d": (nn.MaxPool3d(2), (1, 2, 4, 4, 4)),
+    "adaptive": (nn.AdaptiveMaxPool2d(2), (1, 2, 5, 5)),
+}
+
+
+@pytest.mark.parametrize(("pool", "shape"), POOLS.values(), ids=list(POOLS))
+def test_proportional_redistribution_window_by_window(pool: nn.Module, shape: tuple[int, ...]):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
+    with torch.no_grad():
+        signal = torch.randn(pool(x[:1]).shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    # which inputs lie in a window: those whose rise lifts its maximum
+    flat = torch.eye(x[0].numel(), dtype=torch.float64).reshape(-1, *shape[1:])
+    inside = pool(flat).flatten(1) > 0  # [inputs, windows]
+    want = torch.zeros(len(x), x[0].numel(), dtype=torch.float64)
+    for b, row in enumerate(x.flatten(1)):
+        for window, r in enumerate(signal.flatten()):
+            members = inside[:, window]
+            want[b, members] += row[members] * r / row[members].sum()
+    field = ap.Field(lambda t: (pool(t) * signal).flatten(1).sum(1))
+    q = field.bind(x)
+    got = q.backward(x, torch.arange(len(x)), ap.rules.rect_grad(pool=ap.rules.ProportionalPool(0.0))).signal
+    assert isinstance(got, Tensor)
+    torch.testing.assert_close(got.flatten(1), want, atol=1e-12, rtol=0)
+    plain = q.backward(x, torch.arange(len(x)), ap.rules.rect_grad()).signal
+    assert (plain - got).abs().max() > 0.01
+
+
+def test_proportional_redistribution_refuses_gaps_and_maxima_without_windows():
+    x = torch.rand(1, 1, 5, 5)
+    for model in (nn.MaxPool2d(2, dilation=2), lambda t: t.amax((2, 3))):
+        field = ap.Field(lambda t, m=model: m(t).flatten(1).sum(1))
+        with pytest.raises(ap.ApportionError, match=r"dilation|amax"):
+            ap.RectGrad(pool=ap.rules.ProportionalPool())(field, x)
+
+
+@pytest.mark.parametrize("method", [ap.Deconvnet(), ap.GuidedBackprop()], ids=str)
+def test_evidence_against_is_hidden(method: ap.Explainer):
+    """f = relu(relu(x1) - relu(x2)): x2 lowers the score, as the gradient says, and these two do not."""
+
+    def model(x: Tensor) -> Tensor:
+        return (x[:, 0].relu() - x[:, 1].relu()).relu()
+
+    field, x = ap.Field(model), torch.tensor([[3.0, 1.0]])
+    assert ap.Gradient()(field, x).values.tolist() == [[1.0, -1.0]]
+    assert method(field, x).values.tolist() == [[1.0, 0.0]]
+
+
+def test_rules_start_at_a_hidden_unit_too():
+    """A neuron as score: all others of its layer are zero, and the layers behind it play no part."""
+    net, x = mlp(), points()
+    for method, rule in RULES.items():
+        got = method(ap.Field(net, score=ap.Neuron(ap.At("2"), (5,))), x).values
+        first = list(net)[:3]
+        factor = x if method.kind is ap.Kind.SALIENCE else torch.ones_like(x)
+        want = factor * torch.stack([slow(nn.Sequential(*first), row, 5, rule) for row in x])
+        torch.testing.assert_close(got, want, atol=1e-13, rtol=0)

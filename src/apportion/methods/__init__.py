@@ -1,8 +1,11 @@
 """Methods, one file each, in folders by family; importing this package registers them."""
 
+from apportion.methods.backward.deconvnet import Deconvnet
 from apportion.methods.backward.deep_lift import DeepLIFT
 from apportion.methods.backward.deep_shap import DeepSHAP
 from apportion.methods.backward.guided_backprop import GuidedBackprop
+from apportion.methods.backward.lrp import LRP
+from apportion.methods.backward.rect_grad import RectGrad
 from apportion.methods.cam.cam import CAM
 from apportion.methods.cam.eigen_cam import EigenCAM
 from apportion.methods.cam.grad_cam import GradCAM
@@ -41,11 +44,13 @@ __all__ = [
     "IDGI",
     "IG2",
     "LPI",
+    "LRP",
     "SAMP",
     "SPI",
     "BlurIG",
     "BoundarySaliency",
     "CrediblePath",
+    "Deconvnet",
     "DeepLIFT",
     "DeepSHAP",
     "EigenCAM",
@@ -61,6 +66,7 @@ __all__ = [
     "IntegratedGradients",
     "LayerCAM",
     "NeFLAG",
+    "RectGrad",
     "SPIProbability",
     "ScoreCAM",
     "SmoothGrad",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Points) -> Scores:
         """Evaluate."""
-        return x @ self.get_buffer("weight").to(x.dtype) + self.bias
+        return F.linear(x, self.get_buffer("weight").to(x.dtype)[None])[:, 0] + self.bias
 
 
 class RootSum(nn.Module):

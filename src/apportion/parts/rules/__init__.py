@@ -1,6 +1,17 @@
 """Backward rules: what each operation sends back, keyed by operation, on the unmodified model."""
 
-from apportion.parts.rules.composites import epsilon, epsilon_plus_box
+from apportion.parts.rules.composites import (
+    alpha_beta,
+    deep_taylor,
+    epsilon,
+    epsilon_alpha2_beta1,
+    epsilon_alpha2_beta1_flat,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_box,
+    epsilon_plus_flat,
+    excitation,
+)
 from apportion.parts.rules.deep_lift import (
     CrossMax,
     Halfway,
@@ -11,24 +22,53 @@ from apportion.parts.rules.deep_lift import (
     RescaleSoftmax,
     deep_lift_rescale,
 )
-from apportion.parts.rules.lrp import Epsilon, ZBox, ZPlus
-from apportion.parts.rules.relu import Deconv, Guided, SoftplusReLU, deconvnet, guided_backprop, softplus
+from apportion.parts.rules.lrp import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    GeneralizedGamma,
+    Identity,
+    Through,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+from apportion.parts.rules.relu import (
+    Deconv,
+    Guided,
+    ProportionalPool,
+    Rectified,
+    RectifiedAbove,
+    SoftplusReLU,
+    deconvnet,
+    guided_backprop,
+    rect_grad,
+    softplus,
+)
 from apportion.parts.rules.rule import Call, Detached, Plain, Rule
 from apportion.parts.rules.table import Rules, gradient
-from apportion.parts.rules.transformers import Half, Identity, NormIdentity, attn_lrp, cp_lrp
+from apportion.parts.rules.transformers import Half, NormIdentity, attn_lrp, cp_lrp
 
 __all__ = [
+    "AlphaBeta",
     "Call",
     "CrossMax",
     "Deconv",
     "Detached",
     "Epsilon",
+    "Flat",
+    "Gamma",
+    "GeneralizedGamma",
     "Guided",
     "Half",
     "Halfway",
     "Identity",
     "NormIdentity",
     "Plain",
+    "ProportionalPool",
+    "Rectified",
+    "RectifiedAbove",
     "Rescale",
     "RescaleLogSoftmax",
     "RescaleLogSumExp",
@@ -37,15 +77,26 @@ __all__ = [
     "Rule",
     "Rules",
     "SoftplusReLU",
+    "Through",
+    "WSquare",
     "ZBox",
     "ZPlus",
+    "alpha_beta",
     "attn_lrp",
     "cp_lrp",
     "deconvnet",
     "deep_lift_rescale",
+    "deep_taylor",
     "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "epsilon_plus",
     "epsilon_plus_box",
+    "epsilon_plus_flat",
+    "excitation",
     "gradient",
     "guided_backprop",
+    "rect_grad",
     "softplus",
 ]

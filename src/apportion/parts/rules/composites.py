@@ -1,20 +1,92 @@
-"""Rule sets of layer-wise relevance propagation: which layer follows which rule."""
+"""Rule sets of layer-wise relevance propagation: which layer follows which rule.
+
+In all of them activations hand relevance on, maxima send it to the winner, and average pooling, residual additions
+and whatever else is affine share it in proportion to the contributions (LRP-0, which the gradient form gives).
+Products of two signals, softmax and norms whose spread depends on the input are refused by name.
+"""
 
 from __future__ import annotations
 
-from apportion.parts.rules.lrp import Epsilon, ZBox, ZPlus
-from apportion.parts.rules.rule import Plain
+from apportion.parts.rules.lrp import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    GeneralizedGamma,
+    Identity,
+    Through,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+from apportion.parts.rules.rule import Plain, Rule
 from apportion.parts.rules.table import POOLS, Rules
+
+_HAND_ON: tuple[tuple[str, Rule], ...] = (
+    ("relu", Plain()),
+    *POOLS,
+    ("maximum", Plain()),
+    ("minimum", Plain()),
+    ("elementwise", Identity()),
+)
+"""Everything that is not a layer."""
+
+Bound = float | tuple[float, ...]
+
+
+def _by_kind(convolutions: Rule, dense: Rule, first: Rule | None = None) -> Rules:
+    """Give linear layers one rule, and all other layers, which are convolutions, another."""
+    return Rules((("linear", dense), ("layer", convolutions), *_HAND_ON), first=first)
 
 
 def epsilon(epsilon: float = 1e-6) -> Rules:
-    """LRP-ε in every layer (Bach et al. 2015); ReLU and pooling pass on."""
-    return Rules((("layer", Epsilon(epsilon)), ("relu", Plain()), *POOLS))
+    """LRP-ε in every layer (Bach et al. 2015)."""
+    return Rules((("layer", Epsilon(epsilon)), *_HAND_ON))
 
 
-def epsilon_plus_box(low: float | tuple[float, ...], high: float | tuple[float, ...]) -> Rules:
+def alpha_beta(alpha: float = 2.0, beta: float = 1.0) -> Rules:
+    """LRP-αβ in every layer (Bach et al. 2015)."""
+    return Rules((("layer", AlphaBeta(alpha, beta)), *_HAND_ON))
+
+
+def epsilon_plus(epsilon: float = 1e-6) -> Rules:
+    """z⁺ in convolutions, ε in dense layers; with ε = .1 the preset A of innvestigate."""
+    return _by_kind(ZPlus(), Epsilon(epsilon))
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6) -> Rules:
+    """As `epsilon_plus`, with equal shares in the first layer."""
+    return _by_kind(ZPlus(), Epsilon(epsilon), Flat())
+
+
+def epsilon_plus_box(low: Bound, high: Bound) -> Rules:
     """zᴮ in the first layer, z⁺ in convolutions, ε in dense layers (Montavon et al. 2019)."""
-    return Rules(
-        (("conv", ZPlus()), ("linear", Epsilon()), ("relu", Plain()), *POOLS),
-        first=ZBox(low, high),
-    )
+    return _by_kind(ZPlus(), Epsilon(), ZBox(low, high))
+
+
+def epsilon_gamma_box(low: Bound, high: Bound, epsilon: float = 1e-6, gamma: float = 0.25) -> Rules:
+    """zᴮ in the first layer, γ in convolutions, ε in dense layers (Montavon et al. 2019)."""
+    return _by_kind(GeneralizedGamma(gamma), Epsilon(epsilon), ZBox(low, high))
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Rules:
+    """α2β1 in convolutions, ε in dense layers; with ε = .1 the preset B of innvestigate."""
+    return _by_kind(AlphaBeta(), Epsilon(epsilon))
+
+
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Rules:
+    """As `epsilon_alpha2_beta1`, the first layer sharing out equally."""
+    return _by_kind(AlphaBeta(), Epsilon(epsilon), Flat())
+
+
+def deep_taylor(first: ZBox | WSquare | None = None) -> Rules:
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ behind the first layer; ReLU networks only.
+
+    Args:
+        first: `ZBox` for pixels; `WSquare`, for inputs of any value, unless given.
+    """
+    return Rules((("layer", ZPlus()), ("relu", Plain()), *POOLS), first=WSquare() if first is None else first)
+
+
+def excitation() -> Rules:
+    """Excitation backpropagation (Zhang et al. 2016): z⁺ in every layer, batch-norm handed through."""
+    return Rules((("layer", ZPlus()), ("batch_norm", Through()), ("relu", Plain()), *POOLS))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Kind
+from apportion.core.errors import RuleError
 from apportion.core.explainer import Explainer, Passes
-from apportion.core.protocols import Backward, RuleSet
+from apportion.core.protocols import Backward, RulePass, RuleSet
 from apportion.core.question import Question
 from apportion.core.site import Input
 from apportion.core.tree import Tree
+from apportion.parts.rules.lrp import noting
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,21 @@ class RuleExplainer(Explainer):
     def backward(self, q: Question) -> Backward:
         """Send the examples forward and back."""
         owner = torch.arange(len(q), device=q.device)
-        done = q.backward(q.x, owner, self.rule_set, start=self.start, differentiable=q.differentiable)
+        done = q.backward(q.x, owner, _Checked(self.rule_set), start=self.start, differentiable=q.differentiable)
         if not q.differentiable:
             return done
         # on one linear piece signals are constants, whose derivative is 0 rather than missing
         signal = tree.apply(lambda s, z: s if s.requires_grad else s + 0 * z, done.signal, done.input)
         return replace(done, signal=signal)
 
-    def answer(self, q: Question, done: Backward, claimed_total: Tensor | None = None) -> Attribution:
+    def answer(
+        self,
+        q: Question,
+        done: Backward,
+        *,
+        claimed_total: Tensor | None = None,
+        parts: Mapping[str, Tree] | None = None,
+    ) -> Attribution:
         """Make a result of a backward pass, with what deserves a look."""
         if self.kind is Kind.SALIENCE:
             values = done.relevance
@@ -62,7 +72,7 @@ class RuleExplainer(Explainer):
         else:
             values = per_input(q, done.signal)
         warn_of_zeros(q, values)
-        return q.attribution(self, values, value=done.value, claimed_total=claimed_total)
+        return q.attribution(self, values, value=done.value, claimed_total=claimed_total, parts=parts)
 
     def passes(self, q: Question | None = None) -> Passes:
         return Passes(1, 1)
@@ -94,3 +104,64 @@ def warn_of_zeros(q: Question, values: Tree) -> None:
     dead = (~alive).nonzero()[:, 0].tolist()
     if dead:
         q.warn(f"the map is zero everywhere for example(s) {', '.join(map(str, dead))}")
+
+
+_REARRANGE = frozenset(
+    """Alias Clone Permute Reshape ReshapeAlias Squeeze T ToCopy Transpose UnsafeView Unsqueeze View""".split()
+)
+"""Nodes of the graph that only rearrange."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A rule set that passes on what its rules note, and whose relevance, if it gives that, is relevance everywhere."""
+
+    rules: RuleSet
+
+    @property
+    def kind(self) -> Literal["gradient", "relevance"]:
+        return self.rules.kind
+
+    @property
+    def surrogate(self) -> bool:
+        return self.rules.surrogate
+
+    def run(self, forward: Callable[[Tree], Tensor], z: Tree, reference: Tree | None, **options: Any) -> RulePass:
+        def checked(rows: Tree) -> Tensor:
+            value = forward(rows)
+            if self.kind == "relevance":
+                _all_relevance(value, [leaf.grad_fn for leaf in tree.leaves(rows)])
+            return value
+
+        with noting() as notes:
+            done = self.rules.run(checked, z, reference, **options)
+        return done._replace(warnings=(*done.warnings, *notes))
+
+
+def _all_relevance(value: Tensor, starts: list[Any]) -> None:
+    """Insist that every operation that reads the input gives relevance; a gradient beside it would be added to it.
+
+    Raises:
+        RuleError: another operation reads the input.
+    """
+    users: dict[Any, list[Any]] = {}
+    todo, seen = [value.grad_fn], {None}
+    while todo:
+        node: Any = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for following, _ in node.next_functions:
+            users.setdefault(following, []).append(node)
+            todo.append(following)
+    while starts:
+        for user in users.get(starts.pop(), []):
+            name = type(user).__name__.rstrip("0123456789").removesuffix("Backward")
+            if name in _REARRANGE:
+                starts.append(user)
+            elif not getattr(getattr(user, "rule", None), "relevance", False):
+                raise RuleError(
+                    f"a rule for the first layer, and {name} between the input and it or beside it",
+                    "an input that nothing but linear layers and convolutions reads",
+                    "declare a normalization with Field(normalize=...), or leave the rule for the first layer out",
+                )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +12,28 @@ import torch
 from torch import Tensor
 
 from apportion.core.errors import RuleError
-from apportion.core.ops import LAYERS
-from apportion.parts.rules.rule import Call, Rule, Signals
+from apportion.core.ops import LAYERS, Status
+from apportion.parts.rules.rule import Call, Rule, Signals, to_first
+
+_NOTES: ContextVar[dict[str, None] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[str, None]]:
+    """Collect what rules note during the forward passes inside, each message once."""
+    notes: dict[str, None] = {}
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)
+
+
+def note(message: str) -> None:
+    """Tell what the reader of a map should know; lost where no one collects."""
+    notes = _NOTES.get()
+    if notes is not None:
+        notes[message] = None
 
 
 def stabilized(z: Tensor, epsilon: float) -> Tensor:
@@ -23,11 +45,22 @@ def stabilized(z: Tensor, epsilon: float) -> Tensor:
     return z + epsilon * torch.where(z < 0, -1.0, 1.0).to(z.dtype)
 
 
+def quotient(numerator: Tensor, z: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Divide by z + ε sign(z), and give 0 where z = 0: what no input contributed to is not shared out.
+
+    >>> quotient(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0]))
+    tensor([0.5000, 0.0000])
+    """
+    dead = z == 0
+    return torch.where(dead, 0.0, numerator / stabilized(torch.where(dead, 1.0, z), epsilon))
+
+
 @dataclass(frozen=True)
 class Epsilon(Rule):
     """LRP-ε: R_i = Σ_j x_i w_ij R_j / (z_j + ε sign z_j); Bach et al. 2015, equation 58.
 
-    The bias is part of z and absorbs its share of relevance.
+    The bias is part of z and absorbs its share of relevance. With ε = 0 it is LRP-0, the derivative itself. Fits
+    everything affine: residual additions and average pooling too, where branches may cancel.
 
     Attributes:
         epsilon: in units of z.
@@ -36,33 +69,215 @@ class Epsilon(Rule):
     epsilon: float = 1e-6
 
     def back(self, call: Call, signal: Any) -> Signals:
+        if call.op.status is Status.MULTILINEAR and sum(call.carrying) > 1:
+            raise RuleError(
+                f"LRP-ε on {call.op.kind} of two signals in {call.module or 'the model'}",
+                "one signal, and constant weights",
+                "give products a rule of their own, under 'product'",
+            )
         z = call.output
-        return call.vjp(signal * z / stabilized(z, self.epsilon))
+        return call.vjp(signal * z / stabilized(z, self.epsilon) if self.epsilon else signal)
+
+
+@dataclass(frozen=True)
+class AlphaBeta(Rule):
+    """LRP-αβ: α times the share of positive contributions x_i w_ij less β times that of the negative ones.
+
+    R_i = Σ_j (α (x_i w_ij)⁺ / Σ_i (x_i w_ij)⁺ - β (x_i w_ij)⁻ / Σ_i (x_i w_ij)⁻) R_j; Bach et al. 2015,
+    equation 60. Inputs may be negative: x⁺w⁺ and x⁻w⁻ are the positive contributions.
+
+    Attributes:
+        alpha: weight of what excites.
+        beta: weight of what inhibits; α - β = 1 conserves relevance.
+        bias: count a positive bias among the positive contributions and a negative one among the negative,
+            where it absorbs its share; otherwise biases take nothing.
+        redistribute: let a unit without negative contributions share out R_j itself rather than α R_j, and one
+            without positive ones likewise, so that relevance is conserved there as well.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    bias: bool = False
+    redistribute: bool = False
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        x, weight, linear = linear_parts(call)
+        relevance = signal * call.output
+        up, down = weight.clamp(min=0), weight.clamp(max=0)
+
+        def excite(t: Tensor, *_: Tensor) -> Tensor:
+            return linear(t.clamp(min=0), up) + linear(t.clamp(max=0), down)
+
+        def inhibit(t: Tensor, *_: Tensor) -> Tensor:
+            return linear(t.clamp(min=0), down) + linear(t.clamp(max=0), up)
+
+        above, below = excite(x), inhibit(x)
+        if self.bias and len(call.inputs) > 2:
+            shift = call.fn(torch.zeros_like(x), *call.inputs[1:])
+            above, below = above + shift.clamp(min=0), below + shift.clamp(max=0)
+        for_above, for_below = self.alpha * relevance, -self.beta * relevance
+        if self.redistribute:
+            for_above = torch.where(below == 0, relevance, for_above)
+            for_below = torch.where(above == 0, relevance, for_below)
+        sent = call.vjp(quotient(for_above, above), excite)
+        if not self.beta and not self.redistribute:
+            return sent
+        return _added(sent, call.vjp(quotient(for_below, below), inhibit))
 
 
 @dataclass(frozen=True)
 class ZPlus(Rule):
-    """LRP-z⁺ (α = 1, β = 0): only positive contributions x_i w_ij share R_j; Montavon et al. 2017, equation 9.
+    """LRP-z⁺, which is αβ with α = 1 and β = 0: positive contributions share R_j; Montavon et al. 2017, equation 9.
 
-    The bias takes no share. Inputs may be negative: x⁺w⁺ and x⁻w⁻ are the positive contributions.
-
-    Attributes:
-        epsilon: added to the denominator, in units of z.
+    The bias takes no share.
     """
 
-    epsilon: float = 1e-12
+    def back(self, call: Call, signal: Any) -> Signals:
+        return AlphaBeta(1.0, 0.0).back(call, signal)
+
+
+@dataclass(frozen=True)
+class Gamma(Rule):
+    """LRP-γ: R_i = Σ_j x_i (w_ij + γ w⁺_ij) R_j / Σ_i of the same; Montavon et al. 2019.
+
+    The bias counts as one of the i. For inputs that are not negative; others are noted, and for them
+    `GeneralizedGamma` is meant.
+
+    Attributes:
+        gamma: how much positive weights are favoured.
+    """
+
+    gamma: float = 0.25
+
+    def forward(self, call: Call) -> Any:
+        if bool((call.inputs[0] < 0).any()):
+            note("LRP-γ met negative inputs, for which it favours negative contributions: take GeneralizedGamma")
+        return super().forward(call)
 
     def back(self, call: Call, signal: Any) -> Signals:
         x, weight, linear = linear_parts(call)
-        up, down = weight.clamp(min=0), weight.clamp(max=0)
-        relevance = signal * call.output
+        z, bent = call.output, _bent(weight, self.gamma, 1)
+        whole = linear(x, bent) + _bent(z - linear(x, weight), self.gamma, 1)
+        return call.vjp(quotient(signal * z, whole), lambda t, *_: linear(t, bent))
 
-        def positive(t: Tensor) -> Tensor:
-            return linear(t.clamp(min=0), up) + linear(t.clamp(max=0), down)
 
-        z = positive(x)
-        share = torch.where(z > 0, relevance / (z + self.epsilon), 0.0)
-        return _only(call, x, _transposed(call, x, share, positive))
+@dataclass(frozen=True)
+class GeneralizedGamma(Rule):
+    """LRP-γ for inputs of either sign: contributions of the sign of z_j are favoured by the factor 1 + γ.
+
+    Where z_j > 0 shares are x⁺(w + γ w⁺) + x⁻(w + γ w⁻), and where z_j < 0 x⁺(w + γ w⁻) + x⁻(w + γ w⁺); the bias
+    counts as a contribution. The form of the zennit library; equal to `Gamma` where x ≥ 0 and z > 0.
+
+    Attributes:
+        gamma: the factor's excess over 1.
+    """
+
+    gamma: float = 0.25
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        x, weight, linear = linear_parts(call)
+        z = call.output
+        relevance = signal * z
+        sent: Signals = (None,) * len(call.inputs)
+        for sign in (1, -1):
+            here = z > 0 if sign > 0 else z < 0
+            for_plus, for_minus = _bent(weight, self.gamma, sign), _bent(weight, self.gamma, -sign)
+
+            def modified(t: Tensor, *_: Tensor, p: Tensor = for_plus, m: Tensor = for_minus) -> Tensor:
+                return linear(t.clamp(min=0), p) + linear(t.clamp(max=0), m)
+
+            shift = z - linear(x, weight)
+            whole = modified(x) + _bent(shift, self.gamma, sign)
+            sent = _added(sent, call.vjp(quotient(torch.where(here, relevance, 0.0), whole), modified))
+        return sent
+
+
+def _bent(t: Tensor, gamma: float, sign: int) -> Tensor:
+    return t + gamma * (t.clamp(min=0) if sign > 0 else t.clamp(max=0))
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    """LRP-w²: R_i = Σ_j w²_ij R_j / Σ_i w²_ij; Montavon et al. 2017.
+
+    For a first layer whose inputs may be any real numbers. Gives relevance, whatever the input is.
+    """
+
+    @property
+    def relevance(self) -> bool:
+        return True
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        _, weight, _ = linear_parts(call)
+        return _spread(call, signal, weight.square())
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """LRP-flat: every input of a unit gets the same share of R_j; Lapuschkin et al. 2019.
+
+    For a first layer: its map shows from where units of the second layer read, no finer.
+    """
+
+    @property
+    def relevance(self) -> bool:
+        return True
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        _, weight, _ = linear_parts(call)
+        return _spread(call, signal, torch.ones_like(weight))
+
+
+def _spread(call: Call, signal: Tensor, weight: Tensor) -> Signals:
+    """Share relevance out in proportion to some weights alone."""
+    x, _, linear = linear_parts(call)
+    whole = linear(torch.ones_like(x), weight)
+    return call.vjp(quotient(signal * call.output, whole), lambda t, *_: linear(t, weight))
+
+
+@dataclass(frozen=True)
+class Identity(Rule):
+    """Elementwise functions hand relevance on unchanged: the signal is multiplied by f(x) / x.
+
+    Where x = 0 the derivative stands in, the limit of f(x) / x if f(0) = 0. If f(0) is not 0, that is noted: what
+    the unit gives without any input is then relevance of its inputs.
+
+    Raises:
+        RuleError: f(0) ≠ 0 at an x of 0, where the relevance f(0) has nowhere to go.
+    """
+
+    def forward(self, call: Call) -> Any:
+        x = call.inputs[0].detach()
+        offset = call.fn(torch.zeros_like(x[:1]), *call.inputs[1:]).detach().abs().max()
+        if bool(offset != 0):
+            note(
+                f"{call.op.kind}(0) is {float(offset):.3g} and not 0: its relevance is handed to inputs that did not "
+                "make it, and values sum to f(x) rather than to a difference from f(0)"
+            )
+        return super().forward(call)
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        x, y = call.inputs[0], call.output
+        zero = x == 0
+        if not bool(zero.any()):
+            return to_first(call, signal * (y / x))
+        if bool((zero & (y != 0) & (signal != 0)).any()):
+            raise RuleError(
+                f"{call.op.kind} in {call.module or 'the model'}, which gives {float(y[zero].abs().max()):.3g} at 0",
+                "f(0) = 0: relevance f(x) cannot be input times signal where the input is 0",
+                "give that operation another rule, such as Plain() or Detached()",
+            )
+        slope = call.vjp(torch.ones_like(signal))[0]
+        assert slope is not None
+        return to_first(call, signal * torch.where(zero, slope, y / torch.where(zero, 1.0, x)))
+
+
+@dataclass(frozen=True)
+class Through(Rule):
+    """Scaling and shifting element by element hands relevance on, shift and all; what arrives at an x of 0 is lost."""
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        return to_first(call, signal * quotient(call.output, call.inputs[0]))
 
 
 @dataclass(frozen=True)
@@ -75,27 +290,35 @@ class ZBox(Rule):
     Attributes:
         low: the lowest admissible input l.
         high: the highest, h.
-        epsilon: as in `ZPlus`.
     """
 
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]
-    epsilon: float = 1e-12
 
     @property
     def relevance(self) -> bool:
         return True
+
+    def forward(self, call: Call) -> Any:
+        x = call.inputs[0]
+        if bool(((x < _bound(self.low, x)) | (x > _bound(self.high, x))).any()):
+            note(
+                f"the network's input leaves the box of zᴮ, which is {self.low} to {self.high} there: shares may be "
+                "negative; give low and high in units of that input, after the normalization"
+            )
+        return super().forward(call)
 
     def back(self, call: Call, signal: Any) -> Signals:
         x, weight, linear = linear_parts(call)
         up, down = weight.clamp(min=0), weight.clamp(max=0)
         low, high = _bound(self.low, x), _bound(self.high, x)
         z = linear(x, weight) - linear(low, up) - linear(high, down)
-        share = signal * call.output / stabilized(z, self.epsilon)
-        own = _transposed(call, x, share, lambda t: linear(t, weight))
-        below = _transposed(call, x, share, lambda t: linear(t, up))
-        above = _transposed(call, x, share, lambda t: linear(t, down))
-        return _only(call, x, x * own - low * below - high * above)
+        share = quotient(signal * call.output, z)
+        own, below, above = (call.vjp(share, lambda t, *_, w=w: linear(t, w))[0] for w in (weight, up, down))
+        assert own is not None
+        assert below is not None
+        assert above is not None
+        return to_first(call, x * own - low * below - high * above)
 
 
 def linear_parts(call: Call) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
@@ -120,18 +343,10 @@ def linear_parts(call: Call) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor],
     return x, weight, linear
 
 
-def _transposed(call: Call, x: Tensor, share: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply the transpose of a map that is linear around x to `share`."""
-    keep = call.true_output is not None
-    with torch.enable_grad():
-        point = x if keep and x.requires_grad else x.detach().requires_grad_()
-        return torch.autograd.grad(fn(point), point, share, create_graph=keep)[0]
-
-
 def _bound(value: float | tuple[float, ...], x: Tensor) -> Tensor:
     b = torch.tensor(value, dtype=x.dtype, device=x.device)
     return (b.reshape(1, -1, *[1] * (x.ndim - 2)) if b.ndim else b).expand_as(x)
 
 
-def _only(call: Call, x: Tensor, signal: Tensor) -> Signals:
-    return tuple(signal if t is x else None for t in call.inputs)
+def _added(a: Signals, b: Signals) -> Signals:
+    return tuple(t if s is None else s if t is None else s + t for s, t in zip(a, b, strict=True))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from apportion.core.errors import ConfigError, RuleError
 from apportion.parts.rules.rule import Call, Plain, Rule, Signals, to_first
 from apportion.parts.rules.table import POOLS, Rules
 
@@ -27,6 +31,86 @@ class Deconv(Rule):
 
     def back(self, call: Call, signal: Any) -> Signals:
         return to_first(call, signal.clamp(min=0))
+
+
+@dataclass(frozen=True)
+class Rectified(Rule):
+    """ReLU: R where a R > τ, with τ the q-th percentile of a R over all units of the call; Kim et al. 2019.
+
+    a is the output of the ReLU. Each example (each entry of the first axis) has its own τ, interpolated linearly
+    between ranks.
+
+    Attributes:
+        percentile: q, from 0 to 100.
+    """
+
+    percentile: float = 98.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.percentile <= 100:
+            raise ConfigError(f"percentile={self.percentile}", "0 to 100", "98 lets two units of a hundred pass")
+        super().__post_init__()
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        share = (call.inputs[0].detach().relu() * signal.detach()).reshape(len(signal), -1)
+        rank = self.percentile / 100 * (share.shape[1] - 1)
+        low, high = (share.kthvalue(i + 1, 1, keepdim=True)[0] for i in (math.floor(rank), math.ceil(rank)))
+        passes = share > torch.where(low == high, low, low + (rank - math.floor(rank)) * (high - low))
+        return to_first(call, signal * passes.reshape(signal.shape))
+
+
+@dataclass(frozen=True)
+class RectifiedAbove(Rule):
+    """ReLU: R where a R exceeds a constant τ; with τ = 0 that is `Guided`.
+
+    Attributes:
+        threshold: τ, in units of the score.
+    """
+
+    threshold: float = 0.0
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        return to_first(call, signal * (call.inputs[0].relu() * signal > self.threshold))
+
+
+class _Averaging(TorchFunctionMode):
+    """Takes the average over the windows of a maximum."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        name = getattr(func, "__name__", "").lstrip("_").removesuffix("_with_indices")
+        if name.startswith("adaptive"):
+            return getattr(F, name.replace("max", "avg"))(*args[:2])
+        given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+        if given.get("dilation") not in (None, 1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1]):
+            raise RuleError(f"{name} with dilation={given['dilation']}", "windows without gaps", "use `Plain` for it")
+        average = getattr(F, name.replace("max", "avg"))
+        return average(*(given.get(n) for n in names[:3]), given.get("padding", 0), bool(given.get("ceil_mode")))
+
+
+@dataclass(frozen=True)
+class ProportionalPool(Rule):
+    """Max-pooling: R spread over the window in proportion to x, x · avgᵀ(R / (avg(x) + ε)); Kim et al. 2019.
+
+    The factor of the windows' sizes cancels. For inputs that are not negative, as behind a ReLU.
+
+    Attributes:
+        epsilon: added to the average, in units of x.
+    """
+
+    epsilon: float = 1e-10
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        average = self._averaged(call)(*call.inputs)
+        (back,) = call.vjp(signal / (average + self.epsilon), self._averaged(call))
+        return (None if back is None else call.inputs[0] * back,)
+
+    def _averaged(self, call: Call) -> Callable[[Tensor], Tensor]:
+        def average(x: Tensor) -> Tensor:
+            with _Averaging():
+                return call.fn(x)
+
+        return average
 
 
 @dataclass(frozen=True)
@@ -61,6 +145,17 @@ def guided_backprop() -> Rules:
 def deconvnet() -> Rules:
     """Deconvnet (Zeiler and Fergus 2014)."""
     return Rules((("relu", Deconv()), *POOLS))
+
+
+def rect_grad(rule: Rule | None = None, pool: Rule | None = None) -> Rules:
+    """Rectified gradient (Kim et al. 2019).
+
+    Args:
+        rule: of the ReLUs; `Rectified(98)` unless given.
+        pool: of max-pooling; its derivative unless given.
+    """
+    pools = POOLS if pool is None else tuple((name, pool) for name, _ in POOLS if "pool" in name)
+    return Rules((("relu", Rectified() if rule is None else rule), *pools))
 
 
 def softplus(beta: float = 10.0) -> Rules:

@@ -10,35 +10,9 @@ import torch
 from torch import Tensor
 
 from apportion.core.errors import RuleError
-from apportion.parts.rules.lrp import Epsilon
+from apportion.parts.rules.lrp import Epsilon, Identity
 from apportion.parts.rules.rule import Call, Detached, Plain, Rule, Signals, to_first
 from apportion.parts.rules.table import POOLS, Rules
-
-
-@dataclass(frozen=True)
-class Identity(Rule):
-    """Elementwise functions hand relevance on unchanged: the signal is multiplied by f(x) / x.
-
-    Where x = 0 the derivative stands in, the limit of f(x) / x if f(0) = 0.
-
-    Raises:
-        RuleError: f(0) ≠ 0 at an x of 0, where the relevance f(0) has nowhere to go.
-    """
-
-    def back(self, call: Call, signal: Any) -> Signals:
-        x, y = call.inputs[0], call.output
-        zero = x == 0
-        if not bool(zero.any()):
-            return to_first(call, signal * (y / x))
-        if bool((zero & (y != 0) & (signal != 0)).any()):
-            raise RuleError(
-                f"{call.op.kind} in {call.module or 'the model'}, which gives {float(y[zero].abs().max()):.3g} at 0",
-                "f(0) = 0: relevance f(x) cannot be input times signal where the input is 0",
-                "give that operation another rule, such as Plain() or Detached()",
-            )
-        slope = call.vjp(torch.ones_like(signal))[0]
-        assert slope is not None
-        return to_first(call, signal * torch.where(zero, slope, y / torch.where(zero, 1.0, x)))
 
 
 @dataclass(frozen=True)

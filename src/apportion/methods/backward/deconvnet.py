@@ -1,0 +1,61 @@
+"""Deconvnet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle
+from apportion.core.registry import register
+from apportion.parts.rules.explainer import RuleExplainer
+from apportion.parts.rules.relu import deconvnet
+from apportion.parts.rules.table import Rules
+
+CARD = Card(
+    title="Deconvnet",
+    paper=Paper("Zeiler, Fergus", 2014, "Visualizing and understanding convolutional networks", "ECCV 2014"),
+    kind=Kind.SENSITIVITY,
+    intent="What a deconvolutional network, run backward from the score, makes of its positive signals.",
+    cost="1 forward, 1 backward",
+    families=(Family.MODIFIED_GRADIENT, Family.NONNEGATIVE_BACKPROPAGATION),
+    claims=(
+        Claim(Principle.DECISION_RELEVANCE, holds=False, source="Deng et al. 2025, Table VII"),
+        Claim(Principle.OUTPUT_SENSITIVITY, holds=False, source="Deng et al. 2025, Table VII"),
+        Claim(Principle.PARAMETER_SENSITIVITY, holds=False, source="Deng et al. 2025, Table VII"),
+        Claim(Principle.MODEL_ROBUSTNESS, holds=False, source="Deng et al. 2025, Table VI, as gradient-based"),
+    ),
+    measured={
+        Principle.SENSITIVITY: False,
+        Principle.DUMMY: True,
+        Principle.LINEARITY: False,
+        Principle.SYMMETRY: True,
+        Principle.SHIFT_INVARIANCE: True,
+    },
+    needs=frozenset({Need.RELU}),
+    differentiable=True,
+    cautions=(
+        "Hides evidence against the class: negative signals are dropped at every ReLU.",
+        "Ignores which ReLUs were active: only the switches of max-pooling tie the map to the input.",
+    ),
+)
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class Deconvnet(RuleExplainer):
+    """The gradient with relu(R) as the way back through every ReLU, active or not; Zeiler and Fergus 2014, section 2.1.
+
+    Max-pooling sends back to the winner (the paper's switches), convolutions by their transpose. Values are in units
+    of the score per unit of x.
+
+    Raises:
+        RuleError: an activation other than ReLU.
+
+    >>> import torch, apportion as ap
+    >>> net = lambda x: torch.relu(x[:, 0] - 3 * x[:, 1])
+    >>> ap.Deconvnet()(ap.Field(net), torch.tensor([[2.0, 1.0]])).values
+    tensor([[ 1., -3.]])
+    """
+
+    @property
+    def rule_set(self) -> Rules:
+        return deconvnet()
