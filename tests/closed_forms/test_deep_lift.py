@@ -301,6 +301,58 @@ def test_softmax_is_the_chain_of_its_operations() -> None:
     torch.testing.assert_close(ask(lambda x: torch.logsumexp(x, 1), x, x0).values, chain.values)
 
 
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "layer_norm": lambda x: F.layer_norm(x, (6,), torch.linspace(0.5, 2, 6, dtype=x.dtype), x.new_ones(6)),
+    "layer_norm of two axes": lambda x: F.layer_norm(x.unflatten(1, (3, 2)), (3, 2)).flatten(1),
+    "rms_norm": lambda x: F.rms_norm(x, (6,), torch.linspace(0.5, 2, 6, dtype=x.dtype), 1e-6),
+    "rms_norm without eps": lambda x: F.rms_norm(x, (6,)),
+    "group_norm": lambda x: F.group_norm(x[:, :, None], 2, torch.linspace(0.5, 2, 6, dtype=x.dtype))[:, :, 0],
+    "instance_norm": lambda x: F.instance_norm(x.unflatten(1, (2, 3))).flatten(1),
+    "rms, spelled out": lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6),
+    "rms, by powers": lambda x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).pow(-0.5),
+    "rms, a quotient": lambda x: x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-6),
+    "rms, a reciprocal": lambda x: torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-6).reciprocal() * x,
+}
+
+
+def norm_by_hand(x: Tensor, x0: Tensor, seen: Tensor) -> Tensor:
+    """One example through a norm without center, gain and shift: the products in the better order."""
+    r, r0 = ((t.square().mean() + 1e-6) ** -0.5 for t in (x, x0))
+    if r <= r0:  # y_i - y'_i = (x_i - x'_i) r + x'_i (r - r')
+        direct, other = r, x0
+    else:
+        direct, other = r0, x
+    slope = (r - r0) / (x.square().mean() - x0.square().mean())
+    to_mean = (seen * other).sum() * slope
+    return (seen * direct + to_mean * (x + x0) / len(x)) * (x - x0)
+
+
+def test_norm_by_hand() -> None:
+    x, x0, seen = random(5, 6, seed=1), random(5, 6, seed=2), random(6, seed=3)
+    x[:2] *= 30
+    expected = torch.stack([norm_by_hand(a, b, seen) for a, b in zip(x, x0, strict=True)])
+    for name in ("rms, spelled out", "rms, by powers", "rms, a quotient", "rms, a reciprocal"):
+        torch.testing.assert_close(ask(lambda x, n=name: NORMS[n](x) @ seen, x, x0).values, expected)
+    fused = ask(lambda x: F.rms_norm(x, (6,), eps=1e-6) @ seen, x, x0)
+    torch.testing.assert_close(fused.values, expected)
+    back = ask(lambda x: F.rms_norm(x, (6,), eps=1e-6) @ seen, x0, x)  # the other way round
+    torch.testing.assert_close(back.values, -expected)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_are_complete_and_bounded(name: str) -> None:
+    x, seen = random(4, 6, seed=1) * torch.tensor([1.0, 1e-2, 10.0, 1e3]).double()[:, None], random(6, seed=3)
+    for x0 in (random(4, 6, seed=2), torch.zeros_like(x), x + 1e-7 * random(4, 6, seed=2)):
+        a = ask(lambda x: NORMS[name](x) @ seen, x, x0)
+        assert (a.gap.abs() <= 1e-13 * (1 + a.values.abs().sum(1))).all()
+        single = ask(lambda x: NORMS[name](x) @ seen.float(), x.float(), x0.float())
+        assert (single.gap.abs() <= 2e-6 * (1 + single.values.abs().sum(1))).all()
+        assert a.values.abs().sum(1).max() <= 60  # |y| ≤ √6 max gain each, for a constant reference too
+    flat = torch.zeros_like(x)
+    half = lambda x: x.mul(torch.rsqrt(x.square().mean(-1, keepdim=True).expand_as(x) + 1e-6)) @ seen  # noqa: E731
+    assert ask(half, x[:1], flat[:1]).values.abs().sum() > 60  # as a product of equals it blows up
+
+
 def test_rounded_division_is_refused() -> None:
     x = random(2, 3)
     with pytest.raises(ap.ApportionError, match="rounded"):

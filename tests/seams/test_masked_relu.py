@@ -169,6 +169,18 @@ def test_refused(name: str, make: str) -> None:
         sent(net, getattr(ap.rules, make)(), points().flip(0) if make == "deep_lift_rescale" else None)
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda h: torch.maximum(h, 2 * h.detach()),
+        lambda h: h / (1 + h.detach().abs()),
+    ],
+)
+def test_deep_lift_refuses_constants_that_differ_at_the_reference(act: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(RuleError, match="depends on the input"):
+        sent(Net(act), ap.rules.deep_lift_rescale(), points().flip(0))
+
+
 def test_the_refusal_names_operation_and_cause() -> None:
     with pytest.raises(RuleError, match=r"where in the top module \(Net\) takes a mask, index or factor that depends"):
         sent(Net(REFUSED["leaky"]), ap.rules.guided_backprop())

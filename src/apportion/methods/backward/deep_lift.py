@@ -16,6 +16,7 @@ from apportion.core.registry import register
 from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline, Noise, Zero
 from apportion.parts.rules.deep_lift import deep_lift_rescale
+from apportion.parts.rules.reveal_cancel import deep_lift_reveal_cancel
 from apportion.parts.rules.table import Rules
 
 CARD = Card(
@@ -103,7 +104,8 @@ class DeepLIFT(Explainer):
 
     Attributes:
         baseline: the point x'.
-        rules: what operations do: `ap.rules.deep_lift_rescale()` or another rule set that compares.
+        rules: what operations do: `ap.rules.deep_lift_rescale()`, `ap.rules.deep_lift_reveal_cancel()`, the authors'
+            preset for genomics `ap.rules.deep_lift_genomics()`, or another rule set that compares.
 
     Raises:
         RuleError: an operation that the rules do not know, or another course of the model at the baseline.
@@ -135,4 +137,4 @@ class DeepLIFT(Explainer):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(), cls(Noise(0.5, count=2)))
+        return (cls(), cls(Noise(0.5, count=2), deep_lift_reveal_cancel()))

@@ -18,6 +18,7 @@ from apportion.parts.rules.deep_lift import (
     Rescale,
     RescaleLogSoftmax,
     RescaleLogSumExp,
+    RescaleNorm,
     RescaleQuotient,
     RescaleSoftmax,
     deep_lift_rescale,
@@ -46,6 +47,12 @@ from apportion.parts.rules.relu import (
     rect_grad,
     softplus,
 )
+from apportion.parts.rules.reveal_cancel import (
+    Contributions,
+    RevealCancel,
+    deep_lift_genomics,
+    deep_lift_reveal_cancel,
+)
 from apportion.parts.rules.rule import Call, Detached, Plain, Rule
 from apportion.parts.rules.table import Rules, gradient
 from apportion.parts.rules.transformers import Half, NormIdentity, attn_lrp, cp_lrp
@@ -53,6 +60,7 @@ from apportion.parts.rules.transformers import Half, NormIdentity, attn_lrp, cp_
 __all__ = [
     "AlphaBeta",
     "Call",
+    "Contributions",
     "CrossMax",
     "Deconv",
     "Detached",
@@ -72,8 +80,10 @@ __all__ = [
     "Rescale",
     "RescaleLogSoftmax",
     "RescaleLogSumExp",
+    "RescaleNorm",
     "RescaleQuotient",
     "RescaleSoftmax",
+    "RevealCancel",
     "Rule",
     "Rules",
     "SoftplusReLU",
@@ -85,7 +95,9 @@ __all__ = [
     "attn_lrp",
     "cp_lrp",
     "deconvnet",
+    "deep_lift_genomics",
     "deep_lift_rescale",
+    "deep_lift_reveal_cancel",
     "deep_taylor",
     "epsilon",
     "epsilon_alpha2_beta1",

@@ -12,6 +12,7 @@ from torch import Tensor
 from apportion.core.errors import ConfigError, RuleError
 from apportion.parts.rules.rule import Call, Rule, Signals, to_first
 from apportion.parts.rules.table import Rules
+from apportion.parts.rules.transformers import norm_of
 
 
 def reference_of(call: Call) -> list[Tensor]:
@@ -53,14 +54,12 @@ class Rescale(Rule):
             raise ConfigError(f"at={self.at}", "a place from 0 (reference) to 1 (input)", "half-way is 0.5")
 
     def back(self, call: Call, signal: Any) -> Signals:
-        return to_first(call, signal * self.slope(call, call.output))
+        x, x0 = call.inputs[0], reference_of(call)[0]
+        return to_first(call, signal * self.slope(call, x, x0, call.output, evaluated(call, x0)))
 
-    def slope(self, call: Call, y: Tensor) -> Tensor:
-        """Give Δy / Δx."""
-        x, (x0, *rest) = call.inputs[0], reference_of(call)
-        dx = _difference(x, x0)
-        y0 = call.fn(x0, *rest)
-        dy = y - y0
+    def slope(self, call: Call, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
+        """Give (y - y') / (x - x') for two points and the function's values there."""
+        dx, dy = difference(x, x0), difference(y, y0)
         if call.op.kind == "relu" and self.threshold is None:  # its quotient lies in [0, 1], however small Δx
             flat = dx == 0
             return torch.where(flat, (x > 0).to(dy.dtype), dy / torch.where(flat, 1.0, dx))
@@ -77,24 +76,62 @@ class Rescale(Rule):
         return torch.where(near, derivative, dy / torch.where(near, 1.0, dx))
 
 
+def evaluated(call: Call, x: Tensor) -> Tensor:
+    """Evaluate a function of one tensor elsewhere."""
+    return call.fn(x, *call.inputs[1:])
+
+
 @dataclass(frozen=True)
 class Halfway(Rule):
     """Products: the derivative half-way, which is exact for polynomials of degree two.
 
-    ab - a'b' = (a - a')(b + b')/2 + (b - b')(a + a')/2: each factor gets its Shapley share.
+    ab - a'b' = (a - a')(b + b')/2 + (b - b')(a + a')/2: each factor gets its Shapley share. A product with
+    1 / √v, spread out over an axis, is a normalization that is spelled out, and shared out as `RescaleNorm` does.
     """
 
+    @property
+    def looks_back(self) -> bool:
+        return True
+
     def back(self, call: Call, signal: Any) -> Signals:
+        if call.op.kind in ("mul", "rmul") and call.carrying == [True, True]:
+            for i in (0, 1):
+                if call.inputs[i].numel() < call.inputs[1 - i].numel() and _inverse_root(call.sources[i]):
+                    r, a = ((call.inputs[k], reference_of(call)[k]) for k in (i, 1 - i))
+                    to_a, to_r = _steady(signal, *a, *r)
+                    return (to_r, to_a) if i == 0 else (to_a, to_r)
         middle = [(a + b) / 2 for a, b in zip(call.inputs, reference_of(call), strict=True)]
         return call.vjp(signal, at=middle)
+
+
+def _inverse_root(call: Call | None) -> bool:
+    """Tell whether a call gave 1 / √v."""
+    if call is None:
+        return False
+    if call.op.kind in ("reciprocal", "rdiv"):
+        return _root(call.sources[0])
+    return call.op.kind == "rsqrt" or (call.op.kind == "pow" and call.arguments.get("exponent") == -0.5)
+
+
+def _root(call: Call | None) -> bool:
+    """Tell whether a call gave √v, perhaps with a bound."""
+    if call is not None and call.op.kind == "clamp":
+        return _root(call.sources[0])
+    if call is None or call.op.kind != "pow":
+        return call is not None and call.op.kind in ("sqrt", "norm", "vector_norm", "std")
+    return call.arguments.get("exponent") == 0.5
 
 
 @dataclass(frozen=True)
 class RescaleQuotient(Rule):
     """a / b as the product of a and 1 / b, with Rescale for the reciprocal.
 
-    The multipliers are (1/b + 1/b') / 2 for a and -(a + a') / (2 b b') for b.
+    The multipliers are (1/b + 1/b') / 2 for a and -(a + a') / (2 b b') for b; see `Halfway` for a / √v.
     """
+
+    @property
+    def looks_back(self) -> bool:
+        return True
 
     def back(self, call: Call, signal: Any) -> Signals:
         if call.arguments.get("rounding_mode") is not None:
@@ -103,13 +140,17 @@ class RescaleQuotient(Rule):
                 "true division",
                 "leave rounding_mode out, or keep rounded quotients out of the gradient's way",
             )
+        reference = reference_of(call)
         if len(call.inputs) == 1 or not call.carrying[1]:
             return call.vjp(signal)
-        (a, b), (a0, b0) = call.inputs, reference_of(call)
-        sent: list[Tensor | None] = [None, (-signal * (a + a0) / (2 * b * b0)).sum_to_size(b.shape)]
-        if call.carrying[0]:
-            sent[0] = (signal * (1 / b + 1 / b0) / 2).sum_to_size(a.shape)
-        return tuple(sent)
+        (a, b), (a0, b0) = call.inputs, reference
+        r, r0 = 1 / b, 1 / b0
+        if b.numel() < a.numel() and _root(call.sources[1]):
+            to_a, to_r = _steady(signal, a, a0, r, r0)
+        else:
+            to_a, to_r = signal * (r + r0) / 2, signal * (a + a0) / 2
+        sent = (to_a.sum_to_size(a.shape), -(to_r * r * r0).sum_to_size(b.shape))
+        return tuple(s if c else None for s, c in zip(sent, call.carrying, strict=True))
 
 
 @dataclass(frozen=True)
@@ -124,9 +165,9 @@ class CrossMax(Rule):
     def back(self, call: Call, signal: Any) -> Signals:
         signal = signal if isinstance(signal, Tensor) else next(s for s in signal if s is not None)
         y, y0 = _values(call.output), _values(call.fn(*reference_of(call)))
-        dy = _difference(y, y0)
+        dy = difference(y, y0)
         falls = dy > 0 if call.op.kind in {"min", "amin", "minimum"} else dy < 0
-        delta = [_difference(a, b) for a, b in zip(call.inputs, reference_of(call), strict=True)]
+        delta = [difference(a, b) for a, b in zip(call.inputs, reference_of(call), strict=True)]
         (spread, gather), (spread0, gather0) = _winners(call, call.inputs), _winners(call, reference_of(call))
         moved = gather(delta)
         here = ~falls | (moved == dy)
@@ -166,7 +207,7 @@ def _values(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _difference(x: Tensor, x0: Tensor) -> Tensor:
+def difference(x: Tensor, x0: Tensor) -> Tensor:
     """X - x', and 0 where both are the same infinity, as masked entries are."""
     return torch.where(x == x0, 0.0, x - x0)
 
@@ -238,7 +279,7 @@ class LogSumExp:
         x, x0 = call.inputs[0], reference_of(call)[0]
         out = call.output.dtype
         x, x0 = x.to(out), x0.to(out)
-        dx = _difference(x, x0)
+        dx = difference(x, x0)
         top = torch.maximum(x, x0).amax(dim, keepdim=True).detach()
         e, e0 = (x - top).exp(), (x0 - top).exp()  # one of the sums is at least 1
         s0, change = e0.sum(dim, keepdim=True), (e - e0).sum(dim, keepdim=True)
@@ -265,8 +306,37 @@ def _log1p_slope(ratio: Tensor) -> Tensor:
     return torch.where(still, 1.0, torch.log1p(ratio) / torch.where(still, 1.0, ratio))
 
 
+@dataclass(frozen=True)
+class RescaleNorm(Rule):
+    """Layer, group, instance and RMS norm: Rescale for 1 / √(v + ε), and a product that cannot blow up.
+
+    With c = x - mean and r = 1 / √(v + ε), Δ(c r) = Δc r + c' Δr = Δc r' + c Δr. Of these two the one with the
+    smaller factor is taken, whose other term is bounded, since |c r| is. Their mean, the rule for products,
+    would let multipliers grow as r' = 1 / √ε for a constant reference, in every norm on the way, only to cancel.
+    """
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        x, x0 = call.inputs[0], reference_of(call)[0]
+        rows, centered, eps, gain = norm_of(call)
+        c, c0 = x.reshape(rows), x0.reshape(rows)
+        if centered:
+            c, c0 = c - c.mean(-1, keepdim=True), c0 - c0.mean(-1, keepdim=True)
+        r, r0 = (torch.rsqrt(t.square().mean(-1, keepdim=True) + eps) for t in (c, c0))
+        to_c, to_r = _steady(signal.to(x.dtype).mul(gain).reshape(rows), c, c0, r, r0)
+        sent = to_c - to_r * (r * r0).square() / (r + r0) * (c + c0) / c.shape[-1]
+        return to_first(call, (sent - sent.mean(-1, keepdim=True) if centered else sent).reshape(x.shape))
+
+
+def _steady(signal: Tensor, a: Tensor, a0: Tensor, r: Tensor, r0: Tensor) -> tuple[Tensor, Tensor]:
+    """Share out Δ(a r) by the order of factors with the smaller r: what goes to a, and what to r."""
+    first = r.abs() <= r0.abs()
+    to_a, to_r = signal * torch.where(first, r, r0), signal * torch.where(first, a0, a)
+    return to_a.sum_to_size(a.shape), to_r.sum_to_size(r.shape)
+
+
 MAXIMA = """max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min
 amin maximum minimum""".split()
+NORMS = ("layer_norm", "group_norm", "rms_norm", "instance_norm")
 
 
 def deep_lift_rescale(elementwise: Rule = Rescale()) -> Rules:
@@ -287,5 +357,6 @@ def deep_lift_rescale(elementwise: Rule = Rescale()) -> Rules:
             ("log_softmax", RescaleLogSoftmax()),
             ("logsumexp", RescaleLogSumExp()),
             *((name, CrossMax()) for name in MAXIMA),
+            *((name, RescaleNorm()) for name in NORMS),
         )
     )

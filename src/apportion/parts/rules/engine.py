@@ -93,6 +93,7 @@ class _RuleMode(TorchFunctionMode):
         self.viewed = WeakTensorKeyDictionary()
         self.computed = WeakTensorKeyDictionary()
         self.constants = WeakTensorKeyDictionary()
+        self.made = WeakTensorKeyDictionary()
         self.readers: dict[int, list[Call]] = {}
         self.tape: list[tuple[str, list[Tensor]]] = []
         self.phase: Literal["reference", "main"] = "main"
@@ -357,7 +358,8 @@ class _RuleMode(TorchFunctionMode):
         self, rule: Rule, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]
     ) -> Any:
         if self.phase == "reference":
-            self.tape.append((op.kind, [t.detach().clone() for t in tensors]))
+            kept = [t.detach().clone() if c else t.detach() for t, c in zip(tensors, carrying, strict=True)]
+            self.tape.append((op.kind, kept))
             out = op.pure(*args, **kwargs)
             return tensors[0].copy_(out) if op.inplace else out
         values = [self._value(t, c, op.inplace) for t, c in zip(tensors, carrying, strict=True)]
@@ -371,6 +373,7 @@ class _RuleMode(TorchFunctionMode):
         call.reference = self._next_reference(op, tensors)
         if self.spelled_out is not None:
             call.homogeneous = self.spelled_out.homogeneous(op, tensors, carrying)
+        call.rule, call.sources = rule, [self._source(t) for t in tensors]
         if self.record is not None or rule.relevance:
             call.module = self.where()
         if rule.relevance and tensors[0] not in self.from_input:
@@ -395,7 +398,14 @@ class _RuleMode(TorchFunctionMode):
                 true = self.truth[tensors[0]].copy_(true)  # pyright: ignore[reportArgumentType]
             for y, t in zip(flatten(out), flatten(true), strict=True):
                 self.truth[y] = t
+        if self.rules.looks_back:
+            for y in flatten(out):
+                self.made[y] = (call, y._version)
         return out
+
+    def _source(self, t: Tensor) -> Call | None:
+        found = self.made.get(t)
+        return found[0] if found is not None and found[1] == t._version else None  # or the model wrote to it since
 
     def _value(self, t: Tensor, carries: bool, overwritten: bool) -> Tensor:
         if self.differentiable and carries:
@@ -538,6 +548,8 @@ _ORDER = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "pow": ("input", "exponent"),
+    "__pow__": ("input", "exponent"),
 }
 """Parameters of functions of torch that are not written in Python."""
 

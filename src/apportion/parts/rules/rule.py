@@ -33,6 +33,9 @@ class Call:
         true_output: the output in the graph of the true forward; None outside differentiable passes.
         homogeneous: of a product f(u) · g(u) of functions of the elements of one tensor, the factor that is u
             times a constant; None if there is none.
+        rule: the rule that it follows.
+        sources: for each input the call that made it, where a rule of the set looks back and that call follows one.
+        left: what rules of later calls leave for this call's rule.
         versions: of `inputs`, to notice that the model overwrote one.
     """
 
@@ -45,6 +48,9 @@ class Call:
     module: str = ""
     true_output: Any = None
     homogeneous: int | None = None
+    rule: Rule | None = None
+    sources: list[Call | None] = field(default_factory=list)
+    left: Tensor | None = None
     versions: list[int] = field(default_factory=list)
 
     def check(self) -> None:
@@ -118,6 +124,11 @@ class Rule(Configurable):
     @property
     def surrogate(self) -> bool:
         """Whether `forward` differs from the operation."""
+        return False
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it asks which calls made its inputs."""
         return False
 
     def forward(self, call: Call) -> Any:

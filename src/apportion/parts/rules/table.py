@@ -74,6 +74,11 @@ class Rules(Configurable):
         """Whether a rule replaces the forward."""
         return any(r.surrogate for r in (*(r for _, r in self.table), self.first, self.otherwise) if r is not None)
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether a rule asks which calls made its inputs."""
+        return any(r.looks_back for r in (*(r for _, r in self.table), self.first, self.otherwise) if r is not None)
+
     def pick(
         self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = ()
     ) -> Rule | None:

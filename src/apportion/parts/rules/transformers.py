@@ -44,7 +44,7 @@ class NormIdentity(Rule):
 
     def back(self, call: Call, signal: Any) -> Signals:
         x = call.inputs[0]
-        rows, centered, eps, gain = _norm_of(call)
+        rows, centered, eps, gain = norm_of(call)
         spread = x.reshape(rows)
         spread = spread - spread.mean(-1, keepdim=True) if centered else spread
         spread = (spread.square().mean(-1, keepdim=True) + eps).sqrt()
@@ -52,7 +52,7 @@ class NormIdentity(Rule):
         return to_first(call, (sent - sent.mean(-1, keepdim=True) if centered else sent).reshape(x.shape))
 
 
-def _norm_of(call: Call) -> tuple[tuple[int, ...], bool, float, Tensor | float]:
+def norm_of(call: Call) -> tuple[tuple[int, ...], bool, float, Tensor | float]:
     """Read a normalization: the shape in which its groups are rows, whether it centers, its ε, its gain."""
     x, given = call.inputs[0], call.arguments
     eps, gain = given.get("eps", 1e-5), given.get("weight")

@@ -1,0 +1,174 @@
+"""DeepLIFT's RevealCancel: positive and negative contributions apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apportion.core.ops import LAYERS
+from apportion.parts.rules.deep_lift import (
+    Halfway,
+    Rescale,
+    RescaleQuotient,
+    deep_lift_rescale,
+    difference,
+    evaluated,
+    reference_of,
+)
+from apportion.parts.rules.lrp import linear_parts
+from apportion.parts.rules.rule import Call, Rule, Signals, to_first
+from apportion.parts.rules.table import Rules
+
+SUMS = ("add", "sub")
+
+
+@dataclass(frozen=True)
+class RevealCancel(Rule):
+    """What raised a function's input and what lowered it get multipliers of their own; section 3.2 of the paper.
+
+    With p and n the sums of the positive and of the negative contributions to Δx, Δy is shared out to them by
+    their Shapley values: Δy⁺ = ½ [f(x' + p) - f(x') + f(x' + p + n) - f(x' + n)], Δy⁻ likewise (Shrikumar et al.
+    2017). The multipliers Δy⁺ / p and Δy⁻ / n go back to what contributed to p and to n, by the rule
+    `Contributions` of the layer or sum that made x. Where nothing such made x there is one contribution, and this
+    is `Rescale`. Quotients are taken as `Rescale` takes them; the authors add ±1e-7 to a p or n that vanishes.
+
+    Attributes:
+        after: kinds of operations behind which it acts, such as `"linear"`; None for all. Others get `Rescale`.
+        quotient: how quotients are taken.
+    """
+
+    after: tuple[str, ...] | None = None
+    quotient: Rescale = Rescale()
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        source = call.sources[0]
+        maker = None if source is None else maker_of(source)
+        if source is None or maker is None or (self.after is not None and maker.op.kind not in self.after):
+            return self.quotient.back(call, signal)
+        x, x0, slope = call.inputs[0], reference_of(call)[0], self.quotient.slope
+        up, down = (x0 + part for part in parts_of(source))
+        y, (y0, y_up, y_down) = call.output, (evaluated(call, t) for t in (x0, up, down))
+        to_positive = (slope(call, up, x0, y_up, y0) + slope(call, x, down, y, y_down)) / 2
+        to_negative = (slope(call, down, x0, y_down, y0) + slope(call, x, up, y, y_up)) / 2
+        _leave(source, signal * (to_negative - to_positive))
+        return to_first(call, signal * to_positive)
+
+
+@dataclass(frozen=True)
+class Contributions(Rule):
+    """Layers and sums in front of `RevealCancel`: positive contributions send back one signal, negative ones another.
+
+    A contribution is w Δx for a weight, ±Δx for a term of a sum. The signal that arrives is that of the positive
+    ones; `RevealCancel` leaves on the call how much the negative ones have more. Elements with Δx = 0 take the
+    mean. Operations of one such tensor and constants (a bias apart from its layer, batch-norm, a factor) hand both
+    on. With nothing left on the call this is the derivative.
+    """
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        if call.op.kind not in SUMS and sum(call.carrying) > 1:
+            return (RescaleQuotient() if call.op.kind == "div" else Halfway()).back(call, signal)
+        left = call.left
+        if left is None:
+            return call.vjp(signal)
+        negative = signal + left
+        if sum(call.carrying) > 1:
+            sent = [None if t is None else t[1] * _chosen(t[0] * t[1], signal, negative) for t in _terms(call)]
+            return tuple(None if s is None else s.sum_to_size(x.shape) for s, x in zip(sent, call.inputs, strict=True))
+        if call.op.kind not in LAYERS:
+            source, slope = _source(call), _slope(call)
+            assert source is not None
+            _leave(source, slope.abs() * left)
+            return call.vjp(torch.where(slope < 0, negative, signal))
+        x, weight, linear = linear_parts(call)
+        up, down = weight.clamp(min=0), weight.clamp(max=0)
+
+        def transposed(signal: Tensor, w: Tensor) -> Tensor:
+            found = call.vjp(signal, fn=lambda x, *_: linear(x, w))[0]
+            assert found is not None
+            return found
+
+        raised = transposed(signal, up) + transposed(negative, down)
+        lowered = transposed(signal, down) + transposed(negative, up)
+        return to_first(call, _chosen(difference(x, reference_of(call)[0]), raised, lowered))
+
+
+def maker_of(call: Call) -> Call | None:
+    """Find the layer or sum whose contributions reach a call's output; None if there is none."""
+    if not isinstance(call.rule, Contributions):
+        return None
+    several = sum(call.carrying) > 1
+    if call.op.kind in SUMS if several else call.op.kind in LAYERS:
+        return call
+    source = None if several else _source(call)
+    return None if source is None else maker_of(source)
+
+
+def parts_of(call: Call) -> tuple[Tensor, Tensor]:
+    """Sum the positive and the negative contributions to a call's output."""
+    if sum(call.carrying) > 1:
+        terms = [t[0] * t[1] for t in _terms(call) if t is not None]
+        rose, fell = [t.clamp(min=0) for t in terms], [t.clamp(max=0) for t in terms]
+        return sum(rose[1:], rose[0]), sum(fell[1:], fell[0])
+    if call.op.kind not in LAYERS:
+        source, slope = _source(call), _slope(call)
+        assert source is not None
+        positive, negative = parts_of(source)
+        turned = slope < 0
+        return slope * torch.where(turned, negative, positive), slope * torch.where(turned, positive, negative)
+    x, weight, linear = linear_parts(call)
+    dx = difference(x, reference_of(call)[0])
+    up, down, rose, fell = weight.clamp(min=0), weight.clamp(max=0), dx.clamp(min=0), dx.clamp(max=0)
+    return linear(rose, up) + linear(fell, down), linear(rose, down) + linear(fell, up)
+
+
+def _leave(call: Call, signal: Tensor) -> None:
+    call.left = signal if call.left is None else call.left + signal
+
+
+def _chosen(contribution: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    mean = (positive + negative) / 2
+    return torch.where(contribution > 0, positive, torch.where(contribution < 0, negative, mean))
+
+
+def _source(call: Call) -> Call | None:
+    """Find the call behind an operation that acts on each element of its output alone."""
+    at = call.carrying.index(True)
+    found = call.sources[at]
+    return found if call.output.shape == call.inputs[at].shape else None
+
+
+def _slope(call: Call) -> Tensor:
+    found = call.vjp(torch.ones_like(call.output))[call.carrying.index(True)]
+    assert found is not None
+    return found
+
+
+def _terms(call: Call) -> Iterator[tuple[Tensor, float] | None]:
+    """Give for each input of a sum its Δ and its factor."""
+    for i, (x, x0, carries) in enumerate(zip(call.inputs, reference_of(call), call.carrying, strict=True)):
+        factor = 1.0 if i == 0 else call.arguments.get("alpha", 1) * (-1.0 if call.op.kind == "sub" else 1.0)
+        yield (difference(x, x0), factor) if carries else None
+
+
+def deep_lift_reveal_cancel(after: tuple[str, ...] | None = None) -> Rules:
+    """DeepLIFT with RevealCancel for functions behind layers and sums, and all else as `deep_lift_rescale` has it.
+
+    Args:
+        after: kinds of operations behind which RevealCancel acts; None for all.
+    """
+    kinds = (*sorted(LAYERS), *SUMS, "rsub", "neg", "mul", "div", "batch_norm")
+    ours = tuple((kind, Contributions()) for kind in kinds)
+    return Rules(ours + deep_lift_rescale(RevealCancel(after)).table)
+
+
+def deep_lift_genomics() -> Rules:
+    """RevealCancel behind dense layers and Rescale behind convolutions, as the authors use for genomics."""
+    return deep_lift_reveal_cancel(("linear",))
