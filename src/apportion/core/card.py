@@ -71,6 +71,7 @@ class Total(StrEnum):
     NOTHING = ""
     DIFFERENCE = "f(x) - mean f(x')"
     VALUE = "f(x)"
+    VALUE_LESS_PARTS = "f(x) - the parts, each a share of f(x) of its own"
     OF_BASE = "the mean of what the base claims"
     ONE = "1"
 

@@ -6,6 +6,8 @@ from apportion.methods.backward.deep_shap import DeepSHAP
 from apportion.methods.backward.guided_backprop import GuidedBackprop
 from apportion.methods.backward.lrp import LRP
 from apportion.methods.backward.rect_grad import RectGrad
+from apportion.methods.bias.full_grad import FullGrad
+from apportion.methods.bias.full_grad_saliency import FullGradSaliency
 from apportion.methods.cam.cam import CAM
 from apportion.methods.cam.eigen_cam import EigenCAM
 from apportion.methods.cam.grad_cam import GradCAM
@@ -55,6 +57,8 @@ __all__ = [
     "DeepSHAP",
     "EigenCAM",
     "ExpectedGradients",
+    "FullGrad",
+    "FullGradSaliency",
     "GradCAM",
     "GradCAMPlusPlus",
     "Gradient",

@@ -378,6 +378,8 @@ def claims(explainer: Explainer) -> None:
             )
             continue
         want = {Total.VALUE: fx, Total.ONE: torch.ones_like(fx)}.get(card.total)
+        if card.total is Total.VALUE_LESS_PARTS:
+            want = fx - tree.total(list(a.parts.values())) if a.parts else fx
         _near(
             claimed,
             _difference(explainer, a, case, fx) if want is None else want,

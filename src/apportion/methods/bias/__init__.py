@@ -1,0 +1,1 @@
+"""Attributions to biases as well as to inputs."""

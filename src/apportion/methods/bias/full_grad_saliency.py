@@ -1,0 +1,179 @@
+"""FullGrad, the saliency map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core import ops, tree
+from apportion.core.attribution import Attribution, Domain
+from apportion.core.card import Card, Kind, Need
+from apportion.core.errors import InputError, SiteError
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.protocols import RulePass
+from apportion.core.question import Question
+from apportion.core.registry import register
+from apportion.core.tree import Tree
+from apportion.methods.bias.full_grad import PAPER
+from apportion.parts.bias_terms import Seen, product, through
+from apportion.parts.rules import engine
+from apportion.parts.rules.rule import Call, Rule, Signals
+from apportion.parts.rules.table import ELEMENTWISE
+
+CARD = Card(
+    title="FullGrad saliency",
+    paper=PAPER,
+    kind=Kind.SALIENCE,
+    intent="Where gradient × input and the biases of spatial layers are strong, all layers rescaled alike and added.",
+    cost="1 forward, 1 backward",
+    needs=frozenset({Need.SPATIAL}),
+    signed=False,
+    cautions=(
+        "Not complete: magnitudes are rescaled layer by layer, so that a layer of tiny terms counts as much as any.",
+        "Biases of linear layers are on no picture and are dropped: parts['dropped'], as part of the score.",
+    ),
+)
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class FullGradSaliency(Explainer):
+    """Σ_c ψ(∇f ⊙ x) + Σ_l Σ_c ψ(∇_{b_l} f ⊙ b_l), ψ = |.| stretched to [0, 1]; Srinivas and Fleuret 2019.
+
+    ψ takes the extremes of each layer, all channels together, for each example, as the authors' code does; a layer
+    without variation gives 0. Maps are enlarged bilinearly, corners on corners. A layer is an operation that has a
+    bias, explicit or implicit, and gives [B, C, h, w] with the input's proportions. Values [B, H, W], ≥ 0, without
+    unit. `parts["dropped"]` is the score's remainder that is on no map, in units of the score, and
+    `parts["dropped_share"]` the same over the score.
+
+    Smooth FullGrad is `SmoothGrad(base=FullGradSaliency(), samples=25, noise=ap.noise.Gaussian(0.15))`.
+
+    Raises:
+        SiteError: no layer of the network has spatial axes.
+        InputError: the input is not one tensor of pictures.
+
+    >>> import torch, apportion as ap
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(18, 2))
+    >>> a = ap.FullGradSaliency()(ap.Field(net), torch.rand(1, 1, 5, 5), target=0)
+    >>> a.values.shape, torch.allclose(a.parts["dropped"], net[3].bias[0], atol=1e-6)
+    (torch.Size([1, 5, 5]), True)
+    """
+
+    def explain(self, q: Question) -> Attribution:
+        if not isinstance(q.x, Tensor) or q.x.ndim != 4:
+            shapes = [tuple(t.shape) for t in tree.leaves(q.x)]
+            raise InputError(
+                f"FullGradSaliency of {shapes}",
+                "one tensor of pictures, [B, C, H, W]",
+                "use FullGrad, whose parts are the biases' shares, for tables and text",
+            )
+        done = q.backward(q.x, torch.arange(len(q), device=q.device), _Painting((q.x.shape[2], q.x.shape[3])))
+        painted = [cast(_Painter, chunk[0]) for chunk in done.tape]
+        if not all(p.layers for p in painted):
+            raise SiteError(
+                "FullGradSaliency of a network without spatial layers",
+                "an operation that gives [B, C, h, w] with the input's proportions",
+                "use FullGrad, which gives each layer's share of the score instead of a map",
+            )
+        biases = torch.cat([p.map for p in painted])
+        on_maps = tree.total(done.relevance) + torch.cat([p.total for p in painted])
+        dropped = done.value - on_maps
+        share = dropped / torch.where(done.value == 0, torch.ones_like(dropped), done.value)
+        return q.attribution(
+            self,
+            stretched(done.relevance).sum(1) + biases,
+            domain=Domain.SITE,
+            value=done.value,
+            parts={"dropped": dropped, "dropped_share": share},
+        )
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return Passes(1, 1)
+
+
+def stretched(layer: Float[Tensor, "R C h w"]) -> Tensor:
+    """Stretch magnitudes to [0, 1], by the extremes of each row."""
+    flat = layer.abs().flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    wide = high - low
+    return ((flat - low) / torch.where(wide == 0, torch.ones_like(wide), wide)).view_as(layer)
+
+
+@dataclass(frozen=True)
+class _Painting:
+    """The gradient, and on the way the maps of biases."""
+
+    size: tuple[int, int]
+    kind: Literal["gradient"] = "gradient"
+    surrogate: bool = False
+
+    def run(
+        self,
+        forward: Callable[[Tree], Tensor],
+        z: Tree,
+        reference: Tree | None,
+        *,
+        start: Literal["score", "one"] = "score",
+        record: bool = False,
+        differentiable: bool = False,
+    ) -> RulePass:
+        painter = _Painter(z.new_zeros(len(z), *self.size))
+        done = engine.run(Seen(otherwise=painter), forward, z, None, start=start, record=False, differentiable=False)
+        return done._replace(tape=[painter])
+
+
+_NO_PLACES = frozenset("matmul softmax log_softmax baddbmm addbmm einsum".split())
+"""Operations of attention, whose last two axes are tokens or features even where they look like a picture."""
+
+
+class _Painter(Rule):
+    """Adds the maps of biases up as the signal comes by."""
+
+    def __init__(self, blank: Tensor) -> None:
+        super().__init__()
+        self.map, self.total, self.layers = blank, blank.new_zeros(len(blank)), 0
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        out, sent = through(call, signal)
+        if len(out) == 1 and call.op.kind not in _NO_PLACES and self._is_picture(out[0]):
+            self.layers += 1
+            layer = product(signal, bias(call, out[0]))
+            if bool(layer.any()):
+                self.total = self.total + layer.flatten(1).sum(1)
+                grown = F.interpolate(stretched(layer), self.map.shape[1:], mode="bilinear", align_corners=True)
+                self.map = self.map + grown.sum(1)
+        return sent
+
+    def _is_picture(self, out: Tensor) -> bool:
+        if out.ndim != 4 or out.shape[0] != len(self.map) or out.shape[2] * out.shape[3] == 1:
+            return False
+        ratio = out.shape[2] * self.map.shape[2] / (out.shape[3] * self.map.shape[1])
+        return 0.8 <= ratio <= 1.25
+
+
+def bias(call: Call, out: Tensor) -> Tensor:
+    """Give an operation's output less its derivative times its input, element by element; no rounding errors."""
+    with torch.enable_grad():
+        if ops.is_affine(call.op, call.carrying):
+            pairs = zip(call.inputs, call.carrying, strict=True)
+            return call.fn(*(torch.zeros_like(i) if c else i for i, c in pairs)).detach().expand_as(out)
+        full = [p.detach().requires_grad_(c) for p, c in zip(call.inputs, call.carrying, strict=True)]
+        wanted = [p for p, c in zip(full, call.carrying, strict=True) if c]
+        again = call.fn(*full)
+        if call.op.kind in ELEMENTWISE and len(wanted) == 1:
+            (slope,) = torch.autograd.grad(again.sum(), wanted)
+            return out - slope * wanted[0].detach()
+        # the derivative times the input, as the derivative of the way back by the signal it starts with
+        start = torch.zeros_like(again, requires_grad=True)
+        back = torch.autograd.grad(again, wanted, start, create_graph=True)
+        dot = sum((b * p.detach()).sum() for b, p in zip(back, wanted, strict=True))
+        (linear,) = torch.autograd.grad(cast(Tensor, dot), start)
+    found = out - linear
+    noise = 1e3 * torch.finfo(out.dtype).eps * (out.abs() + linear.abs())
+    return found.masked_fill(found.abs() <= noise, 0)

@@ -1,0 +1,289 @@
+"""FullGrad: the score in full, on every network; the saliency map against the authors' steps."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from benchmarks.networks import NETWORKS, make
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion.core import errors
+
+FLOAT32_INSIDE = {"llama"}
+"""Networks whose norms compute in float32 whatever they are asked for: gradients are no better than that."""
+
+
+def apart(a: ap.Attribution) -> float:
+    """The gap over the score, or over a thousandth of all terms where that is more."""
+    terms = [a.values.flatten(1).sum(1), *a.parts.values()]
+    scale = torch.maximum(a.value.abs(), 1e-3 * torch.stack([t.abs() for t in terms]).sum(0))
+    assert a.gap is not None
+    return float((a.gap.abs() / scale).max())
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "lite0"])
+def test_the_score_in_full_on_every_network(name: str) -> None:
+    pytest.importorskip("transformers")
+    net = make(name, rows=3)
+    a = ap.FullGrad()(ap.Field(net.model), net.x, target=1)
+    assert apart(a) <= (1e-3 if name in FLOAT32_INSIDE else 1e-9)
+    assert not a.warnings
+    assert a.cost.forward.tolist() == [1, 1, 1]
+    torch.testing.assert_close(a.value, net.model(net.x)[:, 1], atol=1e-12, rtol=0)
+    torch.testing.assert_close(a.values, ap.Gradient()(ap.Field(net.model), net.x, target=1).values * net.x)
+    assert max(float(p.abs().max()) for p in a.parts.values()) > 1e-3  # there is something beside the input
+
+
+def test_llama_that_computes_in_float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def norm(self: Any, h: Tensor) -> Tensor:
+        return self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaRMSNorm, "forward", norm)
+    net = make("llama", rows=2)
+    assert apart(ap.FullGrad()(ap.Field(net.model), net.x, target=1)) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["residual", "bert", "lstm"])
+def test_rows_are_told_apart(name: str) -> None:
+    pytest.importorskip("transformers")
+    net = make(name, rows=4)
+    whole = ap.FullGrad()(ap.Field(net.model), net.x, target=1)
+    for i in range(4):
+        one = ap.FullGrad()(ap.Field(net.model), net.x[i : i + 1], target=1)
+        for part, value in one.parts.items():
+            torch.testing.assert_close(whole.parts[part][i : i + 1], value, atol=1e-11, rtol=1e-9)
+
+
+class TimeFirst(nn.Module):
+    """Attention with time on its first axis, as many steps as examples, so that shapes do not tell rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, activation="gelu")
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.transpose(0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 6])
+def test_rows_that_are_not_on_the_first_axis(rows: int) -> None:
+    torch.manual_seed(0)
+    net, x = TimeFirst().double().eval(), torch.randn(rows, 3, 8).double()
+    a = ap.FullGrad()(ap.Field(net), x, target=1)
+    assert apart(a) <= 1e-9
+    assert int(a.cost.forward.max()) <= 2
+    for i in range(rows):
+        one = ap.FullGrad()(ap.Field(net), x[i : i + 1], target=1)
+        for part, value in one.parts.items():
+            torch.testing.assert_close(a.parts[part][i : i + 1], value, atol=1e-12, rtol=1e-9)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        keep = torch.tensor([True, True, False])
+        one = F.scaled_dot_product_attention(q, k, v, attn_mask=keep.expand(3, 3))
+        weight = (q @ k.transpose(1, 2)).masked_fill(~keep, -torch.inf).softmax(-1)
+        two = (q @ k.transpose(1, 2) + torch.zeros(3).double().masked_fill(~keep, torch.finfo(x.dtype).min)).softmax(-1)
+        return self.head((one + weight @ v + two @ v).mean(1))
+
+
+def test_masked_scores_are_no_nan() -> None:
+    torch.manual_seed(0)
+    a = ap.FullGrad()(ap.Field(Masked().double()), torch.randn(2, 3, 4).double(), target=1)
+    assert apart(a) <= 1e-12
+    assert all(bool(torch.isfinite(p).all()) for p in a.parts.values())
+
+
+class Small(nn.Module):
+    """Convolution, batch-norm, activation, maximum, convolution, mean, linear: the reference's own test."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.conv1, self.bn = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.fc, self.act = nn.Conv2d(4, 5, 3, padding=1), nn.Linear(5, 3), activation
+        for t in (self.bn.running_mean, self.bn.weight, self.bn.bias):
+            assert t is not None
+            t.data.normal_()
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.max_pool2d(self.act(self.bn(self.conv1(x))), 2)
+        return self.fc(self.act(self.conv2(h)).mean((2, 3)))
+
+
+def explicit(net: Small, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The textbook terms of logit 1: each bias times the score's derivative by it, place by place."""
+    kept: dict[str, Any] = {}
+    for name in ("conv1", "bn", "conv2"):
+        net.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: kept.__setitem__(name, o))
+    x = x.clone().requires_grad_()
+    score = net(x)[:, 1].sum()
+    grads = dict(zip([*kept, "x"], torch.autograd.grad(score, [*kept.values(), x]), strict=True))
+    mean, var = net.bn.running_mean, net.bn.running_var
+    assert mean is not None
+    assert var is not None
+    biases = {
+        "conv1": net.conv1.bias,
+        "bn": net.bn.bias - mean * net.bn.weight / torch.sqrt(var + net.bn.eps),
+        "conv2": net.conv2.bias,
+    }
+    for m in net.modules():
+        m._forward_hooks.clear()
+    terms = {n: (grads[n] * biases[n][:, None, None]).detach() for n in biases}  # type: ignore[index]
+    return (grads["x"] * x).detach(), terms
+
+
+def test_parts_are_the_textbooks_for_relu() -> None:
+    net, x = Small(torch.relu), torch.randn(3, 2, 8, 8).double()
+    at_input, terms = explicit(net, x)
+    a = ap.FullGrad()(ap.Field(net), x, target=1)
+    torch.testing.assert_close(a.values, at_input, atol=1e-14, rtol=0)
+    want = {"conv1 (Conv2d)": "conv1", "bn (BatchNorm2d)": "bn", "conv2 (Conv2d)": "conv2"}
+    assert list(a.parts) == [*want, "fc (Linear)"]
+    for part, name in want.items():
+        torch.testing.assert_close(a.parts[part], terms[name].flatten(1).sum(1), atol=1e-14, rtol=0)
+    torch.testing.assert_close(a.parts["fc (Linear)"], net.fc.bias[1].detach().expand(3), atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("act", [torch.tanh, F.gelu, F.silu, F.hardswish], ids=lambda f: f.__name__)
+def test_activations_have_biases_of_their_own(act: Any) -> None:
+    net, x = Small(act), torch.randn(3, 2, 8, 8).double()
+    a = ap.FullGrad()(ap.Field(net), x, target=1)
+    assert apart(a) <= 1e-12
+    at_input, terms = explicit(net, x)
+    textbook = at_input.flatten(1).sum(1) + sum(t.flatten(1).sum(1) for t in terms.values()) + net.fc.bias[1].detach()
+    implicit = a.parts["the top module (Small)"]  # functional activations run in no module of their own
+    torch.testing.assert_close(a.value - textbook, implicit, atol=1e-13, rtol=0)
+    assert float(implicit.abs().min()) > 1e-4
+
+
+def test_scores_have_terms_too() -> None:
+    net, x = Small(torch.relu), torch.randn(2, 2, 8, 8).double()
+    for score in (ap.Probability(), ap.LogProbability(), ap.LogOdds()):
+        a = ap.FullGrad()(ap.Field(net, score), x, target=1)
+        assert apart(a) <= 1e-12
+        assert "outside modules" in a.parts
+    normalize = ap.Normalize(mean=(0.4, 0.5), std=(0.2, 0.3))
+    b = ap.FullGrad()(ap.Field(net, normalize=normalize), torch.rand(2, 2, 8, 8).double(), target=1)
+    assert apart(b) <= 1e-12
+
+
+def test_what_runs_unseen_is_told() -> None:
+    """An operation outside the vocabulary is either measured or missed with a warning, never silently."""
+    field = ap.Field(nn.Sequential(nn.Linear(3, 2), Odd()).double())
+    a = ap.FullGrad()(field, torch.randn(2, 3).double(), target=0)
+    assert (apart(a) <= 1e-9) == (not any("ran unseen" in w for w in a.warnings))
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.i0(x) + torch.special.i1(x)
+
+
+# -- the saliency map -------------------------------------------------------------------------------
+
+
+def rescaled(layer: Tensor) -> Tensor:
+    """The authors' steps: magnitudes, less their minimum, over what is then their maximum, layer by layer."""
+    out = []
+    for one in layer.abs():
+        low = one - one.min()
+        out.append(low / low.max() if low.max() > 0 else low)
+    return torch.stack(out)
+
+
+def test_saliency_is_the_authors() -> None:
+    net, x = Small(torch.relu), torch.randn(3, 2, 8, 8).double()
+    at_input, terms = explicit(net, x)
+    want = rescaled(at_input).sum(1)
+    for term in terms.values():
+        want += F.interpolate(rescaled(term), (8, 8), mode="bilinear", align_corners=True).sum(1)
+    a = ap.FullGradSaliency()(ap.Field(net), x, target=1)
+    torch.testing.assert_close(a.values, want, atol=1e-12, rtol=0)
+    torch.testing.assert_close(a.parts["dropped"], net.fc.bias[1].detach().expand(3), atol=1e-13, rtol=0)
+    torch.testing.assert_close(a.parts["dropped_share"], net.fc.bias[1].detach() / a.value, atol=1e-12, rtol=0)
+    for size in (1, 2):
+        again = ap.FullGradSaliency()(ap.Field(net, batch_size=size), x, target=1)
+        torch.testing.assert_close(again.values, want, atol=1e-12, rtol=0)
+
+
+def test_saliency_of_activations_with_biases() -> None:
+    net, x = Small(torch.tanh), torch.randn(2, 2, 8, 8).double()
+    at_input, terms = explicit(net, x)
+    want = rescaled(at_input).sum(1)
+    with torch.no_grad():
+        z1 = net.bn(net.conv1(x))
+        h1 = F.max_pool2d(torch.tanh(z1), 2)
+        z2 = net.conv2(h1)
+    for start, rest in (
+        (z1, lambda h: net.fc(torch.tanh(net.conv2(F.max_pool2d(h, 2))).mean((2, 3)))),
+        (z2, lambda h: net.fc(h.mean((2, 3)))),
+    ):
+        out = torch.tanh(start).requires_grad_()
+        (signal,) = torch.autograd.grad(rest(out)[:, 1].sum(), out)
+        slope = 1 - torch.tanh(start) ** 2
+        terms[str(len(terms))] = signal * (out.detach() - slope * start)
+    for term in terms.values():
+        want += F.interpolate(rescaled(term), (8, 8), mode="bilinear", align_corners=True).sum(1)
+    a = ap.FullGradSaliency()(ap.Field(net), x, target=1)
+    torch.testing.assert_close(a.values, want, atol=1e-11, rtol=0)
+
+
+def test_saliency_without_noise_from_rounding() -> None:
+    """A convolution without bias has no bias term: rounding errors must not be stretched to a map."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.GroupNorm(1, 4),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+    x = torch.randn(2, 2, 8, 8)
+    bare = nn.Sequential(net[0], net[1], net[2], nn.Flatten(), net[5])
+    a = ap.FullGradSaliency()(ap.Field(bare), x, target=1)
+    grad = ap.Gradient()(ap.Field(bare), x, target=1).values
+    torch.testing.assert_close(a.values, rescaled(grad * x).sum(1), atol=1e-5, rtol=0)
+    b = ap.FullGradSaliency()(ap.Field(net), x, target=1)  # the norm has a term: its mean and its scale depend on x
+    assert float((b.values - rescaled(ap.Gradient()(ap.Field(net), x, target=1).values * x).sum(1)).max()) > 0.1
+
+
+def test_saliency_is_refused_by_name_without_pictures() -> None:
+    with pytest.raises(errors.InputError, match="FullGradSaliency of"):
+        ap.FullGradSaliency()(ap.Field(nn.Linear(3, 2)), torch.rand(1, 3), target=0)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(errors.SiteError, match="FullGradSaliency of a network without spatial layers"):
+        ap.FullGradSaliency()(ap.Field(flat), torch.rand(1, 3, 2, 2), target=0)
+
+
+def test_smooth_full_grad_is_the_mean_over_copies() -> None:
+    net, x = Small(torch.relu), torch.rand(2, 2, 8, 8).double()
+    method = ap.SmoothGrad(base=ap.FullGradSaliency(), samples=5, noise=ap.noise.Gaussian(0.15))
+    a = method(ap.Field(net), x, target=1, seed=7)
+    q = ap.Field(net).bind(x, target=1, seed=7)
+    copies = [ap.noise.Gaussian(0.15)(q, torch.arange(2), torch.full((2,), n)) for n in range(5)]
+    maps = [ap.FullGradSaliency()(ap.Field(net), z, target=1).values for z in copies]
+    torch.testing.assert_close(a.values, torch.stack(maps).mean(0), atol=1e-12, rtol=0)
+
+
+def test_vit_drops_what_its_tokens_hold() -> None:
+    pytest.importorskip("transformers")
+    net = make("vit", rows=2)
+    a = ap.FullGradSaliency()(ap.Field(net.model), net.x, target=1)
+    full = ap.FullGrad()(ap.Field(net.model), net.x, target=1)
+    spatial = sum(v for n, v in full.parts.items() if "Conv2d" in n)
+    want = full.value - full.values.flatten(1).sum(1) - spatial
+    torch.testing.assert_close(a.parts["dropped"], want, atol=1e-11, rtol=1e-9)
+    assert float(a.parts["dropped_share"].abs().min()) > 0.05
