@@ -103,6 +103,7 @@ class Need(Enum):
 
     SPATIAL = "an inner layer with spatial axes"
     RELU = "a network without activations other than ReLU"
+    NONNEGATIVE = "inputs that are not negative"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from apportion.methods.backward.deconvnet import Deconvnet
 from apportion.methods.backward.deep_lift import DeepLIFT
 from apportion.methods.backward.deep_shap import DeepSHAP
+from apportion.methods.backward.deep_taylor import DeepTaylor
+from apportion.methods.backward.excitation_backprop import ExcitationBackprop
 from apportion.methods.backward.guided_backprop import GuidedBackprop
 from apportion.methods.backward.lrp import LRP
 from apportion.methods.backward.rect_grad import RectGrad
@@ -55,7 +57,9 @@ __all__ = [
     "Deconvnet",
     "DeepLIFT",
     "DeepSHAP",
+    "DeepTaylor",
     "EigenCAM",
+    "ExcitationBackprop",
     "ExpectedGradients",
     "FullGrad",
     "FullGradSaliency",

@@ -49,8 +49,12 @@ def cases(explainer: Explainer) -> list[Case]:
     pictures = torch.rand(5, 2, 8, 8, generator=generator, dtype=torch.float64)
     out = [Case("convolutional", planted.conv_net(), pictures, 2)]
     if Need.SPATIAL not in explainer.card.needs:
-        out.append(Case("dense", planted.dense_net(relu=Need.RELU in explainer.card.needs), points(5), 2))
+        out.append(Case("dense", planted.dense_net(relu=Need.RELU in explainer.card.needs), _points(explainer), 2))
     return out
+
+
+def _points(explainer: Explainer) -> Tensor:
+    return points(5).abs() if Need.NONNEGATIVE in explainer.card.needs else points(5)
 
 
 def _run(explainer: Explainer, case: Case, at: slice | list[int] = slice(None), **options: object) -> Attribution:
@@ -308,13 +312,13 @@ def sign(explainer: Explainer) -> None:
         _demand(ok, explainer, "values are not positive where everything raises the score")
         return
     weight = torch.tensor([1.0, -2.0, 3.0, 0.5, 0.0], dtype=torch.float64)
-    a = _run(explainer, _linear())
+    a = _run(explainer, _linear(explainer))
     if a.domain is not Domain.INPUT:
         return
-    want = weight.expand_as(_linear().x)
+    want = weight.expand_as(_linear(explainer).x)
     if explainer.kind is Kind.SALIENCE:
         start = 0 if a.references is None else tree.leaves(a.references.rows)[0].mean(1)
-        want = want * (_linear().x - start)
+        want = want * (_linear(explainer).x - start)
     matters = want.abs() >= 0.5 * want.abs().amax(1, keepdim=True)
     ok = bool((tree.leaves(a.values)[0] * want > 0)[matters].all())
     _demand(ok, explainer, "on a linear model values do not have the sign of what they do to the score")
@@ -325,8 +329,8 @@ def _signed(explainer: Explainer) -> bool:
     return explainer.card.signed and (not isinstance(base, Explainer) or _signed(base))
 
 
-def _linear() -> Case:
-    return Case("linear", planted.Linear([1.0, -2.0, 3.0, 0.5, 0.0], 0.3), points(5), 0)
+def _linear(explainer: Explainer) -> Case:
+    return Case("linear", planted.Linear([1.0, -2.0, 3.0, 0.5, 0.0], 0.3), _points(explainer), 0)
 
 
 def _rising() -> nn.Module:
@@ -390,7 +394,7 @@ def claims(explainer: Explainer) -> None:
         _claims_of_base(explainer)
     if Need.SPATIAL in card.needs or not card.total:
         return
-    a = _run(explainer, _linear())
+    a = _run(explainer, _linear(explainer))
     if a.gap is not None:
         worst = float(a.gap.abs().max())
         _demand(worst <= 1e-9, explainer, f"misses its total by {worst:.1e} on a linear model")

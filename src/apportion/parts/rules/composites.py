@@ -10,9 +10,11 @@ from __future__ import annotations
 from apportion.parts.rules.lrp import (
     AlphaBeta,
     Epsilon,
+    Excitation,
     Flat,
     GeneralizedGamma,
     Identity,
+    Shift,
     Through,
     WSquare,
     ZBox,
@@ -29,6 +31,9 @@ _HAND_ON: tuple[tuple[str, Rule], ...] = (
     ("elementwise", Identity()),
 )
 """Everything that is not a layer."""
+
+_SHIFTS: tuple[tuple[str, Rule], ...] = (("add", Shift()), ("sub", Shift()))
+"""Biases that are written as additions, where biases take nothing."""
 
 Bound = float | tuple[float, ...]
 
@@ -78,15 +83,15 @@ def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Rules:
     return _by_kind(AlphaBeta(), Epsilon(epsilon), Flat())
 
 
-def deep_taylor(first: ZBox | WSquare | None = None) -> Rules:
+def deep_taylor(first: ZBox | WSquare | ZPlus | None = None) -> Rules:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ behind the first layer; ReLU networks only.
 
     Args:
         first: `ZBox` for pixels; `WSquare`, for inputs of any value, unless given.
     """
-    return Rules((("layer", ZPlus()), ("relu", Plain()), *POOLS), first=WSquare() if first is None else first)
+    return Rules((("layer", ZPlus()), *_SHIFTS, ("relu", Plain()), *POOLS), first=WSquare() if first is None else first)
 
 
 def excitation() -> Rules:
-    """Excitation backpropagation (Zhang et al. 2016): z⁺ in every layer, batch-norm handed through."""
-    return Rules((("layer", ZPlus()), ("batch_norm", Through()), ("relu", Plain()), *POOLS))
+    """Excitation backpropagation (Zhang et al. 2016); batch-norm hands on what it gets."""
+    return Rules((("layer", Excitation()), *_SHIFTS, ("batch_norm", Through()), ("relu", Plain()), *POOLS))

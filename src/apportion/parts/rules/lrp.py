@@ -137,6 +137,22 @@ class ZPlus(Rule):
 
 
 @dataclass(frozen=True)
+class Excitation(Rule):
+    """The step of excitation backpropagation: shares of x w⁺, noting inputs that are negative; Zhang et al. 2016.
+
+    Those are treated as in `ZPlus`, which this is.
+    """
+
+    def forward(self, call: Call) -> Any:
+        if bool((call.inputs[0] < 0).any()):
+            note("a layer has negative inputs, where x⁻w⁻ was taken as excitation; the method is defined without them")
+        return super().forward(call)
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        return ZPlus().back(call, signal)
+
+
+@dataclass(frozen=True)
 class Gamma(Rule):
     """LRP-γ: R_i = Σ_j x_i (w_ij + γ w⁺_ij) R_j / Σ_i of the same; Montavon et al. 2019.
 
@@ -278,6 +294,18 @@ class Through(Rule):
 
     def back(self, call: Call, signal: Any) -> Signals:
         return to_first(call, signal * quotient(call.output, call.inputs[0]))
+
+
+@dataclass(frozen=True)
+class Shift(Rule):
+    """Additions: a constant takes nothing, as biases do under z⁺; two signals share in proportion."""
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        y = call.output
+        if sum(call.carrying) > 1:
+            return call.vjp(signal)
+        shift = call.fn(*(torch.zeros_like(t) if c else t for t, c in zip(call.inputs, call.carrying, strict=True)))
+        return call.vjp(signal * quotient(y, y - shift))
 
 
 @dataclass(frozen=True)
