@@ -17,7 +17,8 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Cost
 from apportion.core.config import whole
-from apportion.core.errors import ConfigError, ModelError, kind_of
+from apportion.core.errors import ConfigError, ModelError, NonFiniteError, kind_of
+from apportion.core.explainer import Passes
 from apportion.core.field import Field
 from apportion.core.pieces import Pieces, places
 from apportion.core.question import Question
@@ -198,6 +199,42 @@ def regions(
         _check_visible(q)
         rows = q.references(Given(baseline) if _is_values(baseline) else baseline).rows
         return _count(q, rows, number)
+
+
+def recorded(q: Question, rows: Tree, intervals: int) -> dict[str, Tree]:
+    """Count linear pieces for the result of a method; see `regions`.
+
+    A model whose pieces cannot be counted gets a warning in place of the parts, one without any gets neither.
+
+    Args:
+        q: the question, on whose account the rows are.
+        rows: the baselines [B, k, ...].
+        intervals: as `along` of `regions`; 0 to count nothing.
+
+    Returns:
+        "other_piece_share" [B, k], and for several intervals "crossings" [B, k, intervals].
+    """
+    if not intervals:
+        return {}
+    try:
+        _check_visible(q)
+        found = _count(q, rows, intervals)
+    except (ModelError, NonFiniteError) as error:
+        q.warn(f"linear pieces were not counted: {error.given}")
+        return {}
+    if not found.units:
+        return {}
+    parts: dict[str, Tree] = {"other_piece_share": found.share.to(q.fx)}
+    if found.crossings is not None and intervals > 1:
+        parts["crossings"] = found.crossings.to(q.device)
+    return parts
+
+
+def recording(passes: Passes, lines: int, intervals: int) -> Passes:
+    """Add what `recorded` takes; a model it refuses takes less, so that the sum is at most."""
+    if not intervals:
+        return passes
+    return passes._replace(forward=passes.forward + lines * (intervals + 1), exact=False)
 
 
 def _is_values(baseline: Any) -> bool:

@@ -163,7 +163,8 @@ class Split(Accumulator):
     """The Riemann sum in two: before and after the score has first risen by a share φ (Miglani et al. 2020).
 
     A leg counts as before while no earlier leg, nor itself, was taken where
-    f(γ) - f(x') exceeds φ (f(x) - f(x')), in the direction of f(x) - f(x').
+    f(γ) - f(x') exceeds φ (f(x) - f(x')), in the direction of f(x) - f(x'). On a score that is not monotone, what
+    comes after the first crossing stays after, with a warning.
 
     Attributes:
         phi: the share φ.
@@ -179,11 +180,13 @@ class Split(Accumulator):
         rise = (q.fx[:, None] - start).reshape(-1)
         before, after = Sum(q, walk, each=False), Sum(q, walk, each=False)
         crossed = torch.full((len(rise),), torch.inf, dtype=torch.float64, device=q.device)
+        fell = torch.zeros(len(q), dtype=torch.bool, device=q.device)
         for legs in walk.legs:
             row = legs.row(k)
             beyond = (legs.value - start.reshape(-1)[row]) * rise[row].sign() > self.phi * rise[row].abs()
             place = torch.where(beyond, legs.t.double(), torch.inf)
             crossed = crossed.scatter_reduce(0, row, place, "amin")
+            fell[legs.owner[~beyond & (legs.t.double() > crossed[row])]] = True
             early = legs.t.double() <= crossed[row] if self.keep_crossing else legs.t.double() < crossed[row]
             term = tree.apply(torch.mul, legs.grad, legs.move)
             kept = tree.apply(lambda m, e=early: m * tree.per_row(e, m), term)
@@ -193,6 +196,9 @@ class Split(Accumulator):
         if bool(never.any()):
             rows = never.any(1).nonzero()[:, 0].tolist()
             q.warn(f"the score never passed φ = {self.phi} of its rise for example(s) {_some(rows)}: all is before")
+        if bool(fell.any()):
+            back = _some(fell.nonzero()[:, 0].tolist())
+            q.warn(f"the score fell back below φ = {self.phi} of its rise for example(s) {back}: that part is after")
         if bool((rise == 0).any()):
             q.warn("f(x) = f(x') for some examples: there is no rise to split")
         split = torch.where(never, torch.ones_like(crossed).reshape(len(q), k), crossed.reshape(len(q), k))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from apportion.core.attribution import Attribution
+from apportion.core.attribution import References
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
-from apportion.core.explainer import Explainer
+from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.tree import Tree
@@ -15,6 +15,7 @@ from apportion.parts.paths.explainer import PathExplainer
 from apportion.parts.paths.path import Path
 from apportion.parts.paths.straight import Straight
 from apportion.parts.quadrature import Gauss, Midpoint, Quadrature
+from apportion.regions import recorded, recording
 
 PAPER = Paper(
     "Wang, Fredrikson, Datta",
@@ -35,7 +36,7 @@ CARD = Card(
     paper=PAPER,
     kind=Kind.SALIENCE,
     intent="Integrated gradients from the nearest point of another class, found by an attack.",
-    cost="n + r (s + 1) + 29 forward, n + r s backward at most (n nodes; an attack with s steps for each of r radii)",
+    cost="n + r (s + 1) + 31 forward, n + r s backward at most (n nodes; an attack with s steps for each of r radii)",
     exact_cost=False,
     families=(Family.GRADIENT_TIMES_INPUT, Family.PATH),
     claims=(Claim(Principle.COMPLETENESS, holds=True, source="Wang et al. 2022, as integrated gradients"),),
@@ -67,6 +68,8 @@ class BIG(PathExplainer):
     Attributes:
         attack: how x' is found.
         quadrature: nodes and weights on the line.
+        regions: intervals of the line between whose ends changes of linear piece are counted, by 1 row forward
+            each and 1 more; 0 for no count. See `ap.regions` and `parts["other_piece_share"]`.
 
     Raises:
         BaselineError: outputs no decision can be read from, by class or by the sign of one number.
@@ -80,18 +83,21 @@ class BIG(PathExplainer):
 
     attack: NearestAdversarial = NearestAdversarial()
     quadrature: Quadrature = Gauss(32)
+    regions: int = 1
 
     @property
     def way(self) -> Path:
         return Straight(self.attack, quadrature=self.quadrature)
 
-    def explain(self, q: Question) -> Attribution:
-        found = super().explain(q)
-        return replace(found, parts={**found.parts, **told(self.attack, q)})
+    def companions(self, q: Question, start: References) -> dict[str, Tree]:
+        return {**told(self.attack, q), **recorded(q, start.rows, self.regions)}
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return recording(super().passes(q), 1, self.regions)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         return (
             cls(NearestAdversarial((1.0, 4.0), steps=4), Gauss(4)),
-            cls(NearestAdversarial((0.5, 4.0), steps=4, random_start=True), Midpoint(5)),
+            cls(NearestAdversarial((0.5, 4.0), steps=4, random_start=True), Midpoint(5), regions=3),
         )

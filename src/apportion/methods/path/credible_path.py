@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apportion.core.attribution import References
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
+from apportion.core.tree import Tree
 from apportion.parts.accumulate import Accumulator
 from apportion.parts.baselines import Baseline, Credible, Noise, Several
 from apportion.parts.paths.blur import AtScale
@@ -17,6 +19,7 @@ from apportion.parts.paths.path import Path
 from apportion.parts.paths.straight import Straight
 from apportion.parts.quadrature import Gauss, MonteCarlo, Quadrature
 from apportion.parts.valid import ValidFeatures
+from apportion.regions import recorded, recording
 
 CARD = Card(
     title="Credible path attribution",
@@ -28,7 +31,7 @@ CARD = Card(
     ),
     kind=Kind.SALIENCE,
     intent="Integrated gradients from baselines with nearly the example's logits, over valid path features only.",
-    cost="n + 1 + b forward, n + 1 backward (n points on the lines from b baselines), and at most 101 b + 2 forward, "
+    cost="n + 1 + 3 b forward, n + 1 backward (n points on the lines from b baselines), and at most 101 b + 2 forward, "
     "100 b backward for the baselines",
     exact_cost=False,
     families=(Family.GRADIENT_TIMES_INPUT, Family.PATH),
@@ -68,6 +71,8 @@ class CrediblePath(PathExplainer):
         valid: which points count; `ValidFeatures(test="ascent")` recalibrates as Yang et al. 2023, whose values
             are never negative.
         quadrature: another rule for each baseline in place of random α; K is then its own.
+        regions: how finely linear pieces are counted from each x'_b to x, which Proposition 2 wants to be one; 1
+            compares the ends (`parts["other_piece_share"]`), 0 nothing. It takes a row forward more than intervals.
 
     Raises:
         ConfigError: fewer points than baselines.
@@ -86,6 +91,7 @@ class CrediblePath(PathExplainer):
     total: int = 150
     valid: ValidFeatures = ValidFeatures()
     quadrature: Quadrature | None = None
+    regions: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,12 +111,16 @@ class CrediblePath(PathExplainer):
 
     def passes(self, q: Question | None = None) -> Passes:
         own, more = super().passes(q), self.valid.rows_at_x
-        return own._replace(forward=own.forward + more, backward=own.backward + more)
+        own = own._replace(forward=own.forward + more, backward=own.backward + more)
+        return recording(own, self.baseline.draws, self.regions)
+
+    def companions(self, q: Question, start: References) -> dict[str, Tree]:
+        return recorded(q, start.rows, self.regions)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         return (
             cls(Credible(Several((AtScale(4.0), AtScale(8.0))), max_iter=5), 8),
             cls(Noise(0.5, count=2), 8, ValidFeatures(empty="integral")),
-            cls(Noise(0.5, count=2), valid=ValidFeatures(divide="all"), quadrature=Gauss(4)),
+            cls(Noise(0.5, count=2), valid=ValidFeatures(divide="all"), quadrature=Gauss(4), regions=2),
         )

@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from apportion.core import tree
+from apportion.core.attribution import References
 from apportion.core.card import Card, Family, Kind, Paper, Principle, Total
 from apportion.core.errors import ConfigError
-from apportion.core.explainer import Explainer
+from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
+from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline, Neighbours, Noise
-from apportion.parts.baselines.data import like_input
 from apportion.parts.paths.explainer import PathExplainer
 from apportion.parts.paths.path import Path, Walk
 from apportion.parts.paths.straight import Straight
 from apportion.parts.quadrature import Midpoint, MonteCarlo, Quadrature
+from apportion.regions import recorded, recording
 
 CARD = Card(
     title="Local path integration",
@@ -31,7 +29,7 @@ CARD = Card(
     ),
     kind=Kind.SALIENCE,
     intent="Integrated gradients from training examples that the model sees as near, each line sampled at random.",
-    cost="n k + k forward, n k backward (n places on the lines from k neighbours), and 1 forward to find them",
+    cost="n k + 3 k forward, n k backward (n places on the lines from k neighbours), and 1 forward to find them",
     families=(Family.GRADIENT_TIMES_INPUT, Family.PATH),
     measured={
         Principle.COMPLETENESS: False,
@@ -67,18 +65,9 @@ class WeightedLines(Straight):
 
     def walk(self, q: Question, *, rises: bool = False) -> Walk:
         walk = super().walk(q, rises=rises)
-        return replace(walk, weight=self._density(q, walk.references().rows).to(q.fx))
-
-    def _density(self, q: Question, rows: tree.Tree) -> Tensor:
-        """Find each example's cluster by the rows it got, which needs no pass."""
         assert isinstance(self.baseline, Neighbours)  # by `__post_init__`
-        known = like_input(q, self.baseline.references, "neighbours", axes=2)
-        found = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        for c in reversed(range(len(self.baseline.density))):
-            pairs = zip(tree.leaves(rows), tree.leaves(known), strict=True)
-            same = torch.stack([(r == k[c]).flatten(1).all(1) for r, k in pairs]).all(0)
-            found[same] = c
-        return self.baseline.density.to(q.device)[found]
+        weight = self.baseline.density.to(q.device)[self.baseline.nearest(q)]
+        return replace(walk, weight=weight.to(q.fx))
 
 
 @register(CARD)
@@ -95,6 +84,8 @@ class LPI(PathExplainer):
         quadrature: the places α on every line.
         weights: w_j equal, or by "density", the share of its cluster that r_j stands for. Either way they sum
             to 1, and the values to f(x) - Σ_j w_j f(r_j).
+        regions: into how many intervals each line is cut to count changes of linear piece, which tells how local
+            the neighbours are (`parts["other_piece_share"]`): one row forward each, and one. 0 leaves it out.
 
     Raises:
         ConfigError: densities asked of baselines that have none.
@@ -111,12 +102,22 @@ class LPI(PathExplainer):
     baseline: Baseline = Noise(0.5, mean=0.5, count=20, uniform=True)
     quadrature: Quadrature = MonteCarlo(5)
     weights: Literal["equal", "density"] = "equal"
+    regions: int = 1
 
     @property
     def way(self) -> Path:
         kind = WeightedLines if self.weights == "density" else Straight
         return kind(self.baseline, quadrature=self.quadrature)
 
+    def companions(self, q: Question, start: References) -> dict[str, Tree]:
+        return recorded(q, start.rows, self.regions)
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return recording(super().passes(q), self.baseline.draws, self.regions)
+
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(Noise(0.5, mean=0.5, count=4, uniform=True), MonteCarlo(2)), cls(Noise(0.5, count=3), Midpoint(3)))
+        return (
+            cls(Noise(0.5, mean=0.5, count=4, uniform=True), MonteCarlo(2)),
+            cls(Noise(0.5, count=3), Midpoint(3), regions=0),
+        )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from apportion.core.attribution import Attribution
+from apportion.core import tree
+from apportion.core.attribution import Attribution, References
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
+from apportion.core.tree import Tree
 from apportion.parts.accumulate import Accumulator, Dot
 from apportion.parts.paths.path import Path
 
@@ -31,16 +33,18 @@ class PathExplainer(Explainer):
         gathered = self.accumulator.gather(q, walk)
         start = walk.references()
         claimed = q.fx[:, None] - start.value
-        same = (start.equal_share == 1).all(1).nonzero()[:, 0].tolist()
-        if same:
-            q.warn(f"the starting point equals the input for example(s) {', '.join(map(str, same))}: all values are 0")
+        _warn_of_zeros(q, start, gathered.values)
         return q.attribution(
             self,
             gathered.values,
             claimed_total=(claimed * walk.shares(q)).sum(1) if self.claims else None,
             references=start,
-            parts={**gathered.parts, **walk.parts()},
+            parts={**gathered.parts, **walk.parts(), **self.companions(q, start)},
         )
+
+    def companions(self, q: Question, start: References) -> dict[str, Tree]:
+        """Give further parts of the result, from the starting points; what they cost is the method's."""
+        return {}
 
     @property
     def claims(self) -> bool:
@@ -49,3 +53,16 @@ class PathExplainer(Explainer):
 
     def passes(self, q: Question | None = None) -> Passes:
         return self.way.passes(rises=self.accumulator.rises)
+
+
+def _warn_of_zeros(q: Question, start: References, values: Tree) -> None:
+    """Name the examples without any value, and why."""
+    same = (start.equal_share == 1).all(1)
+    nothing = (tree.total(tree.apply(lambda v: (v != 0).double(), values)) == 0) & ~same
+    for rows, message in (
+        (same, "the starting point equals the input for example(s) {}: all values are 0"),
+        (nothing, "all values are 0 for example(s) {}: no gradient on the way from the starting point, or none kept"),
+    ):
+        found = rows.nonzero()[:, 0].tolist()
+        if found:
+            q.warn(message.format(", ".join(map(str, found))))
