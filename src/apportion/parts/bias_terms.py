@@ -7,6 +7,7 @@ terms and of gradient × input is the score, whatever the network.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
@@ -21,6 +22,7 @@ from apportion.core.protocols import Backward, Owner, RulePass
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.rules import engine
+from apportion.parts.rules.node import Places
 from apportion.parts.rules.rule import Call, Rule, Signals
 from apportion.parts.rules.table import Rules
 
@@ -144,7 +146,7 @@ class _BiasRules:
         record: bool = False,
         differentiable: bool = False,
     ) -> RulePass:
-        meter = _Meter(tree.rows(z))
+        meter = _Meter(tree.rows(z), Places(sys._getframe()))
         done = engine.run(Seen(otherwise=meter), forward, z, None, start=start, record=False, differentiable=False)
         return done._replace(tape=meter.terms)
 
@@ -161,16 +163,16 @@ class Seen(Rules):
 class _Meter(Rule):
     """Measures the bias term of each operation, and forgets the operation."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, where: Places) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows, self.where = rows, where
         self.order: WeakKeyDictionary[Call, int] = WeakKeyDictionary()
         self.names: list[str] = []
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def forward(self, call: Call) -> Any:
         self.order[call] = len(self.names)
-        self.names.append(engine._where() or "outside modules")
+        self.names.append(self.where() or "outside modules")
         return super().forward(call)
 
     def back(self, call: Call, signal: Any) -> Signals:
