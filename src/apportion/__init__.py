@@ -1,6 +1,7 @@
 """apportion: feature attribution of neural networks, with every evaluation that says whether to trust it."""
 
 from apportion import planted, testing
+from apportion.bias_report import BiasReport, bias_report
 from apportion.core.attribution import Attribution, Cost, Domain, References
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle, Total
 from apportion.core.errors import ApportionError
@@ -92,6 +93,7 @@ __all__ = [
     "At",
     "AtOp",
     "Attribution",
+    "BiasReport",
     "BlurIG",
     "BoundarySaliency",
     "Card",
@@ -160,6 +162,7 @@ __all__ = [
     "XGradCAM",
     "accumulate",
     "baselines",
+    "bias_report",
     "explain",
     "fills",
     "grids",
