@@ -92,6 +92,21 @@ def test_other_activations_are_refused_by_name():
         ap.GuidedBackprop()(ap.Field(net), points(), target=0)
 
 
+@pytest.mark.parametrize(
+    "relu6", [nn.ReLU6(), nn.ReLU6(inplace=True), F.relu6, lambda h: h.clamp(0, 6), lambda h: F.hardtanh(h, 0, 6)]
+)
+def test_relu6_is_closed_at_its_cap_too(relu6):
+    """max(0, min(z, 6)): MobileNets and EfficientNet-Lite have nothing else."""
+    first = torch.tensor([[1.0, 2.0], [3.0, 1.0], [-1.0, 0.5], [1.0, -1.0]], dtype=torch.float64)
+    last = torch.tensor([1.0, 2.0, 3.0, -1.0], dtype=torch.float64)
+    x = torch.tensor([[2.0, 1.0]], dtype=torch.float64)  # z = 4, 7 (at the cap), -1.5, 1
+    field = ap.Field(lambda t: relu6(t @ first.T) @ last)
+    assert ap.Gradient()(field, x).values.tolist() == [[0.0, 3.0]]  # rows 1 and 4
+    assert ap.GuidedBackprop()(field, x).values.tolist() == [[1.0, 2.0]]  # row 1: row 4's evidence is negative
+    assert ap.Deconvnet()(field, x).values.tolist() == [[4.0, 5.5]]  # rows 1, 2 and 3, open or not
+    assert ap.RectGrad(ap.rules.RectifiedAbove(3.0))(field, x).values.tolist() == [[2.0, 2.0]]  # row 1 times x
+
+
 def test_equal_functions_get_different_maps():
     """relu(x) = x + relu(-x), but guided backpropagation drops what arrives at the second ReLU from below."""
     x = torch.tensor([[-1.0], [2.0]], dtype=torch.float64)

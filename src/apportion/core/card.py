@@ -102,7 +102,7 @@ class Need(Enum):
     """What a method asks of the model or the data."""
 
     SPATIAL = "an inner layer with spatial axes"
-    RELU = "a network without activations other than ReLU"
+    RELU = "a network without activations other than ReLU and ReLU6"
     NONNEGATIVE = "inputs that are not negative"
 
 

@@ -239,6 +239,8 @@ def lookup(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | Non
         return None
     if (op.kind == "clamp" and _is_relu(func, args, kwargs)) or (op.kind == "threshold" and _is_zero(args, kwargs)):
         op = Op("relu", Status.NONLINEAR, op.pure, op.inplace)
+    if op.kind in ("hardtanh", "clamp") and _is_relu6(args, kwargs):
+        op = Op("relu6", Status.NONLINEAR, op.pure, op.inplace)
     if op.kind in _OF_TWO and isinstance(kwargs.get("other", args[1] if len(args) > 1 else None), Tensor):
         op = Op(_OF_TWO[op.kind], op.status, op.pure, op.inplace)
     if not op.inplace and func not in {torch.Tensor.to}:
@@ -257,6 +259,14 @@ def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     low = kwargs.get("min", args[1] if len(args) > 1 else None)
     high = kwargs.get("max", args[2] if len(args) > 2 else None)
     return name != "clamp_max" and isinstance(low, int | float) and low == 0 and high is None
+
+
+def _is_relu6(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    low, high = (
+        next((kwargs[n] for n in names if n in kwargs), args[i] if len(args) > i else None)
+        for i, names in ((1, ("min_val", "min")), (2, ("max_val", "max")))
+    )
+    return isinstance(low, int | float) and isinstance(high, int | float) and (low, high) == (0, 6)
 
 
 def _is_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -142,7 +142,7 @@ class Pieces(TorchFunctionMode):
         if code is None and op is not None and kind in _BY_INDEX and len(flat) == 2:
             code = _narrow(flat[1], max(t.numel() for t in _flatten(args)))
         if code is not None:
-            self.take(_spelled(kind, args, kwargs), code)
+            self.take(kind, code)
             return out, _Depends.VARIES
         if not flat:
             return out, _Depends.NOT if name != "setitem" else _Depends.VARIES
@@ -224,15 +224,6 @@ def _kinks(kind: str, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
     if name == "clamp_min":
         return _given(args, kwargs, 1, low_name), None
     return _given(args, kwargs, 1, low_name, default=low), _given(args, kwargs, 2, high_name, default=high)
-
-
-def _spelled(kind: str, args: Any, kwargs: Any) -> str:
-    """Give all spellings of ReLU6 its name."""
-    if kind in ("hardtanh", "clamp"):
-        low, high = _kinks(kind, kind, args, kwargs)
-        if isinstance(low, int | float) and isinstance(high, int | float) and (low, high) == (0, 6):
-            return "relu6"
-    return kind
 
 
 def _code(kind: str, name: str, args: Any, kwargs: Any) -> Tensor | None:

@@ -48,7 +48,7 @@ class Deconvnet(RuleExplainer):
     of the score per unit of x.
 
     Raises:
-        RuleError: an activation other than ReLU.
+        RuleError: an activation other than ReLU and ReLU6.
 
     >>> import torch, apportion as ap
     >>> net = lambda x: torch.relu(x[:, 0] - 3 * x[:, 1])

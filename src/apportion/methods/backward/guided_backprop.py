@@ -52,7 +52,7 @@ class GuidedBackprop(RuleExplainer):
     Values are in units of the score per unit of x; a positive value need not raise the score.
 
     Raises:
-        RuleError: an activation other than ReLU, or another operation without a rule.
+        RuleError: an activation other than ReLU and ReLU6, or another operation without a rule.
 
     >>> import torch, apportion as ap
     >>> net = lambda x: torch.relu(x[:, 0] - x[:, 1]) - torch.relu(x[:, 0] + x[:, 1])

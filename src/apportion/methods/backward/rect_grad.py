@@ -56,7 +56,7 @@ class RectGrad(RuleExplainer):
         pool: None for the derivative of max-pooling; `ProportionalPool` for the proportional redistribution rule.
 
     Raises:
-        RuleError: an activation other than ReLU.
+        RuleError: an activation other than ReLU and ReLU6.
 
     >>> import torch, apportion as ap
     >>> net = lambda x: torch.relu(torch.stack([x[:, 0], x[:, 1], x[:, 0] + x[:, 1]], 1)).sum(1)

@@ -16,13 +16,15 @@ from apportion.core.errors import ConfigError, RuleError
 from apportion.parts.rules.rule import Call, Plain, Rule, Signals, to_first
 from apportion.parts.rules.table import POOLS, Rules
 
+RELU6_CAP = 6.0
+
 
 @dataclass(frozen=True)
 class Guided(Rule):
-    """ReLU: relu(R) where z > 0 (Springenberg et al. 2014)."""
+    """ReLU: relu(R) where z > 0 (Springenberg et al. 2014); ReLU6: where 0 < z < 6, as its derivative has it."""
 
     def back(self, call: Call, signal: Any) -> Signals:
-        return to_first(call, signal.clamp(min=0) * (call.inputs[0] > 0))
+        return to_first(call, signal.clamp(min=0) * _open(call))
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Deconv(Rule):
 class Rectified(Rule):
     """ReLU: R where a R > τ, with τ the q-th percentile of a R over all units of the call; Kim et al. 2019.
 
-    a is the output of the ReLU. Each example (each entry of the first axis) has its own τ, interpolated linearly
-    between ranks.
+    a is the output of the ReLU; a ReLU6 lets nothing pass where it is at its cap. Each example (each entry of the
+    first axis) has its own τ, interpolated linearly between ranks.
 
     Attributes:
         percentile: q, from 0 to 100.
@@ -52,11 +54,11 @@ class Rectified(Rule):
         super().__post_init__()
 
     def back(self, call: Call, signal: Any) -> Signals:
-        share = (call.inputs[0].detach().relu() * signal.detach()).reshape(len(signal), -1)
+        share = (_output(call).detach() * signal.detach()).reshape(len(signal), -1)
         rank = self.percentile / 100 * (share.shape[1] - 1)
         low, high = (share.kthvalue(i + 1, 1, keepdim=True)[0] for i in (math.floor(rank), math.ceil(rank)))
         passes = share > torch.where(low == high, low, low + (rank - math.floor(rank)) * (high - low))
-        return to_first(call, signal * passes.reshape(signal.shape))
+        return to_first(call, signal * passes.reshape(signal.shape) * _open(call))
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,17 @@ class RectifiedAbove(Rule):
     threshold: float = 0.0
 
     def back(self, call: Call, signal: Any) -> Signals:
-        return to_first(call, signal * (call.inputs[0].relu() * signal > self.threshold))
+        return to_first(call, signal * (_output(call) * signal > self.threshold) * _open(call))
+
+
+def _open(call: Call) -> Tensor:
+    """Tell where the activation has slope 1."""
+    z = call.inputs[0]
+    return z > 0 if call.op.kind == "relu" else (z > 0) & (z < RELU6_CAP)
+
+
+def _output(call: Call) -> Tensor:
+    return call.inputs[0].clamp(0, None if call.op.kind == "relu" else RELU6_CAP)
 
 
 class _Averaging(TorchFunctionMode):
@@ -138,13 +150,13 @@ class SoftplusReLU(Rule):
 
 
 def guided_backprop() -> Rules:
-    """Guided backpropagation (Springenberg et al. 2014): refuses networks with other activations than ReLU."""
-    return Rules((("relu", Guided()), *POOLS))
+    """Guided backpropagation (Springenberg et al. 2014): refuses other activations than ReLU and ReLU6."""
+    return Rules((*_on_relus(Guided()), *POOLS))
 
 
 def deconvnet() -> Rules:
     """Deconvnet (Zeiler and Fergus 2014)."""
-    return Rules((("relu", Deconv()), *POOLS))
+    return Rules((*_on_relus(Deconv()), *POOLS))
 
 
 def rect_grad(rule: Rule | None = None, pool: Rule | None = None) -> Rules:
@@ -155,7 +167,11 @@ def rect_grad(rule: Rule | None = None, pool: Rule | None = None) -> Rules:
         pool: of max-pooling; its derivative unless given.
     """
     pools = POOLS if pool is None else tuple((name, pool) for name, _ in POOLS if "pool" in name)
-    return Rules((("relu", Rectified() if rule is None else rule), *pools))
+    return Rules((*_on_relus(Rectified() if rule is None else rule), *pools))
+
+
+def _on_relus(rule: Rule) -> tuple[tuple[str, Rule], ...]:
+    return ("relu", rule), ("relu6", rule)
 
 
 def softplus(beta: float = 10.0) -> Rules:
