@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -13,8 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from apportion.core import tree
@@ -22,7 +19,7 @@ from apportion.core.card import Kind
 from apportion.core.config import Json, from_config, is_reproducible
 from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.tree import Tree
-from apportion.core.write import write_bytes
+from apportion.core.write import read_tensors, write_tensors
 
 
 class Domain(Enum):
@@ -335,7 +332,7 @@ class Attribution:
         def put(value: Any, name: str) -> Any:
             if isinstance(value, Tensor):
                 name = f"{len(tensors)} {name}"  # keys of trees may hold slashes
-                tensors[name] = value.detach().cpu().contiguous().clone()
+                tensors[name] = value
                 return {"tensor": name}
             if isinstance(value, Enum):
                 return value.value
@@ -351,8 +348,7 @@ class Attribution:
         plain = ("method", "score", "site")
         record = {f.name: put(getattr(self, f.name), f.name) for f in fields(self) if f.name not in plain}
         record |= {n: getattr(self, n) for n in plain}
-        header = {"apportion": json.dumps({"version": 1, **record})}
-        write_bytes(path, safetensors(tensors, metadata=header))
+        write_tensors(path, tensors, {"apportion": {"version": 1, **record}})
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
@@ -361,24 +357,9 @@ class Attribution:
         Raises:
             ConfigError: the file is not one of ours.
         """
+        record, tensors = read_tensors(path, "apportion", "Attribution.save")
         try:
-            with safe_open(str(path), "pt") as file:
-                meta = (file.metadata() or {}).get("apportion")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(
-                f"{path}: {error}",
-                "a file written by Attribution.save",
-                "check the path, and that the file was written completely",
-            ) from error
-        if meta is None:
-            raise ConfigError(
-                f"{path} has no record of ours in its header",
-                "a file written by Attribution.save",
-                "write results with a.save(path)",
-            )
-        try:
-            return cls._from_record(json.loads(meta), tensors, str(path))
+            return cls._from_record(record, tensors, str(path))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise

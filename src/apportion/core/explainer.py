@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -95,6 +95,19 @@ class Explainer(Configurable):
         Args:
             q: the question, for methods whose passes depend on the input, such as on its number of regions.
         """
+
+    def fitted(self, field: Field, data: Tree) -> Explainer:
+        """Give this explainer with what it must learn from data, as most have nothing to learn: itself.
+
+        Args:
+            field: what will be explained.
+            data: examples like those to be explained.
+        """
+        base = getattr(self, "base", None)
+        if not isinstance(base, Explainer):
+            return self
+        ready = base.fitted(field, data)
+        return self if ready is base else replace(self, base=ready)  # pyright: ignore[reportCallIssue]
 
     @property
     def kind(self) -> Kind:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from apportion.core.errors import OutputError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors
+from torch import Tensor
+
+from apportion.core.errors import ConfigError, OutputError
 
 _HINTS = {
     errno.ENOSPC: ("a disk with room", "free some space, or write elsewhere"),
@@ -81,3 +86,49 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     with atomic(path) as file:
         file.write(data)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors as one safetensors file, with a record in its header.
+
+    Args:
+        path: where.
+        tensors: by name.
+        header: what `read_tensors` finds under the same keys; anything that JSON holds.
+
+    Raises:
+        OutputError: as `atomic` has it.
+    """
+    kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_bytes(path, safetensors(kept, metadata={k: json.dumps(v) for k, v in header.items()}))
+
+
+def read_tensors(path: str | Path, key: str, writer: str) -> tuple[Any, dict[str, Tensor]]:
+    """Read a file of `write_tensors`: the record under a key, and the tensors. Nothing in it is executed.
+
+    Args:
+        path: where.
+        key: of the header.
+        writer: what writes such files, for messages.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no such record.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            meta = (file.metadata() or {}).get(key)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{path}: {error}",
+            f"a file written by {writer}",
+            "check the path, and that the file was written completely",
+        ) from error
+    try:
+        if meta is not None:
+            return json.loads(meta), tensors
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"{path} has no record of ours in its header", f"a file written by {writer}", f"write it with {writer}"
+    )

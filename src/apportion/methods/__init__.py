@@ -7,6 +7,8 @@ from apportion.methods.backward.deep_taylor import DeepTaylor
 from apportion.methods.backward.excitation_backprop import ExcitationBackprop
 from apportion.methods.backward.guided_backprop import GuidedBackprop
 from apportion.methods.backward.lrp import LRP
+from apportion.methods.backward.pattern_attribution import PatternAttribution
+from apportion.methods.backward.pattern_net import PatternNet
 from apportion.methods.backward.rect_grad import RectGrad
 from apportion.methods.bias.full_grad import FullGrad
 from apportion.methods.bias.full_grad_saliency import FullGradSaliency
@@ -74,6 +76,8 @@ __all__ = [
     "IntegratedGradients",
     "LayerCAM",
     "NeFLAG",
+    "PatternAttribution",
+    "PatternNet",
     "RectGrad",
     "SPIProbability",
     "ScoreCAM",

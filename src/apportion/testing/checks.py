@@ -22,7 +22,7 @@ from apportion.core.errors import ApportionError, ConfigError, kind_of, nearest
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field
 from apportion.core.question import Question
-from apportion.testing.principles import PRINCIPLES, measure, points
+from apportion.testing.principles import PRINCIPLES, measure, points, ready
 from apportion.testing.trace import differences, snapshot
 
 EXACT = 1e-12
@@ -66,6 +66,7 @@ def _run(explainer: Explainer, case: Case, at: slice | list[int] = slice(None), 
     ids = list(range(len(x)))
     field = Field(model, batch_size=batch_size)  # pyright: ignore[reportArgumentType]
     chosen = [ids[i] for i in at] if isinstance(at, list) else ids[at]
+    explainer = ready(explainer, field, x)
     return explainer(field, x[at], target=target, ids=chosen, **options)  # pyright: ignore[reportArgumentType]
 
 
@@ -201,14 +202,19 @@ def threads(explainer: Explainer) -> None:
     """Two threads that use one field at once get what one gets alone."""
     for case in cases(explainer):
         field, x = Field(case.model, batch_size=2), case.x[:3]
-        alone = explainer(field, x, target=case.target, ids=range(3))
+        learned = ready(explainer, field, x)
+        alone = learned(field, x, target=case.target, ids=range(3))
         found: list[Attribution | BaseException] = []
 
         def work(
-            field: Field = field, x: Tensor = x, case: Case = case, found: list[Attribution | BaseException] = found
+            learned: Explainer = learned,
+            field: Field = field,
+            x: Tensor = x,
+            case: Case = case,
+            found: list[Attribution | BaseException] = found,
         ) -> None:
             try:
-                found.append(explainer(field, x, target=case.target, ids=range(3)))
+                found.append(learned(field, x, target=case.target, ids=range(3)))
             except BaseException as error:
                 found.append(error)
 
@@ -225,13 +231,14 @@ def threads(explainer: Explainer) -> None:
 
 def config_round_trip(explainer: Explainer) -> None:
     """The configuration goes through JSON and back to an explainer with the same bits."""
+    case = cases(explainer)[0]
+    explainer = ready(explainer, Field(case.model), case.x)
     tensors: dict[str, Tensor] = {}
     config = json.loads(json.dumps(to_config(explainer, tensors)))
     if not is_reproducible(config):
         return
     again = from_config(config, tensors)
     _demand(to_config(again) == to_config(explainer), explainer, "its configuration does not survive JSON")
-    case = cases(explainer)[0]
     first = _run(explainer, case)
     _demand(_apart(first, _run(again, case)) == 0, explainer, "its rebuilt twin gives other values")
     _demand(first.method == config, explainer, "the result records another configuration")

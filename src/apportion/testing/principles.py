@@ -27,9 +27,16 @@ def points(count: int = 4, features: int = 5, seed: int = 1) -> Tensor:
     return x + 0.2 * x.sign()
 
 
+def ready(explainer: Explainer, field: Field, like: Tensor) -> Explainer:
+    """Let an explainer learn what it must, from noise in the shape of some examples."""
+    noise = torch.randn(24, *like.shape[1:], generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    return explainer.fitted(Field(field.model), noise.to(like))  # in chunks of its own choice
+
+
 def _ask(explainer: Explainer, model: nn.Module | Callable[..., Tensor], x: Tensor, **options: object) -> Attribution:
     target = None if isinstance(model, planted.Saturated) else 1
-    return explainer(Field(model), x, target=target, ids=range(len(x)), **options)  # pyright: ignore[reportArgumentType]
+    field = Field(model)
+    return ready(explainer, field, x)(field, x, target=target, ids=range(len(x)), **options)  # pyright: ignore[reportArgumentType]
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float = TIGHT) -> bool:

@@ -37,6 +37,15 @@ from apportion.parts.rules.lrp import (
     ZBox,
     ZPlus,
 )
+from apportion.parts.rules.patterns import (
+    LinearPatterns,
+    PatternLayer,
+    Patterns,
+    PatternScale,
+    PositivePatterns,
+    pattern_attribution,
+    pattern_net,
+)
 from apportion.parts.rules.relu import (
     Deconv,
     Guided,
@@ -75,8 +84,13 @@ __all__ = [
     "Half",
     "Halfway",
     "Identity",
+    "LinearPatterns",
     "NormIdentity",
+    "PatternLayer",
+    "PatternScale",
+    "Patterns",
     "Plain",
+    "PositivePatterns",
     "ProportionalPool",
     "Rectified",
     "RectifiedAbove",
@@ -113,6 +127,8 @@ __all__ = [
     "excitation",
     "gradient",
     "guided_backprop",
+    "pattern_attribution",
+    "pattern_net",
     "rect_grad",
     "softplus",
 ]

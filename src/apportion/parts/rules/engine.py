@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from types import FrameType
@@ -98,6 +99,7 @@ class _RuleMode(TorchFunctionMode):
         self.tape: list[tuple[str, list[Tensor]]] = []
         self.phase: Literal["reference", "main"] = "main"
         self.position = 0
+        self.met: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -370,6 +372,8 @@ class _RuleMode(TorchFunctionMode):
             return op.pure(*a, **k)
 
         call = Call(op, values, carrying, fn, _named(func, args, kwargs), versions=[v._version for v in values])
+        call.position = self.met[op.kind]
+        self.met[op.kind] += 1
         call.reference = self._next_reference(op, tensors)
         if self.spelled_out is not None:
             call.homogeneous = self.spelled_out.homogeneous(op, tensors, carrying)

@@ -36,6 +36,7 @@ class Call:
         rule: the rule that it follows.
         sources: for each input the call that made it, where a rule of the set looks back and that call follows one.
         left: what rules of later calls leave for this call's rule.
+        position: how many calls of this operation met a rule before it in the pass.
         versions: of `inputs`, to notice that the model overwrote one.
     """
 
@@ -51,6 +52,7 @@ class Call:
     rule: Rule | None = None
     sources: list[Call | None] = field(default_factory=list)
     left: Tensor | None = None
+    position: int = 0
     versions: list[int] = field(default_factory=list)
 
     def check(self) -> None:
