@@ -101,6 +101,7 @@ def data(count: int = 40) -> Tensor:
 
 def by_patches(x: Tensor, conv: nn.Conv2d, on: Tensor) -> Tensor:
     """The positive estimator over explicit patches, one output channel at a time."""
+    assert isinstance(conv.padding, tuple)
     patches = F.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride)  # [n, in·k·k, places]
     patches = patches.transpose(1, 2).flatten(0, 1)
     on = on.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -199,7 +200,7 @@ def slow_map(model: Net, patterns: dict[str, Tensor], x: Tensor, target: int, we
     s = matrix(model.dense2, used("linear 1", model.dense2), d1[0]) @ s
     s = s * (d1[0] > 0)
     s = matrix(model.dense1, used("linear 0", model.dense1), pooled.flatten()) @ s
-    s = F.max_unpool2d(s.reshape(pooled.shape), at, 3, output_size=c2.shape) * (c2 > 0)
+    s = F.max_unpool2d(s.reshape(pooled.shape), at, (3, 3), output_size=c2.shape) * (c2 > 0)
     s = matrix(model.conv2, used("conv 1", model.conv2), h1[0]) @ s.flatten()
     s = s.reshape(h1.shape) * (c1 > 0)
     if not weighted:  # the pattern of a single input with weight w is 1 / w

@@ -21,12 +21,8 @@ class Half(Rule):
 
     Matrix products of attention and gates alike. A product f(u) g(u) of functions of the same elements, one of
     them a multiple of u, is an activation spelled out, as GELU often is: all goes to the multiple, as in `Identity`.
-
-    Attributes:
-        epsilon: stabilizes the denominator 2 z, in units of the product z.
+    In gradient form nothing is divided, so there is no ε.
     """
-
-    epsilon: float = 1e-9
 
     def back(self, call: Call, signal: Any) -> Signals:
         if call.homogeneous is None:
