@@ -138,7 +138,7 @@ class BiasReport:
 def _ranks(t: Tensor) -> Tensor:
     """Rank values, equal ones by the mean of their places."""
     _, place, count = t.unique(return_inverse=True, return_counts=True)
-    return (count.cumsum(0) - (count + 1) / 2)[place]
+    return (count.cumsum(0).double() - (count.double() + 1) / 2)[place]
 
 
 def bias_report(

@@ -32,6 +32,7 @@ def test_parts_are_what_autograd_says(act: type[nn.Module]) -> None:
             one = x[i].clone().requires_grad_()
             f = model(one[None])[0, c]
             (g,) = torch.autograd.grad(f, one)
+            f = f.detach()
             assert float(r.weight[i, c]) == pytest.approx(float(g @ x[i]), abs=1e-13)
             assert float(r.bias[i, c]) == pytest.approx(float(f - g @ x[i]), abs=1e-13)
             if c == int(model(x[i : i + 1]).argmax()):
