@@ -489,9 +489,9 @@ def test_a_rule_for_the_first_layer_needs_one():
     method = ap.LRP(Rules((("layer", Epsilon()),), first=Flat()))
     assert values(method, lambda t: layer(t.reshape(-1, 3)), x, 0).shape == (1, 3)
     for model, names in {
-        (lambda t: layer(2 * t)): "Mul",
-        (lambda t: layer(t)[:, :2] + t[:, :2]): "Slice",
-        (lambda t: layer(torch.cat([t[:, 1:], t[:, :1]], 1))): "Slice",
+        (lambda t: layer(2 * t)): "mul",
+        (lambda t: layer(t)[:, :2] + t[:, :2]): "getitem",
+        (lambda t: layer(torch.cat([t[:, 1:], t[:, :1]], 1))): "getitem",
     }.items():
         with pytest.raises(ap.ApportionError, match=names):
             method(ap.Field(model), x, target=0)

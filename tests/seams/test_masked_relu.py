@@ -161,6 +161,8 @@ def test_deep_lift_complete(name: str) -> None:
 @pytest.mark.parametrize("make", ["guided_backprop", "deconvnet", "deep_lift_rescale", "epsilon"])
 def test_refused(name: str, make: str) -> None:
     net = Net(REFUSED[name], width(REFUSED[name]))
+    if name.startswith("maximum") and make == "epsilon":
+        return  # there a maximum passes on to the winner, as a ReLU does
     if name in ("sign", "maximum of two", "maximum of another number") and make == "deep_lift_rescale":
         done = sent(net, ap.rules.deep_lift_rescale(), points().flip(0))
         assert (done.relevance.sum(1) - done.value + done.reference_value).abs().max() <= 1e-12

@@ -10,7 +10,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,11 +23,13 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from apportion.core import ops, tree
-from apportion.core.errors import ConfigError, NoGradientPathError, NonFiniteError, RuleError
+from apportion.core.errors import ConfigError, NoGradientPathError, NonFiniteError, RuleError, nearest
+from apportion.core.ops import LAYERS
 from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
 from apportion.parts.rules import decompose
 from apportion.parts.rules.disguised import Disguised, SpelledOut
+from apportion.parts.rules.layers import Layer, transposed
 from apportion.parts.rules.node import Node, Places, Record, carries, flatten, substitute
 from apportion.parts.rules.rule import Call, Detached, Plain, Rule
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from apportion.parts.rules.table import Rules
 
 _FUNCTORCH = cast(Any, torch._C)._functorch
+_top_hooks = cast(Any, torch._C)._autograd._top_saved_tensors_default_hooks
 
 _VIEWS = frozenset(
     """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous
@@ -69,6 +74,8 @@ _QUESTIONS = frozenset(
 """Functions that ask about a tensor and not for its values."""
 _NUMBERS = frozenset("item tolist numpy array float int index complex".split())
 """Functions that take values out of torch."""
+_SEEN = "_apportion_pass"
+"""The attribute by which tensors of a pass are known: weak dictionaries would cost more than many an operation."""
 _LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
 """Operations that take shape, type or device, and no values, from tensors other than the first."""
 _MAKERS = frozenset(
@@ -88,6 +95,7 @@ class _RuleMode(TorchFunctionMode):
         self.warnings: dict[str, None] = {}
         self.where = Places(above)
         self.disguised = Disguised()
+        self.relevance = rules.kind == "relevance"
         self.spelled_out = SpelledOut() if rules.names(["mul"]) else None
         self.truth = WeakTensorKeyDictionary()
         self.from_input = WeakTensorKeyDictionary()
@@ -97,6 +105,9 @@ class _RuleMode(TorchFunctionMode):
         self.made = WeakTensorKeyDictionary()
         self.readers: dict[int, list[Call]] = {}
         self.tape: list[tuple[str, list[Tensor]]] = []
+        self.layers = WeakTensorKeyDictionary()
+        self.within = ""
+        self.token = object()
         self.phase: Literal["reference", "main"] = "main"
         self.position = 0
         self.met: Counter[str] = Counter()
@@ -105,21 +116,50 @@ class _RuleMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _QUESTIONS:
             return func(*args, **kwargs)
+        if func is torch.Tensor.__iter__:
+            with self:
+                return iter(args[0].unbind(0))
         tensors = flatten((args, kwargs))
         if not tensors:  # the switches of grad mode among others, which must stay as the model sets them
             return func(*args, **kwargs)
         carrying = [carries(t) for t in tensors]
         # masks, indices and factors computed from what carries: constants to autograd, but not to a rule
         dependent = [not c and self._depends(t) for t, c in zip(tensors, carrying, strict=True)]
+        for t, c in zip(tensors, carrying, strict=True):
+            if c and getattr(t, _SEEN, None) is not self.token:
+                self._unseen(t)
         if not any(carrying):
             self._see_transforms(tensors)
             with torch.no_grad():
                 out = func(*args, **kwargs)
+        elif _top_hooks(True) is not None:  # of a checkpoint: it would run the model again, and not see the rules
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                out = self._carried(func, args, kwargs, tensors, carrying, dependent)
         else:
             out = self._carried(func, args, kwargs, tensors, carrying, dependent)
         if any(carrying) or any(dependent):
             self._follow(func, args, kwargs, tensors, carrying, dependent, out)
+        self.mark(out)
+        if _overwrites(func):
+            self.mark(tensors[0])
         return out
+
+    def mark(self, value: Any) -> None:
+        """Remember that tensors were made by operations seen here."""
+        for t in flatten(value):
+            setattr(t, _SEEN, self.token)
+
+    def _unseen(self, t: Tensor) -> None:
+        """Refuse a tensor that carries a signal and came from nowhere."""
+        owner = getattr(type(t.grad_fn), "_forward_cls", None)
+        if owner is None:
+            name = "something" if t.grad_fn is None else t.grad_fn.name()
+            raise RuleError(
+                f"{self.where() or 'the model'} computes with what no operation of torch gave ({name})",
+                "operations that can be intercepted, which those of TorchScript and of C++ extensions cannot",
+                "pass the model as it was before scripting",
+            )
+        _check_custom(owner, () if self.everything else self.rules.custom)
 
     def _depends(self, t: Tensor) -> bool:
         return len(self.computed) > 0 and (t in self.computed or (t._base is not None and t._base in self.computed))
@@ -184,8 +224,7 @@ class _RuleMode(TorchFunctionMode):
             return func(*args, **kwargs)
         simpler = ops.decomposed(func)
         if simpler is not None:
-            with self:
-                return simpler(*args, **kwargs)
+            return self._apart(simpler, _name(func), args, kwargs)
         op = ops.lookup(func, args, kwargs)
         if op is None:
             return self._unknown(func, args, kwargs, tensors, carrying)
@@ -199,11 +238,19 @@ class _RuleMode(TorchFunctionMode):
             return self._chosen(func, args, kwargs, h)
         taken = decompose.find(op, func, args, carrying)
         if taken is not None and self._prefers(op, taken):
-            with self:
-                if not op.inplace:
-                    return taken.fn(*args, **kwargs)
-                return args[0].copy_(taken.fn(args[0].clone(), *args[1:], **kwargs))
+            if not op.inplace:
+                return self._apart(taken.fn, op.kind, args, kwargs)
+            return self._apart(_over(taken.fn), op.kind, args, kwargs)
         return self._known(op, func, args, kwargs, tensors, carrying, dependent)
+
+    def _apart(self, fn: Callable[..., Any], kind: str, args: Any, kwargs: Any) -> Any:
+        """Run an operation as others, each of which is seen."""
+        outer, self.within = self.within, kind
+        try:
+            with self:
+                return fn(*args, **kwargs)
+        finally:
+            self.within = outer
 
     def _prefers(self, op: ops.Op, taken: decompose.Simpler) -> bool:
         """Tell whether the rules speak of an operation's parts and not of itself."""
@@ -225,10 +272,16 @@ class _RuleMode(TorchFunctionMode):
         if op.kind in _LIKE:
             dependent = [False] * len(tensors)
         reads_input = tensors[0] in self.from_input
+        module = self.where.here()[0] if self.rules.named else ""
         try:
-            rule = self.rules.pick(op, carrying, reads_input, dependent)
+            rule, why = self.rules.choose(op, carrying, reads_input, dependent, module)
         except LookupError:
-            raise self._refused(func, any(dependent)) from None
+            return self._without_rule(op, func, args, kwargs, any(dependent))
+        folded = self._folded(op, func, args, kwargs, tensors, why)
+        if folded is not None:
+            return folded
+        self._note(op.kind, func, rule, why)
+        self._check_first(op, rule, tensors)
         if any(dependent) and self.tape and rule is not None and type(rule) is not Plain:
             raise self._refused(func, True)  # its change from the reference would go to no one
         if isinstance(rule, Detached):
@@ -238,15 +291,58 @@ class _RuleMode(TorchFunctionMode):
             self._spare(tensors[0])
         if rule is None and op.kind in _VIEWS:
             out = self._view(func, args, kwargs, tensors, carrying)
-        elif (rule is None or type(rule) is Plain) and not self.everything:
+        elif (rule is None or type(rule) is Plain) and not (self.everything or self._may_be_last(op)):
             out = func(*args, **kwargs)
         else:
             out = self._ruled(rule or Plain(), op, func, args, kwargs, tensors, carrying)
+        if rule is not None and self.rules.fold and op.kind in LAYERS and isinstance(out, Tensor):
+            self.layers[out] = Layer.of(op, rule, func, args, kwargs, out, self.met[op.kind] - 1)
         if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
             self.from_input[out] = True
         if self.spelled_out is not None:
             self.spelled_out.see(out, root)
         return out
+
+    def _note(self, kind: str, func: Any, rule: Rule | None, why: str) -> None:
+        """Take note of a choice; nothing, but in an audit."""
+
+    def _without_rule(self, op: ops.Op, func: Any, args: Any, kwargs: Any, dependent: bool) -> Any:
+        raise self._refused(func, dependent)
+
+    def _may_be_last(self, op: ops.Op) -> bool:
+        return self.rules.last is not None and op.kind in LAYERS
+
+    def _check_first(self, op: ops.Op, rule: Rule | None, tensors: list[Tensor]) -> None:
+        """See that where relevance is to arrive at the input, nothing else that is sent there is a gradient."""
+        if not self.relevance or op.kind in _WHOLE or (rule is not None and rule.relevance):
+            return
+        if any(t in self.from_input for t in tensors):
+            raise RuleError(
+                f"{op.kind} in {self.where() or 'the model'} reads the network's input, as only a first layer may",
+                "a layer that reads the input itself, and nothing beside it, for a rule that gives relevance",
+                "move that operation out of the model, or use first=Epsilon()",
+            )
+
+    def _folded(self, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], why: str) -> Tensor | None:
+        """Run a batch-norm behind a layer with a rule as one layer with it."""
+        layer = self.layers.get(tensors[0]) if op.kind == "batch_norm" and why in ("affine", "otherwise") else None
+        both = None if layer is None else layer.folded(tensors[0], func, args, kwargs)
+        if layer is None or both is None:
+            return None
+        self._note(op.kind, func, layer.rule, f"folded into {layer.op.kind}")
+        fn, whole = layer.fn, [layer.x, *both]
+        if self.phase == "reference":
+            self.tape.append((layer.op.kind, [t.detach().clone() for t in whole]))
+            return func(*args, **kwargs)
+        values = [self._value(layer.x, True, False), *both]
+        call = Call(layer.op, values, [True, False, False], _as_now(fn, layer.x), {})
+        call.transposed = None if self.differentiable else layer.back
+        self._prepare(layer.rule, call, whole)
+        call.position = layer.position
+        shortcut = type(layer.rule).forward is Rule.forward and not self.differentiable
+        with torch.set_grad_enabled(self.differentiable):
+            true = func(tensors[0].detach(), *args[1:], **kwargs) if shortcut and args else layer.rule.forward(call)
+        return self._sent(layer.rule, call, whole, true)
 
     def _constant(self, op: ops.Op, args: Any, kwargs: Any) -> Any:
         """Run an operation whose output is to be a constant."""
@@ -367,16 +463,26 @@ class _RuleMode(TorchFunctionMode):
         values = [self._value(t, c, op.inplace) for t, c in zip(tensors, carrying, strict=True)]
 
         def fn(*new: Tensor) -> Any:
-            it = iter(new)
-            a, k = substitute((args, kwargs), it)
+            a, k = substitute((args, kwargs), iter(new))
             return op.pure(*a, **k)
 
-        call = Call(op, values, carrying, fn, _named(func, args, kwargs), versions=[v._version for v in values])
-        call.position = self.met[op.kind]
-        self.met[op.kind] += 1
-        call.reference = self._next_reference(op, tensors)
+        call = Call(op, values, carrying, _as_now(fn, tensors[0]), _named(func, args, kwargs))
+        if op.kind in LAYERS and carrying[0] and not any(carrying[1:]) and not self.differentiable:
+            call.transposed = transposed(op, func, args, kwargs)
         if self.spelled_out is not None:
             call.homogeneous = self.spelled_out.homogeneous(op, tensors, carrying)
+        self._prepare(rule, call, tensors)
+        self.met[op.kind] += 1
+        with torch.set_grad_enabled(self.differentiable):
+            true = rule.forward(call)
+        return self._sent(rule, call, tensors, true)
+
+    def _prepare(self, rule: Rule, call: Call, tensors: list[Tensor]) -> None:
+        """Tell a call what its rule may ask."""
+        op = call.op
+        call.versions = [t._version for t in call.inputs]
+        call.position = self.met[op.kind]
+        call.reference = self._next_reference(op, tensors)
         call.rule, call.sources = rule, [self._source(t) for t in tensors]
         if self.record is not None or rule.relevance:
             call.module = self.where()
@@ -386,13 +492,17 @@ class _RuleMode(TorchFunctionMode):
                 "the first layer",
                 "use a rule that gives gradients for later layers",
             )
-        with torch.set_grad_enabled(self.differentiable):
-            true = rule.forward(call)
+
+    def _sent(self, rule: Rule, call: Call, tensors: list[Tensor], true: Any) -> Any:
+        """Put a call into the signal track, between its tensors there and an output with true values."""
+        op, carrying = call.op, call.carrying
         if self.differentiable:
             call.true_output = true
         else:
-            for v in values:
+            for v in call.inputs:
                 self.readers.setdefault(v.untyped_storage().data_ptr(), []).append(call)
+            if isinstance(true, Tensor) and not rule.surrogate:
+                call.kept = (true, true._version)
         nodes = Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
         out = substitute(true, iter(nodes))  # pyright: ignore[reportArgumentType, reportCallIssue]
         if op.inplace:
@@ -462,7 +572,8 @@ def run(
     if reference is not None:
         mode.phase = "reference"
         first = tree.apply(lambda t: t.detach().requires_grad_().clone(), reference)  # no operation of the model
-        with mode:
+        mode.mark(tree.leaves(first))
+        with mode, _eagerly():
             reference_value = forward(first).detach()
         mode.phase = "main"
     leafs = [t.detach().requires_grad_() for t in tree.leaves(z)]
@@ -473,7 +584,8 @@ def run(
         if differentiable:
             mode.truth[first] = (true if true.requires_grad else true.detach().requires_grad_()).clone()
         starts.append(first)
-    with mode:
+    mode.mark(starts)
+    with mode, _eagerly():
         value = forward(tree.rebuild(z, starts))
     if not value.requires_grad:
         raise NoGradientPathError("the score does not depend on the input", "a differentiable path", "")
@@ -483,7 +595,12 @@ def run(
             "the same operations on both",
             "choose a baseline for which the model branches alike",
         )
-    _check_visible(value)
+    if getattr(value, _SEEN, None) is not mode.token:
+        mode._unseen(value)
+    _check_patterns(rules, mode.where)
+    nodes = _visible_nodes(value, () if everything else rules.custom)
+    if rules.last is not None:
+        _last_layer(nodes).rule = rules.last
     true_value = mode.truth[value] if differentiable else value.detach()
     signal = torch.ones_like(value)
     if start == "one":
@@ -497,9 +614,10 @@ def run(
     return RulePass(true_value, tree.rebuild(z, sent), reference_value, mode.record or [], tuple(mode.warnings))
 
 
-def _check_visible(value: Tensor) -> None:
-    """Refuse graphs with steps the engine could not see: they would silently follow their own derivative."""
+def _visible_nodes(value: Tensor, custom: tuple[str, ...]) -> list[Any]:
+    """List our nodes, and refuse steps the engine could not see: they would silently follow their own derivative."""
     seen: set[Any] = set()
+    found: list[Any] = []
     todo = [value.grad_fn]
     while todo:
         node = todo.pop()
@@ -507,13 +625,72 @@ def _check_visible(value: Tensor) -> None:
             continue
         seen.add(node)
         owner = getattr(type(node), "_forward_cls", None)
-        if owner is not None and owner is not Node:
-            raise RuleError(
-                f"the model uses the custom autograd function {owner.__qualname__}, which no rule can see into",
-                "operations of torch",
-                "write its forward with torch operations",
-            )
+        if owner is Node:
+            found.append(node)
+        elif owner is not None:
+            _check_custom(owner, custom)
         todo += [n for n, _ in node.next_functions]
+    return found
+
+
+def _check_custom(owner: Any, declared: tuple[str, ...]) -> None:
+    if not {owner.__name__, owner.__qualname__} & {*declared}:
+        raise RuleError(
+            f"the model uses the custom autograd function {owner.__qualname__}, which no rule can see into",
+            "operations of torch, or a function that may follow its own backward, where only signals are wanted",
+            f"write its forward with torch operations, or declare it: Rules(..., custom=({owner.__name__!r},))",
+        )
+
+
+def _last_layer(nodes: list[Any]) -> Any:
+    layers = [n for n in nodes if n.call.op.kind in LAYERS]
+    if not layers:
+        raise RuleError(
+            "a rule for the last layer", "a linear layer or convolution before the score", "leave last= out"
+        )
+    return max(layers, key=lambda n: n._sequence_nr())
+
+
+def _check_patterns(rules: Rules, where: Places) -> None:
+    names = [n for n in where.names.values() if n]
+    for pattern, _, _ in rules.named:
+        if not any(fnmatchcase(name, pattern) for name in ("", *names)):
+            raise ConfigError(
+                f"rules for modules named {pattern!r}", nearest(pattern, names), "see model.named_modules()"
+            )
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run what torch.compile has compiled as it was written: compiled code hides its operations."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def _over(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an operation overwrite its first argument."""
+    return lambda first, *args, **kwargs: first.copy_(fn(first.clone(), *args, **kwargs))
+
+
+def _as_now(fn: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
+    """Make a function run under autocast later as it would now."""
+    device = like.device.type
+    if not torch.is_autocast_enabled(device):
+        return fn
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(*args: Any) -> Any:
+        with torch.autocast(device, dtype, cache_enabled=False):
+            return fn(*args)
+
+    return cast
 
 
 _INPLACE = frozenset(f"__i{n}__" for n in "add sub mul div truediv matmul pow and or xor".split())

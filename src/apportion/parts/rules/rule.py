@@ -38,6 +38,9 @@ class Call:
         left: what rules of later calls leave for this call's rule.
         position: how many calls of this operation met a rule before it in the pass.
         versions: of `inputs`, to notice that the model overwrote one.
+        transposed: for a linear layer with constant weights, the map (signal of the output, weight) -> signal of
+            the input, which runs no layer forward; None where it is not known.
+        kept: the output and its version when it was made; None where it was not kept.
     """
 
     op: Op
@@ -54,6 +57,8 @@ class Call:
     left: Tensor | None = None
     position: int = 0
     versions: list[int] = field(default_factory=list)
+    transposed: Callable[[Tensor, Tensor], Tensor] | None = None
+    kept: tuple[Tensor, int] | None = None
 
     def check(self) -> None:
         """Insist that the inputs still hold what they held in the forward pass."""
@@ -67,7 +72,11 @@ class Call:
     @property
     def output(self) -> Any:
         """The operation's output at the true values."""
-        return self.fn(*self.inputs) if self.true_output is None else self.true_output
+        if self.true_output is not None:
+            return self.true_output
+        if self.kept is not None and self.kept[0]._version == self.kept[1]:
+            return self.kept[0]
+        return self.fn(*self.inputs)
 
     def vjp(self, signal: Any, fn: Callable[..., Any] | None = None, at: Sequence[Tensor] | None = None) -> Signals:
         """Send a signal back by the derivative of the operation, or of another function of its inputs.
@@ -77,6 +86,8 @@ class Call:
             fn: the function to differentiate; the operation itself unless given.
             at: where; the true inputs unless given.
         """
+        if fn is None and self.transposed is not None and self.inputs[1].dtype == signal.dtype:
+            return to_first(self, self.transposed(signal, self.inputs[1]))
         points = self.inputs if at is None else list(at)
         wanted = [i for i, c in enumerate(self.carrying) if c]
         if self.true_output is not None:

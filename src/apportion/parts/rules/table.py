@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Literal
 
@@ -34,16 +35,29 @@ class Rules(Configurable):
         table: pairs of a name and a rule.
         first: the rule of layers that read the network's input directly.
         otherwise: the rule of everything else that is not affine; None refuses it by name.
+        last: the rule of the layer that runs last on the way to the score.
+        named: rules for single modules: a pattern of their names in the model (`"features.0*"`, as for file
+            names), an operation or group, and its rule. They come before all others but `last`.
+        fold: see a layer and the batch-norm right behind it as one layer.
+        custom: names of custom autograd functions of the model that may follow their own backward.
     """
 
     table: tuple[tuple[str, Rule], ...] = ()
     first: Rule | None = None
     otherwise: Rule | None = None
+    last: Rule | None = None
+    named: tuple[tuple[str, str, Rule], ...] = ()
+    fold: bool = True
+    custom: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.last is not None and (self.last.relevance or self.last.surrogate):
+            raise ConfigError(
+                f"last={self.last}", "a rule that gives gradients and leaves the forward as it is", "use Epsilon()"
+            )
         known = {*ops.STATUS, *ops._ALIASES.values(), *GROUPS}
-        for name, _ in self.table:
+        for name in (*(n for n, _ in self.table), *(n for _, n, _ in self.named)):
             if name not in known:
                 raise ConfigError(
                     f"a rule for {name!r}",
@@ -61,23 +75,29 @@ class Rules(Configurable):
         return dict(reversed(self.table))
 
     def names(self, kinds: Iterable[str]) -> bool:
-        """Tell whether the table has a rule for one of some operations, by name or by group."""
-        return any(kind in self.by_name or _group(kind) in self.by_name for kind in kinds)
+        """Tell whether there is a rule for one of some operations, by name or by group."""
+        known = {*self.by_name, *(name for _, name, _ in self.named)}
+        return any(kind in known or _group(kind) in known for kind in kinds)
 
     @property
     def kind(self) -> Literal["gradient", "relevance"]:
         """What reaches the network's input."""
-        return "relevance" if self.first is not None and self.first.relevance else "gradient"
+        given = (self.first, *(r for _, _, r in self.named))
+        return "relevance" if any(r is not None and r.relevance for r in given) else "gradient"
 
     @property
     def surrogate(self) -> bool:
         """Whether a rule replaces the forward."""
-        return any(r.surrogate for r in (*(r for _, r in self.table), self.first, self.otherwise) if r is not None)
+        return any(r.surrogate for r in self._all())
+
+    def _all(self) -> list[Rule]:
+        given = (*(r for _, r in self.table), *(r for _, _, r in self.named), self.first, self.last, self.otherwise)
+        return [r for r in given if r is not None]
 
     @property
     def looks_back(self) -> bool:
         """Whether a rule asks which calls made its inputs."""
-        return any(r.looks_back for r in (*(r for _, r in self.table), self.first, self.otherwise) if r is not None)
+        return any(r.looks_back for r in self._all())
 
     def pick(
         self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = ()
@@ -94,23 +114,52 @@ class Rules(Configurable):
         Raises:
             LookupError: neither a rule nor affine.
         """
+        return self.choose(op, carrying, reads_input, dependent)[0]
+
+    def choose(
+        self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = (), module: str = ""
+    ) -> tuple[Rule | None, str]:
+        """Choose as `pick` does, and say why.
+
+        Args:
+            op: the operation.
+            carrying: as for `pick`.
+            reads_input: as for `pick`.
+            dependent: as for `pick`.
+            module: the name of the module that is running.
+
+        Raises:
+            LookupError: nothing fits.
+        """
         varies = any(dependent)
+        group = self._grouped(op, carrying, varies)
+        for pattern, name, rule in self.named:
+            if fnmatchcase(module, pattern) and name in (op.kind, group):
+                return rule, f"module {pattern!r}"
         if reads_input and self.first is not None and op.kind in LAYERS:
-            return self.first
+            return self.first, "first layer"
         table = self.by_name
         if op.kind in table:
-            return table[op.kind]
-        if op.kind in LAYERS and "layer" in table and not varies and list(carrying[:2]) != [True, True]:
-            return table["layer"]
+            return table[op.kind], "by name"
+        if group == "layer" and group in table:
+            return table[group], group
         if ops.is_affine(op, list(carrying)) and not varies:
-            return None
-        if op.status is ops.Status.MULTILINEAR and "product" in table and not varies:
-            return table["product"]
-        if op.kind in ELEMENTWISE and not any(carrying[1:]) and not varies and "elementwise" in table:
-            return table["elementwise"]
+            return None, "affine"
+        if group in table:
+            return table[group], group
         if self.otherwise is None:
             raise LookupError(op.kind)
-        return self.otherwise
+        return self.otherwise, "otherwise"
+
+    def _grouped(self, op: ops.Op, carrying: Sequence[bool], varies: bool) -> str:
+        """Tell to which group a call belongs: as in the table, no matter what it names."""
+        if varies:
+            return ""
+        if op.kind in LAYERS and list(carrying[:2]) != [True, True]:
+            return "layer"
+        if op.status is ops.Status.MULTILINEAR and sum(carrying) > 1:
+            return "product"
+        return "elementwise" if op.kind in ELEMENTWISE and not any(carrying[1:]) else ""
 
     def run(
         self,

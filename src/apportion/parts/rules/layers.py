@@ -1,0 +1,166 @@
+"""Linear layers: their transposes, and batch-norms folded into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apportion.core.ops import Op
+
+
+@dataclass(eq=False)
+class Layer:
+    """A call of a linear layer whose rule may have to see the batch-norm behind it.
+
+    Attributes:
+        op: which layer.
+        rule: the rule it got.
+        x: what it read, in the signal track.
+        weight: its weight.
+        bias: its bias, if any.
+        rest: further arguments, positional and by name.
+        versions: of what it read and gave, to notice that the model overwrote one since.
+        back: its transpose, as in `transposed`.
+        position: the how-manieth of its kind it is.
+    """
+
+    op: Op
+    rule: Any
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    rest: tuple[tuple[Any, ...], dict[str, Any]]
+    versions: tuple[int, int]
+    back: Callable[[Tensor, Tensor], Tensor] | None
+    position: int
+
+    @classmethod
+    def of(
+        cls, op: Op, rule: Any, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor, position: int
+    ) -> Layer:
+        """Read a call.
+
+        Args:
+            op: which layer.
+            rule: the rule it got.
+            func: its spelling.
+            args: positional arguments.
+            kwargs: named ones.
+            out: what it gave.
+            position: its number among calls of its kind.
+        """
+        x, weight, bias, rest = parts(args, kwargs)
+        versions = x._version, out._version
+        return cls(op, rule, x, weight, bias, rest, versions, transposed(op, func, args, kwargs), position)
+
+    def fn(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Apply the layer with another weight and bias."""
+        return self.op.pure(x, weight, bias, *self.rest[0], **self.rest[1])
+
+    def folded(self, out: Tensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor] | None:
+        """Give the weight and bias with which the layer equals itself and the batch-norm behind it.
+
+        w γ / √(v + ε) and β + (b - μ) γ / √(v + ε), per output channel.
+
+        Args:
+            out: what the layer gave and the batch-norm reads.
+            func: the spelling of the batch-norm.
+            args: its positional arguments.
+            kwargs: its named ones.
+
+        Returns:
+            None where the two are not one linear layer.
+        """
+        if self.versions != (self.x._version, out._version) or (self.op.kind == "linear" and out.ndim != 2):
+            return None
+        given = {**dict(zip(_ORDER[func is F.batch_norm], args, strict=False)), **kwargs}
+        mean, var = given.get("running_mean"), given.get("running_var")
+        if given.get("training") or mean is None or var is None or not self.weight.is_leaf:
+            return None
+        scale = torch.rsqrt(var + given.get("eps", 1e-5))
+        if given.get("weight") is not None:
+            scale = scale * given["weight"]
+        shift = -mean if self.bias is None else self.bias - mean
+        shift = shift * scale if given.get("bias") is None else shift * scale + given["bias"]
+        return [_scaled(self.weight, scale, *self._per_group()).detach(), shift.detach()]
+
+    def _per_group(self) -> tuple[int, int]:
+        """Give the axis of output channels in the weight, and how many groups share it."""
+        return (1, _groups(self.rest, 3)) if self.op.kind == "conv_transpose" else (0, 1)
+
+
+_ORDER = {
+    True: "input running_mean running_var weight bias training momentum eps".split(),
+    False: "input weight bias running_mean running_var training momentum eps".split(),
+}
+"""The arguments of `torch.nn.functional.batch_norm`, and those of `torch.batch_norm`."""
+
+
+def _groups(rest: tuple[tuple[Any, ...], dict[str, Any]], at: int) -> int:
+    return rest[1].get("groups", rest[0][at] if len(rest[0]) > at else 1)
+
+
+def _scaled(weight: Tensor, scale: Tensor, axis: int, groups: int) -> Tensor:
+    if axis == 0:
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    apart = weight.unflatten(0, (groups, -1))
+    return (apart * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).flatten(0, 1)
+
+
+def parts(
+    args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Tell input, weight and bias of a layer's arguments from the rest."""
+    named = dict(kwargs)
+    first = [args[i] if len(args) > i else named.pop(n, None) for i, n in enumerate(("input", "weight", "bias"))]
+    return first[0], first[1], first[2], (tuple(args[3:]), named)
+
+
+def transposed(
+    op: Op, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Give the map (signal, weight) -> signal of the input, without running the layer; None where it is not known."""
+    x, weight, _, rest = parts(args, kwargs)
+    if op.kind == "linear":
+        return torch.matmul
+    count = weight.ndim - 2
+    setting = _setting(op.kind, func, rest, count)
+    if setting is None or x.ndim != weight.ndim:
+        return None
+    stride, padding, dilation, turned, output_padding, groups = setting
+    shape = x.shape
+
+    def back(signal: Tensor, weight: Tensor) -> Tensor:
+        like = signal.new_empty(1).expand(shape)
+        return torch.ops.aten.convolution_backward(
+            signal, like, weight, None, stride, padding, dilation, turned, output_padding, groups, [True, False, False]
+        )[0]
+
+    return back
+
+
+def _setting(kind: str, func: Any, rest: tuple[tuple[Any, ...], dict[str, Any]], count: int) -> Any:
+    """Read stride, padding and the like of a convolution, as many numbers as it has axes."""
+    names = "stride padding dilation groups" if kind == "conv" else "stride padding output_padding groups dilation"
+    if getattr(func, "__name__", "") == "convolution":
+        return None
+    given = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
+    given |= {**dict(zip(names.split(), rest[0], strict=False)), **rest[1]}
+    axes = [_each(given[n], count) for n in ("stride", "padding", "dilation", "output_padding")]
+    if None in axes:
+        return None
+    stride, padding, dilation, output_padding = axes
+    return stride, padding, dilation, kind == "conv_transpose", output_padding, given["groups"]
+
+
+def _each(value: Any, count: int) -> list[int] | None:
+    if isinstance(value, str):
+        return [0] * count if value == "valid" else None
+    if isinstance(value, int):
+        return [value] * count
+    return list(value) * (count if len(value) == 1 else 1)
