@@ -54,15 +54,16 @@ class Rescale(Rule):
             raise ConfigError(f"at={self.at}", "a place from 0 (reference) to 1 (input)", "half-way is 0.5")
 
     def back(self, call: Call, signal: Any) -> Signals:
-        x, x0 = call.inputs[0], reference_of(call)[0]
-        return to_first(call, signal * self.slope(call, x, x0, call.output, evaluated(call, x0)))
+        return to_first(call, signal * self.slope(call, call.inputs[0], reference_of(call)[0]))
 
-    def slope(self, call: Call, x: Tensor, x0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
-        """Give (y - y') / (x - x') for two points and the function's values there."""
-        dx, dy = difference(x, x0), difference(y, y0)
-        if call.op.kind == "relu" and self.threshold is None:  # its quotient lies in [0, 1], however small Δx
-            flat = dx == 0
-            return torch.where(flat, (x > 0).to(dy.dtype), dy / torch.where(flat, 1.0, dx))
+    def slope(self, call: Call, x: Tensor, x0: Tensor) -> Tensor:
+        """Give (y - y') / (x - x') of the function at two points."""
+        bounds = _bounds(call) if self.threshold is None else None
+        if bounds is not None:
+            return _share_between(x, x0, *bounds)
+        y = call.output if x is call.inputs[0] else evaluated(call, x)
+        y0 = evaluated(call, x0)
+        dx, dy = difference(x, x0), y - y0
         between = x if self.at == 1 else x0 if self.at == 0 else torch.lerp(x0, x, self.at)
         derivative = call.vjp(torch.ones_like(y), at=[between, *call.inputs[1:]])[0]
         if derivative is None:
@@ -74,6 +75,28 @@ class Rescale(Rule):
             near = dx.abs() <= self.threshold
         near = near | (dx == 0)
         return torch.where(near, derivative, dy / torch.where(near, 1.0, dx))
+
+
+def _bounds(call: Call) -> tuple[float, float] | None:
+    """Between which numbers a function is the identity, for those that cut off what lies outside."""
+    match call.op.kind:
+        case "relu":
+            return 0.0, torch.inf
+        case "relu6":
+            return 0.0, 6.0
+        case "hardtanh":
+            return call.arguments.get("min_val", -1.0), call.arguments.get("max_val", 1.0)
+    return None
+
+
+def _share_between(x: Tensor, x0: Tensor, low: float, high: float) -> Tensor:
+    """Give the share of the way from x' to x that lies between two numbers; where x = x', the derivative."""
+    tiny = torch.finfo(x.dtype).tiny ** 0.5  # whose square is not 0, for derivatives
+    top, way = torch.maximum(x, x0), (x - x0).abs()
+    if (low, high) == (0.0, torch.inf):
+        return (top.clamp(min=0) / (way + tiny)).clamp(max=1)
+    inner = top.clamp(max=high) - torch.minimum(x, x0).clamp(min=low)
+    return torch.where(way == 0, ((x > low) & (x < high)).to(x.dtype), (inner / (way + tiny)).clamp(0, 1))
 
 
 def evaluated(call: Call, x: Tensor) -> Tensor:
@@ -101,6 +124,10 @@ class Halfway(Rule):
                     to_a, to_r = _steady(signal, *a, *r)
                     return (to_r, to_a) if i == 0 else (to_a, to_r)
         middle = [(a + b) / 2 for a, b in zip(call.inputs, reference_of(call), strict=True)]
+        if call.op.kind == "matmul" and min(t.ndim for t in middle) > 1:  # without the product half-way
+            a, b = middle
+            sent = (signal @ b.mT).sum_to_size(a.shape), (a.mT @ signal).sum_to_size(b.shape)
+            return tuple(s if c else None for s, c in zip(sent, call.carrying, strict=True))
         return call.vjp(signal, at=middle)
 
 

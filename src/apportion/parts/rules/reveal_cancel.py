@@ -16,7 +16,6 @@ from apportion.parts.rules.deep_lift import (
     RescaleQuotient,
     deep_lift_rescale,
     difference,
-    evaluated,
     reference_of,
 )
 from apportion.parts.rules.lrp import linear_parts
@@ -54,10 +53,9 @@ class RevealCancel(Rule):
         if source is None or maker is None or (self.after is not None and maker.op.kind not in self.after):
             return self.quotient.back(call, signal)
         x, x0, slope = call.inputs[0], reference_of(call)[0], self.quotient.slope
-        up, down = (x0 + part for part in parts_of(source))
-        y, (y0, y_up, y_down) = call.output, (evaluated(call, t) for t in (x0, up, down))
-        to_positive = (slope(call, up, x0, y_up, y0) + slope(call, x, down, y, y_down)) / 2
-        to_negative = (slope(call, down, x0, y_down, y0) + slope(call, x, up, y, y_up)) / 2
+        up, down = (x0 + part for part in parts_of(source, difference(x, x0)))
+        to_positive = (slope(call, up, x0) + slope(call, x, down)) / 2
+        to_negative = (slope(call, down, x0) + slope(call, x, up)) / 2
         _leave(source, signal * (to_negative - to_positive))
         return to_first(call, signal * to_positive)
 
@@ -75,29 +73,43 @@ class Contributions(Rule):
     def back(self, call: Call, signal: Any) -> Signals:
         if call.op.kind not in SUMS and sum(call.carrying) > 1:
             return (RescaleQuotient() if call.op.kind == "div" else Halfway()).back(call, signal)
-        left = call.left
-        if left is None:
+        if call.left is None:
             return call.vjp(signal)
-        negative = signal + left
+        assert isinstance(call.left, _Left)
+        more, layer = call.left.more, call.left.layer
+        negative = signal + more
         if sum(call.carrying) > 1:
             sent = [None if t is None else t[1] * _chosen(t[0] * t[1], signal, negative) for t in _terms(call)]
             return tuple(None if s is None else s.sum_to_size(x.shape) for s, x in zip(sent, call.inputs, strict=True))
-        if call.op.kind not in LAYERS:
+        if layer is None:
             source, slope = _source(call), _slope(call)
             assert source is not None
-            _leave(source, slope.abs() * left)
+            _leave(source, slope.abs() * more)
             return call.vjp(torch.where(slope < 0, negative, signal))
-        x, weight, linear = linear_parts(call)
-        up, down = weight.clamp(min=0), weight.clamp(max=0)
+        graph = call.true_output is not None
+        (up, down), (up_negative, down_negative) = (
+            torch.autograd.grad(layer.positive, (layer.rose, layer.fell), s, retain_graph=True, create_graph=graph)
+            for s in (signal, negative)
+        )
+        dx = difference(call.inputs[0], reference_of(call)[0])
+        return to_first(call, _chosen(dx, up + down_negative, down + up_negative))
 
-        def transposed(signal: Tensor, w: Tensor) -> Tensor:
-            found = call.vjp(signal, fn=lambda x, *_: linear(x, w))[0]
-            assert found is not None
-            return found
 
-        raised = transposed(signal, up) + transposed(negative, down)
-        lowered = transposed(signal, down) + transposed(negative, up)
-        return to_first(call, _chosen(difference(x, reference_of(call)[0]), raised, lowered))
+@dataclass(eq=False)
+class _Layer:
+    """The sum of the positive contributions in a layer, as a function of the inputs that rose and that fell."""
+
+    positive: Tensor
+    rose: Tensor
+    fell: Tensor
+
+
+@dataclass(eq=False)
+class _Left:
+    """What is left on a call for `Contributions`: how much more negative contributions receive, and the layer."""
+
+    more: Tensor | float = 0.0
+    layer: _Layer | None = None
 
 
 def maker_of(call: Call) -> Call | None:
@@ -111,26 +123,39 @@ def maker_of(call: Call) -> Call | None:
     return None if source is None else maker_of(source)
 
 
-def parts_of(call: Call) -> tuple[Tensor, Tensor]:
-    """Sum the positive and the negative contributions to a call's output."""
+def parts_of(call: Call, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the positive and the negative contributions to the change of a call's output, which is `delta`."""
+    call.left = call.left or _Left()
     if sum(call.carrying) > 1:
         terms = [t[0] * t[1] for t in _terms(call) if t is not None]
         rose, fell = [t.clamp(min=0) for t in terms], [t.clamp(max=0) for t in terms]
         return sum(rose[1:], rose[0]), sum(fell[1:], fell[0])
     if call.op.kind not in LAYERS:
-        source, slope = _source(call), _slope(call)
+        source, slope, at = _source(call), _slope(call), call.carrying.index(True)
         assert source is not None
-        positive, negative = parts_of(source)
+        positive, negative = parts_of(source, difference(call.inputs[at], reference_of(call)[at]))
         turned = slope < 0
         return slope * torch.where(turned, negative, positive), slope * torch.where(turned, positive, negative)
+    if call.left.layer is None:
+        call.left.layer = _layer(call)
+    positive = call.left.layer.positive
+    positive = positive if call.true_output is not None else positive.detach()
+    return positive, (delta - positive).clamp(max=0)
+
+
+def _layer(call: Call) -> _Layer:
     x, weight, linear = linear_parts(call)
     dx = difference(x, reference_of(call)[0])
-    up, down, rose, fell = weight.clamp(min=0), weight.clamp(max=0), dx.clamp(min=0), dx.clamp(max=0)
-    return linear(rose, up) + linear(fell, down), linear(rose, down) + linear(fell, up)
+    rose, fell = dx.clamp(min=0), dx.clamp(max=0)
+    with torch.enable_grad():
+        if call.true_output is None:
+            rose, fell = rose.requires_grad_(), fell.requires_grad_()
+        return _Layer(linear(rose, weight.clamp(min=0)) + linear(fell, weight.clamp(max=0)), rose, fell)
 
 
 def _leave(call: Call, signal: Tensor) -> None:
-    call.left = signal if call.left is None else call.left + signal
+    assert isinstance(call.left, _Left)
+    call.left.more = call.left.more + signal
 
 
 def _chosen(contribution: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -141,8 +166,12 @@ def _chosen(contribution: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 def _source(call: Call) -> Call | None:
     """Find the call behind an operation that acts on each element of its output alone."""
     at = call.carrying.index(True)
-    found = call.sources[at]
-    return found if call.output.shape == call.inputs[at].shape else None
+    if (
+        call.op.kind != "batch_norm"
+        and torch.broadcast_shapes(*(t.shape for t in call.inputs)) != call.inputs[at].shape
+    ):
+        return None
+    return call.sources[at]
 
 
 def _slope(call: Call) -> Tensor:

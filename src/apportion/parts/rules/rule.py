@@ -54,7 +54,7 @@ class Call:
     homogeneous: int | None = None
     rule: Rule | None = None
     sources: list[Call | None] = field(default_factory=list)
-    left: Tensor | None = None
+    left: Any = None
     position: int = 0
     versions: list[int] = field(default_factory=list)
     transposed: Callable[[Tensor, Tensor], Tensor] | None = None
