@@ -525,3 +525,17 @@ def test_identity_is_the_limit_at_0():
     signal = q.backward(x, torch.zeros(1, dtype=torch.long), Rules((("elementwise", Identity()),))).signal
     assert isinstance(signal, Tensor)
     torch.testing.assert_close(signal, torch.tensor([[1.0, 1.0, math.tanh(2) / 2]], dtype=torch.float64))
+
+
+def test_relevance_may_start_as_the_softmaxs_gradient():
+    """R_t = p_t (1 - p_t) at the target's logit and -p_t p_c at the others, each sent down and summed."""
+    net, x = mlp(), randn(3, 6, seed=3)
+    rules = ap.rules.alpha_beta()
+    a = ap.LRP(ap.rules.from_softmax_gradient(rules))(ap.Field(net, ap.Probability()), x, target=1)
+    with torch.no_grad():
+        p = net(x).softmax(1)
+    start = p[:, 1:2] * (F.one_hot(torch.tensor(1), 3) - p)
+    assert near(start.sum(1), torch.zeros(3))
+    ones = torch.stack([values(ap.LRP(rules, from_one=True), net, x, c) for c in range(3)], 1)
+    assert near(a.values, (start[:, :, None] * ones).sum(1))
+    assert not near(a.values, p[:, 1:2] * ones[:, 1], 1e-2)

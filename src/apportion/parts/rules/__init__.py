@@ -11,6 +11,7 @@ from apportion.parts.rules.composites import (
     epsilon_plus_box,
     epsilon_plus_flat,
     excitation,
+    from_softmax_gradient,
 )
 from apportion.parts.rules.deep_lift import (
     CrossMax,
@@ -32,6 +33,7 @@ from apportion.parts.rules.lrp import (
     GeneralizedGamma,
     Identity,
     Shift,
+    SoftmaxGradient,
     Through,
     WSquare,
     ZBox,
@@ -104,6 +106,7 @@ __all__ = [
     "Rule",
     "Rules",
     "Shift",
+    "SoftmaxGradient",
     "SoftplusReLU",
     "Through",
     "WSquare",
@@ -125,6 +128,7 @@ __all__ = [
     "epsilon_plus_box",
     "epsilon_plus_flat",
     "excitation",
+    "from_softmax_gradient",
     "gradient",
     "guided_backprop",
     "pattern_attribution",

@@ -7,6 +7,8 @@ Products of two signals, softmax and norms whose spread depends on the input are
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from apportion.parts.rules.lrp import (
     AlphaBeta,
     Epsilon,
@@ -15,6 +17,7 @@ from apportion.parts.rules.lrp import (
     GeneralizedGamma,
     Identity,
     Shift,
+    SoftmaxGradient,
     Through,
     WSquare,
     ZBox,
@@ -81,6 +84,15 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Rules:
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Rules:
     """As `epsilon_alpha2_beta1`, the first layer sharing out equally."""
     return _by_kind(AlphaBeta(), Epsilon(epsilon), Flat())
+
+
+def from_softmax_gradient(rules: Rules) -> Rules:
+    """Let relevance start as the gradient of the softmax (SGLRP, Iwana et al. 2019); for the score `Probability`.
+
+    Args:
+        rules: what happens behind the logits.
+    """
+    return replace(rules, table=(("softmax", SoftmaxGradient()), *rules.table))
 
 
 def deep_taylor(first: ZBox | WSquare | ZPlus | None = None) -> Rules:

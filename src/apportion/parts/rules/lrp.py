@@ -309,6 +309,19 @@ class Shift(Rule):
 
 
 @dataclass(frozen=True)
+class SoftmaxGradient(Rule):
+    """The softmax's derivative as relevance of the logits: R_c = p_t (δ_ct - p_c) for class t; Iwana et al. 2019.
+
+    The start value of SGLRP, under the score `Probability`: other classes start negative, and all sum to 0. A logit
+    of exactly 0 can pass nothing on.
+    """
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        relevance = call.vjp(signal)[0]
+        return to_first(call, signal * 0 if relevance is None else quotient(relevance, call.inputs[0]))
+
+
+@dataclass(frozen=True)
 class ZBox(Rule):
     """LRP-zᴮ for inputs in a box: R_i = Σ_j (x_i w_ij - l w⁺_ij - h w⁻_ij) R_j / Σ_i of the same.
 
