@@ -207,3 +207,35 @@ def test_rules_start_at_a_hidden_unit_too():
         factor = x if method.kind is ap.Kind.SALIENCE else torch.ones_like(x)
         want = factor * torch.stack([slow(nn.Sequential(*first), row, 5, rule) for row in x])
         torch.testing.assert_close(got, want, atol=1e-13, rtol=0)
+
+
+CEILINGS: list[Callable[[Tensor], Tensor]] = [
+    F.relu6,
+    nn.ReLU6(inplace=True),
+    lambda t: F.hardtanh(t, 0.0, 6.0),
+    lambda t: t.clamp(0.0, 6.0),
+    lambda t: torch.clamp(t, max=6.0, min=0),
+]
+
+
+@pytest.mark.parametrize("act", CEILINGS)
+def test_a_relu_with_a_ceiling(act: Callable[[Tensor], Tensor]):
+    """Off, on and above the ceiling, with evidence for (2, 1, 1) and against (-1)."""
+    x = torch.tensor([[-1.0, 2.0, 7.0, 3.0]])
+    field = ap.Field(lambda t: (act(t + 0) * torch.tensor([2.0, 1.0, 1.0, -1.0])).sum(1))
+    want = {
+        ap.GuidedBackprop(): [0.0, 1.0, 0.0, 0.0],
+        ap.Deconvnet(): [2.0, 1.0, 1.0, 0.0],
+        ap.RectGrad(ap.rules.RectifiedAbove()): [0.0, 2.0, 0.0, 0.0],
+        ap.RectGrad(ap.rules.Rectified(0.0)): [-2.0, 2.0, 0.0, 0.0],  # τ = -3, and a share of 0 exceeds it
+        ap.ExcitationBackprop(): [0.0, 0.4, 1.2, -0.6],
+    }
+    for method, values in want.items():
+        torch.testing.assert_close(method(field, x).values, torch.tensor([values]))
+
+
+@pytest.mark.parametrize("act", [nn.Hardtanh(), lambda t: t.clamp(min=0.1), lambda t: t.clamp(-1, 6)])
+def test_other_clamps_are_refused(act: Callable[[Tensor], Tensor]):
+    for method in (ap.GuidedBackprop(), ap.Deconvnet(), ap.RectGrad(), ap.ExcitationBackprop()):
+        with pytest.raises(ap.ApportionError, match=r"hardtanh|clamp"):
+            method(ap.Field(lambda t: act(t).sum(1)), torch.tensor([[2.0, 3.0]]))

@@ -61,7 +61,7 @@ class ExcitationBackprop(RuleExplainer):
     probabilities: they sum to 1, less what reached units that nothing excites, which the gap shows.
 
     Raises:
-        RuleError: an activation other than ReLU, or a product of two signals.
+        RuleError: an activation other than ReLU and ReLU6, or a product of two signals.
         NonFiniteError: a score of exactly 0.
 
     >>> import torch, apportion as ap

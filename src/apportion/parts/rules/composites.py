@@ -106,4 +106,6 @@ def deep_taylor(first: ZBox | WSquare | ZPlus | None = None) -> Rules:
 
 def excitation() -> Rules:
     """Excitation backpropagation (Zhang et al. 2016); batch-norm hands on what it gets."""
-    return Rules((("layer", Excitation()), *_SHIFTS, ("batch_norm", Through()), ("relu", Plain()), *POOLS))
+    return Rules(
+        (("layer", Excitation()), *_SHIFTS, ("batch_norm", Through()), ("relu", Plain()), ("relu6", Through()), *POOLS)
+    )

@@ -58,7 +58,7 @@ class Rectified(Rule):
         rank = self.percentile / 100 * (share.shape[1] - 1)
         low, high = (share.kthvalue(i + 1, 1, keepdim=True)[0] for i in (math.floor(rank), math.ceil(rank)))
         passes = share > torch.where(low == high, low, low + (rank - math.floor(rank)) * (high - low))
-        return to_first(call, signal * passes.reshape(signal.shape) * _open(call))
+        return to_first(call, signal * (passes.reshape(signal.shape) & _below_cap(call)))
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,17 @@ class RectifiedAbove(Rule):
     threshold: float = 0.0
 
     def back(self, call: Call, signal: Any) -> Signals:
-        return to_first(call, signal * (_output(call) * signal > self.threshold) * _open(call))
+        return to_first(call, signal * ((_output(call) * signal > self.threshold) & _below_cap(call)))
 
 
 def _open(call: Call) -> Tensor:
     """Tell where the activation has slope 1."""
     z = call.inputs[0]
     return z > 0 if call.op.kind == "relu" else (z > 0) & (z < RELU6_CAP)
+
+
+def _below_cap(call: Call) -> Tensor:
+    return torch.ones_like(call.inputs[0], dtype=torch.bool) if call.op.kind == "relu" else call.inputs[0] < RELU6_CAP
 
 
 def _output(call: Call) -> Tensor:
