@@ -43,7 +43,8 @@ BENCH = {
     "B3, amax": (lambda x: x.amax(1), (3.0, 1.0), (3.0, 0.0)),
     "B3'": (planted.Max(), (2.0, 2.001), (0.0, 2.001)),
     "B4": (planted.Saturated(), (2.0, 0.0), (1.0, 0.0)),
-    "B5": (lambda x: x[:, 0] * x[:, 1], (2.0, 3.0), (3.0, 3.0)),
+    "B5": (planted.Product(), (2.0, 3.0), (3.0, 3.0)),
+    "B5, spelled out": (lambda x: x[:, 0] * x[:, 1], (2.0, 3.0), (3.0, 3.0)),
     "B6": (planted.Linear([1.0, -2.0], 0.7), (3.0, 5.0), (3.0, -10.0)),
     "B7": (planted.Min(), (2.0, 1.0), (0.0, 1.0)),
     "B7, torch.minimum": (lambda x: torch.minimum(x[:, 0], x[:, 1]), (2.0, 1.0), (0.0, 1.0)),
@@ -274,6 +275,13 @@ MANY: dict[str, Callable[[Tensor], Tensor]] = {
     "divisor alone": lambda x: (torch.tensor([1.0, -2.0], dtype=x.dtype) / (1 + x[:, :2].abs())).sum(1),
     "broadcast divisor": lambda x: (x / (1 + x.abs().sum(1, keepdim=True))).sum(1),
     "number over": lambda x: (3 * (1 + x.square()).reciprocal()).sum(1),
+    "softmin": lambda x: F.softmin(x, 1)[:, 0],
+    "glu": lambda x: F.glu(x, 1).sum(1),
+    "normalize": lambda x: F.normalize(x)[:, 2],
+    "cosine": lambda x: F.cosine_similarity(x, x.flip(1) * 2 + 1),
+    "std": lambda x: x.std(1),
+    "a power of two": lambda x: (2 ** (x / 50)).sum(1),
+    "contraction": lambda x: torch.einsum("bi,bi->b", x, x.tanh()),
     "masked": lambda x: torch.softmax(x.masked_fill(torch.arange(6) > 3, -torch.inf), 1)[:, 1],
 }
 
@@ -391,6 +399,47 @@ def test_behind_a_normalization() -> None:
     written = ap.DeepLIFT()(ap.Field(lambda x: net((x - mean) / std)), x, target=1)
     torch.testing.assert_close(declared.values, written.values)
     assert declared.gap.abs().max() <= 1e-12
+
+
+class Everything(nn.Module):
+    """Convolution, overlapping max-pooling, layer norm, GELU, ReLU6, attention, a gate and a quotient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mix, self.head = (
+            nn.Conv2d(2, 4, 3),
+            nn.LayerNorm(4),
+            nn.Linear(4, 12),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.max_pool2d(F.relu6(3 * self.conv(x)), 3, 2).flatten(2).mT
+        q, k, v = F.gelu(self.mix(self.norm(h))).chunk(3, -1)
+        h = F.scaled_dot_product_attention(q, k, v) * torch.sigmoid(h)
+        return self.head((h / (1 + h.square().sum(1, keepdim=True))).amax(1))
+
+
+def test_can_be_differentiated() -> None:
+    net, x, x0 = seeded(Everything()), random(2, 2, 7, 7, seed=1), random(2, 2, 7, 7, seed=2)
+    method = ap.DeepLIFT(ap.baselines.Given(x0))
+    point = x.clone().requires_grad_()
+    a = method(ap.Field(net), point, target=1, differentiable=True)
+    assert a.gap is not None
+    assert a.gap.abs().max() <= 1e-13
+    (slope,) = torch.autograd.grad(a.values[:, 1, 3, 3].sum(), point)
+    v, h = random(2, 2, 7, 7, seed=3), 1e-6
+    ahead, behind = (method(ap.Field(net), x + s * h * v, target=1).values[:, 1, 3, 3] for s in (1, -1))
+    torch.testing.assert_close((slope * v).flatten(1).sum(1), (ahead - behind) / (2 * h), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    net, x, x0 = seeded(Pooled()), random(2, 2, 6, 6, seed=1), random(2, 2, 6, 6, seed=2)
+    full = ask(net, x, x0, target=1).values
+    half = ask(net.to(dtype), x.to(dtype), x0.to(dtype), target=1)
+    assert half.values.dtype == dtype
+    assert (half.values - full).abs().max() <= 16 * torch.finfo(dtype).eps * full.abs().max()
 
 
 # -- several baselines ------------------------------------------------------------------------------

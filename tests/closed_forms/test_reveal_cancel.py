@@ -63,7 +63,7 @@ def test_bench(name: str) -> None:
 
 
 def twin(layers: list[tuple[Tensor, Tensor]], act: Callable[[Tensor], Tensor], x: Tensor, x0: Tensor) -> Tensor:
-    """One example through dense layers, the last one without function: the paper's section 3.2, number by number."""
+    """One example through dense layers, the last one without function: the paper's section 3.5.3, number by number."""
     seen = [(x, x0)]
     for w, b in layers[:-1]:
         seen.append((act(w @ seen[-1][0] + b), act(w @ seen[-1][1] + b)))

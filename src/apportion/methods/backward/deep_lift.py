@@ -38,7 +38,8 @@ CARD = Card(
     ),
     claims=(
         Claim(Principle.COMPLETENESS, holds=True, source="Shrikumar et al. 2017, section 3.1"),
-        Claim(Principle.CONSISTENCY, holds=False, source="Deng et al. 2025"),
+        Claim(Principle.ALLOCATION_FIDELITY, holds=True, source="Deng et al. 2025, Table VI"),
+        Claim(Principle.CONSISTENCY, holds=False, source="Deng et al. 2025, Table VII"),
         Claim(Principle.IMPLEMENTATION_INVARIANCE, holds=False, source="Sundararajan et al. 2017, section 2.2"),
     ),
     measured={
@@ -96,7 +97,7 @@ def per_reference(q: Question, baseline: Baseline, rules: Rules) -> tuple[Tree, 
 @register(CARD)
 @dataclass(frozen=True)
 class DeepLIFT(Explainer):
-    """Σ of multipliers of every operation on the way, times x - x'; Shrikumar et al. 2017, equation 2.
+    """Σ of multipliers of every operation on the way, times x - x'; Shrikumar et al. 2017, equations 2 and 3.
 
     Each operation's multipliers m satisfy Σ m Δinput = Δoutput, where Δ is the difference between x and the
     baseline x', and are chained like derivatives. Values are in units of the score and sum to f(x) - f(x').

@@ -28,6 +28,7 @@ CARD = Card(
     cost="3 k forward, k backward (k baselines)",
     families=(Family.LAYERWISE_BACKPROPAGATION, Family.TAYLOR),
     claims=(
+        Claim(Principle.ALLOCATION_FIDELITY, holds=True, source="Deng et al. 2025, Table VI"),
         Claim(Principle.COMPLETENESS, holds=True, source="Lundberg and Lee 2017, section 4.2"),
         Claim(Principle.IMPLEMENTATION_INVARIANCE, holds=False, source="Sundararajan et al. 2017, section 2.2"),
     ),

@@ -91,12 +91,15 @@ def _bounds(call: Call) -> tuple[float, float] | None:
 
 def _share_between(x: Tensor, x0: Tensor, low: float, high: float) -> Tensor:
     """Give the share of the way from x' to x that lies between two numbers; where x = x', the derivative."""
+    dtype = x.dtype
+    x, x0 = (t.float() if dtype == torch.float16 else t for t in (x, x0))
     tiny = torch.finfo(x.dtype).tiny ** 0.5  # whose square is not 0, for derivatives
     top, way = torch.maximum(x, x0), (x - x0).abs()
     if (low, high) == (0.0, torch.inf):
-        return (top.clamp(min=0) / (way + tiny)).clamp(max=1)
+        return (top.clamp(min=0) / (way + tiny)).clamp(max=1).to(dtype)
     inner = top.clamp(max=high) - torch.minimum(x, x0).clamp(min=low)
-    return torch.where(way == 0, ((x > low) & (x < high)).to(x.dtype), (inner / (way + tiny)).clamp(0, 1))
+    inside = (x > low) & (x < high)
+    return torch.where(way == 0, inside.to(x.dtype), (inner / (way + tiny)).clamp(0, 1)).to(dtype)
 
 
 def evaluated(call: Call, x: Tensor) -> Tensor:

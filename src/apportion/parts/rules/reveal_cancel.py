@@ -27,7 +27,7 @@ SUMS = ("add", "sub")
 
 @dataclass(frozen=True)
 class RevealCancel(Rule):
-    """What raised a function's input and what lowered it get multipliers of their own; section 3.2 of the paper.
+    """What raised a function's input and what lowered it get multipliers of their own; section 3.5.3 of the paper.
 
     With p and n the sums of the positive and of the negative contributions to Δx, Δy is shared out to them by
     their Shapley values: Δy⁺ = ½ [f(x' + p) - f(x') + f(x' + p + n) - f(x' + n)], Δy⁻ likewise (Shrikumar et al.
