@@ -151,13 +151,16 @@ class _BiasRules:
         return done._replace(tape=meter.terms)
 
 
+@dataclass(frozen=True)
 class Seen(Rules):
     """One rule for every operation but views, which have no bias; a change of type rounds, and is no view."""
 
-    def pick(
-        self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = ()
-    ) -> Rule | None:
-        return None if op.kind in engine._VIEWS - _CASTS else self.otherwise
+    fold: bool = False
+
+    def choose(
+        self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = (), module: str = ""
+    ) -> tuple[Rule | None, str]:
+        return (None, "a view") if op.kind in engine._VIEWS - _CASTS else (self.otherwise, "by its derivative")
 
 
 class _Meter(Rule):

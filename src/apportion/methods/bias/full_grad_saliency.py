@@ -146,8 +146,9 @@ class _Painter(Rule):
             layer = product(signal, bias(call, out[0]))
             if bool(layer.any()):
                 self.total = self.total + layer.flatten(1).sum(1)
-                grown = F.interpolate(stretched(layer), self.map.shape[1:], mode="bilinear", align_corners=True)
-                self.map = self.map + grown.sum(1)
+                coarse = stretched(layer).sum(1, keepdim=True)  # before enlarging: linear steps may change places
+                grown = F.interpolate(coarse, self.map.shape[1:], mode="bilinear", align_corners=True)
+                self.map = self.map + grown[:, 0]
         return sent
 
     def _is_picture(self, out: Tensor) -> bool:
