@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -143,6 +144,20 @@ def test_excitation_unit_by_unit_and_at_an_inner_site():
     torch.testing.assert_close(ap.ExcitationBackprop()(ap.Field(net), x, target=2).values, want, atol=1e-13, rtol=0)
     a = ap.ExcitationBackprop()(ap.Field(net, site=ap.At("1")), x, target=2)
     torch.testing.assert_close(a.values, want_inner, atol=1e-13, rtol=0)
+
+
+def test_contrast_unit_by_unit():
+    """The second pass takes -W in the last layer, and the same network below."""
+    net, x = mlp(bias=False), randn(4, 6, seed=3).abs()
+    negated = copy.deepcopy(net)
+    negated.get_parameter("4.weight").neg_()
+    with torch.no_grad():
+        one = F.one_hot(torch.tensor(2), 3).double()
+        two = [torch.stack([slow(n, row, one, excite) for row in x]) for n in (net, negated)]
+    a = ap.ContrastiveExcitationBackprop()(ap.Field(net), x, target=2)
+    torch.testing.assert_close(a.values, two[0] - two[1], atol=1e-13, rtol=0)
+    torch.testing.assert_close(a.parts["against"], two[1], atol=1e-13, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(a.values).sum(1), torch.zeros(4).double(), atol=1e-13, rtol=0)
 
 
 def test_what_is_lost_and_what_is_noted():

@@ -1,5 +1,6 @@
 """Methods, one file each, in folders by family; importing this package registers them."""
 
+from apportion.methods.backward.contrastive_excitation_backprop import ContrastiveExcitationBackprop
 from apportion.methods.backward.deconvnet import Deconvnet
 from apportion.methods.backward.deep_lift import DeepLIFT
 from apportion.methods.backward.deep_shap import DeepSHAP
@@ -55,6 +56,7 @@ __all__ = [
     "SPI",
     "BlurIG",
     "BoundarySaliency",
+    "ContrastiveExcitationBackprop",
     "CrediblePath",
     "Deconvnet",
     "DeepLIFT",

@@ -104,8 +104,12 @@ def deep_taylor(first: ZBox | WSquare | ZPlus | None = None) -> Rules:
     return Rules((("layer", ZPlus()), *_SHIFTS, ("relu", Plain()), *POOLS), first=WSquare() if first is None else first)
 
 
-def excitation() -> Rules:
-    """Excitation backpropagation (Zhang et al. 2016); batch-norm hands on what it gets."""
-    return Rules(
-        (("layer", Excitation()), *_SHIFTS, ("batch_norm", Through()), ("relu", Plain()), ("relu6", Through()), *POOLS)
-    )
+def excitation(*, contrast: bool = False) -> Rules:
+    """Excitation backpropagation (Zhang et al. 2016); batch-norm hands on what it gets.
+
+    Args:
+        contrast: share by what inhibits in the last layer, as if its weights had the other sign.
+    """
+    through = (("batch_norm", Through()), ("relu", Plain()), ("relu6", Through()))
+    last = AlphaBeta(0.0, -1.0) if contrast else None
+    return Rules((("layer", Excitation()), *_SHIFTS, *through, *POOLS), last=last)

@@ -43,10 +43,12 @@ class RuleExplainer(Explainer):
     def explain(self, q: Question) -> Attribution:
         return self.answer(q, self.backward(q))
 
-    def backward(self, q: Question) -> Backward:
-        """Send the examples forward and back."""
+    def backward(self, q: Question, rules: RuleSet | None = None) -> Backward:
+        """Send the examples forward and back, by the method's rules or others."""
         owner = torch.arange(len(q), device=q.device)
-        done = q.backward(q.x, owner, _Checked(self.rule_set), start=self.start, differentiable=q.differentiable)
+        done = q.backward(
+            q.x, owner, _Checked(rules or self.rule_set), start=self.start, differentiable=q.differentiable
+        )
         if not q.differentiable:
             return done
         # on one linear piece signals are constants, whose derivative is 0 rather than missing
