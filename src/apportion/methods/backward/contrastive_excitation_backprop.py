@@ -25,7 +25,11 @@ CARD = Card(
     families=(Family.LAYERWISE_BACKPROPAGATION, Family.NONNEGATIVE_BACKPROPAGATION),
     claims=PLAIN.claims,
     measured={
+        Principle.COMPLETENESS: False,
         Principle.DUMMY: True,
+        Principle.LINEARITY: False,
+        Principle.SYMMETRY: True,
+        Principle.SHIFT_INVARIANCE: False,
     },
     needs=frozenset({Need.RELU, Need.NONNEGATIVE}),
     differentiable=True,

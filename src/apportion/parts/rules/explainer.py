@@ -13,7 +13,6 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Kind
-from apportion.core.errors import RuleError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.protocols import Backward, RulePass, RuleSet
 from apportion.core.question import Question
@@ -47,7 +46,7 @@ class RuleExplainer(Explainer):
         """Send the examples forward and back, by the method's rules or others."""
         owner = torch.arange(len(q), device=q.device)
         done = q.backward(
-            q.x, owner, _Checked(rules or self.rule_set), start=self.start, differentiable=q.differentiable
+            q.x, owner, _Noting(rules or self.rule_set), start=self.start, differentiable=q.differentiable
         )
         if not q.differentiable:
             return done
@@ -108,15 +107,9 @@ def warn_of_zeros(q: Question, values: Tree) -> None:
         q.warn(f"the map is zero everywhere for example(s) {', '.join(map(str, dead))}")
 
 
-_REARRANGE = frozenset(
-    """Alias Clone Permute Reshape ReshapeAlias Squeeze T ToCopy Transpose UnsafeView Unsqueeze View""".split()
-)
-"""Nodes of the graph that only rearrange."""
-
-
 @dataclass(frozen=True)
-class _Checked:
-    """A rule set that passes on what its rules note, and whose relevance, if it gives that, is relevance everywhere."""
+class _Noting:
+    """A rule set that passes on what its rules note."""
 
     rules: RuleSet
 
@@ -129,41 +122,6 @@ class _Checked:
         return self.rules.surrogate
 
     def run(self, forward: Callable[[Tree], Tensor], z: Tree, reference: Tree | None, **options: Any) -> RulePass:
-        def checked(rows: Tree) -> Tensor:
-            value = forward(rows)
-            if self.kind == "relevance":
-                _all_relevance(value, [leaf.grad_fn for leaf in tree.leaves(rows)])
-            return value
-
         with noting() as notes:
-            done = self.rules.run(checked, z, reference, **options)
+            done = self.rules.run(forward, z, reference, **options)
         return done._replace(warnings=(*done.warnings, *notes))
-
-
-def _all_relevance(value: Tensor, starts: list[Any]) -> None:
-    """Insist that every operation that reads the input gives relevance; a gradient beside it would be added to it.
-
-    Raises:
-        RuleError: another operation reads the input.
-    """
-    users: dict[Any, list[Any]] = {}
-    todo, seen = [value.grad_fn], {None}
-    while todo:
-        node: Any = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for following, _ in node.next_functions:
-            users.setdefault(following, []).append(node)
-            todo.append(following)
-    while starts:
-        for user in users.get(starts.pop(), []):
-            name = type(user).__name__.rstrip("0123456789").removesuffix("Backward")
-            if name in _REARRANGE:
-                starts.append(user)
-            elif not getattr(getattr(user, "rule", None), "relevance", False):
-                raise RuleError(
-                    f"a rule for the first layer, and {name} between the input and it or beside it",
-                    "an input that nothing but linear layers and convolutions reads",
-                    "declare a normalization with Field(normalize=...), or leave the rule for the first layer out",
-                )
