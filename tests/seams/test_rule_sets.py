@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -187,7 +187,7 @@ class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.features = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+        self.features: nn.Sequential = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
         self.head, self.aside = nn.Linear(6, 3), nn.Linear(6, 3)
         self.double().eval()
 
@@ -350,6 +350,7 @@ def test_batched_signals() -> None:
     torch.testing.assert_close(rows, torch.stack(each))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at it
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("inside", [False, True])
 def test_compiled_models(backend: str, inside: bool) -> None:
@@ -357,7 +358,7 @@ def test_compiled_models(backend: str, inside: bool) -> None:
     net = Named()
     compiled: Any = net
     if inside:
-        net.features = torch.compile(net.features, backend=backend)  # pyright: ignore[reportAttributeAccessIssue]
+        net.features = cast(Any, torch.compile(net.features, backend=backend))
     else:
         compiled = torch.compile(net, backend=backend)
     compiled(x)
@@ -384,3 +385,46 @@ def test_exported_programs() -> None:
     module = torch.export.export(net, (x,), dynamic_shapes=({0: rows},)).module()
     for rules in RULES:
         torch.testing.assert_close(by(rules, module, x), by(rules, net, x))
+
+
+# -- starting at a hidden unit --------------------------------------------------------------------
+
+
+def slow_epsilon(net: Any, x: Tensor, unit: int, epsilon: float, start: str) -> Tensor:
+    """LRP-ε of one unit behind the second layer, all others zeroed, for one row at a time."""
+    first, _, second, _ = cast(nn.Sequential, net.features)
+    rows = []
+    for row in x:
+        a = first(row).relu()
+        z = second(a)
+        relevance = torch.zeros(6, dtype=x.dtype)
+        relevance[unit] = z[unit] if start == "score" else 1.0
+        for inputs, layer in ((a, second), (row, first)):
+            z = layer(inputs)
+            share = [r / (zj + epsilon * (1 if zj >= 0 else -1)) for r, zj in zip(relevance, z, strict=True)]
+            parts = [inputs * layer.weight[j] * s for j, s in enumerate(share)]
+            relevance = torch.stack(parts).sum(0)
+        rows.append(relevance)
+    return torch.stack(rows).detach()
+
+
+@pytest.mark.parametrize("start", ["score", "one"])
+def test_relevance_starts_at_a_hidden_unit(start: Any) -> None:
+    net, x = Named(), torch.randn(3, 4, dtype=torch.float64)
+    q = ap.Field(net, score=ap.Neuron(ap.At("features.2"), (4,))).bind(x)
+    got = q.backward(x, torch.arange(3), Rules((("layer", Epsilon(0.3)), ("relu", Plain()))), start=start)
+    want = slow_epsilon(net, x, 4, 0.3, start)
+    torch.testing.assert_close(got.relevance, want, rtol=1e-12, atol=1e-14)
+    assert (got.relevance - slow_epsilon(net, x, 3, 0.3, start)).abs().max() > 1e-2
+    last = replace(Rules((("layer", Epsilon(0.0)), ("relu", Plain()))), last=Epsilon(0.3))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(q.backward(x, torch.arange(3), last, start=start).relevance, want)
+
+
+def test_guided_backpropagation_of_a_hidden_unit() -> None:
+    net, x = Named(), torch.randn(3, 4, dtype=torch.float64)
+    q = ap.Field(net, score=ap.Neuron(ap.At("features.2"), (1,))).bind(x)
+    got = q.backward(x, torch.arange(3), ap.rules.guided_backprop()).signal
+    first, _, second, _ = cast(nn.Sequential, net.features)
+    want = [(second.weight[1].clamp(min=0) * (first(row) > 0)) @ first.weight for row in x]
+    torch.testing.assert_close(got, torch.stack(want).detach())

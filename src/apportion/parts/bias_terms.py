@@ -21,7 +21,7 @@ from apportion.core import ops, tree
 from apportion.core.protocols import Backward, Owner, RulePass
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.parts.rules import engine
+from apportion.parts.rules import engine, mode
 from apportion.parts.rules.node import Places
 from apportion.parts.rules.rule import Call, Rule, Signals
 from apportion.parts.rules.table import Rules
@@ -160,7 +160,7 @@ class Seen(Rules):
     def choose(
         self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = (), module: str = ""
     ) -> tuple[Rule | None, str]:
-        return (None, "a view") if op.kind in engine._VIEWS - _CASTS else (self.otherwise, "by its derivative")
+        return (None, "a view") if op.kind in mode.VIEWS - _CASTS else (self.otherwise, "by its derivative")
 
 
 class _Meter(Rule):

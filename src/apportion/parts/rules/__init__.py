@@ -1,5 +1,6 @@
 """Backward rules: what each operation sends back, keyed by operation, on the unmodified model."""
 
+from apportion.parts.rules.audit import Audit, AuditRow, audit
 from apportion.parts.rules.composites import (
     alpha_beta,
     deep_taylor,
@@ -72,6 +73,8 @@ from apportion.parts.rules.transformers import Half, NormIdentity, attn_lrp, cp_
 
 __all__ = [
     "AlphaBeta",
+    "Audit",
+    "AuditRow",
     "Call",
     "Contributions",
     "CrossMax",
@@ -114,6 +117,7 @@ __all__ = [
     "ZPlus",
     "alpha_beta",
     "attn_lrp",
+    "audit",
     "cp_lrp",
     "deconvnet",
     "deep_lift_genomics",

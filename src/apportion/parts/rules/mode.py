@@ -1,0 +1,657 @@
+"""The mode: sends each operation of a forward pass that carries a signal to its rule."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from apportion.core import ops, tree
+from apportion.core.errors import RuleError
+from apportion.core.ops import LAYERS
+from apportion.core.tree import Tree
+from apportion.parts.rules import decompose
+from apportion.parts.rules.disguised import Disguised, SpelledOut
+from apportion.parts.rules.layers import Layer, transposed
+from apportion.parts.rules.node import Node, Places, Record, carries, flatten, substitute
+from apportion.parts.rules.rule import Call, Detached, Plain, Rule
+
+if TYPE_CHECKING:
+    from apportion.parts.rules.table import Rules
+
+_FUNCTORCH = cast(Any, torch._C)._functorch
+_top_hooks = cast(Any, torch._C)._autograd._top_saved_tensors_default_hooks
+
+VIEWS = frozenset(
+    """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous
+    view_as reshape_as alias _unsafe_view to type type_as T mT H mH t ravel swapdims moveaxis expand expand_as
+    broadcast_to broadcast_tensors narrow select slice getitem split chunk unbind tensor_split hsplit vsplit dsplit
+    split_with_sizes diagonal requires_grad_ real imag conj resolve_conj view_as_real view_as_complex unfold
+    atleast_1d atleast_2d atleast_3d""".split()
+)
+"""Operations whose output may share memory with their input: they run as they are, so that it does."""
+_WHOLE = frozenset(
+    """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous clone
+    view_as reshape_as alias _unsafe_view to type type_as T mT t""".split()
+)
+"""Operations that only rearrange: a layer behind them still reads the input."""
+_SETTERS = frozenset({torch.Tensor.__setitem__})
+_QUESTIONS = frozenset(
+    {
+        torch.Tensor.dim,
+        torch.Tensor.size,
+        torch.Tensor.stride,
+        torch.Tensor.numel,
+        torch.Tensor.is_floating_point,
+        torch.Tensor.is_complex,
+        torch.Tensor.is_contiguous,
+        torch.is_floating_point,
+        torch.is_complex,
+        torch.Tensor.__len__,
+        *(
+            getattr(torch.Tensor, name).__get__
+            for name in "shape dtype device ndim requires_grad is_cuda is_sparse is_nested layout is_leaf".split()
+        ),
+    }
+)
+"""Functions that ask about a tensor and not for its values."""
+_NUMBERS = frozenset("item tolist numpy array float int index complex".split())
+"""Functions that take values out of torch."""
+_SEEN = "_apportion_pass"
+"""The attribute by which tensors of a pass are known: weak dictionaries would cost more than many an operation."""
+_LIKE = frozenset("type_as to expand_as view_as reshape_as".split())
+"""Operations that take shape, type or device, and no values, from tensors other than the first."""
+_MAKERS = frozenset(
+    """zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full
+    new_empty new_empty_strided new_tensor""".split()
+)
+"""Functions that take only shape, type and device from their first tensor."""
+
+
+class RuleMode(TorchFunctionMode):
+    """Sends each operation that carries a signal to its rule."""
+
+    auditing = False
+
+    def __init__(self, rules: Rules, above: FrameType, *, everything: bool, differentiable: bool, record: bool) -> None:
+        super().__init__()
+        self.rules, self.everything, self.differentiable = rules, everything, differentiable
+        self.record: list[Record] | None = [] if record else None
+        self.warnings: dict[str, None] = {}
+        self.where = Places(above)
+        self.disguised = Disguised()
+        self.relevance = rules.kind == "relevance"
+        self.spelled_out = SpelledOut() if rules.names(["mul"]) else None
+        self.truth = WeakTensorKeyDictionary()
+        self.from_input = WeakTensorKeyDictionary()
+        self.viewed = WeakTensorKeyDictionary()
+        self.computed = WeakTensorKeyDictionary()
+        self.constants = WeakTensorKeyDictionary()
+        self.made = WeakTensorKeyDictionary()
+        self.readers: dict[int, list[Call]] = {}
+        self.tape: list[tuple[str, list[Tensor]]] = []
+        self.layers = WeakTensorKeyDictionary()
+        self.within = ""
+        self.token = object()
+        self.phase: Literal["reference", "main"] = "main"
+        self.position = 0
+        self.met: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _QUESTIONS:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.__iter__:
+            with self:
+                return iter(args[0].unbind(0))
+        tensors = flatten((args, kwargs))
+        if not tensors:  # the switches of grad mode among others, which must stay as the model sets them
+            return func(*args, **kwargs)
+        carrying = [carries(t) for t in tensors]
+        # masks, indices and factors computed from what carries: constants to autograd, but not to a rule
+        dependent = [not c and self._depends(t) for t, c in zip(tensors, carrying, strict=True)]
+        for t, c in zip(tensors, carrying, strict=True):
+            if c and not self.saw(t):
+                self.unseen(t)
+        if not any(carrying):
+            self._see_transforms(tensors)
+            with torch.no_grad():
+                out = func(*args, **kwargs)
+        elif _top_hooks(True) is not None:  # of a checkpoint: it would run the model again, and not see the rules
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                out = self._carried(func, args, kwargs, tensors, carrying, dependent)
+        else:
+            out = self._carried(func, args, kwargs, tensors, carrying, dependent)
+        if any(carrying) or any(dependent):
+            self._follow(func, args, kwargs, tensors, carrying, dependent, out)
+        self.mark(out)
+        if _overwrites(func):
+            self.mark(tensors[0])
+        return out
+
+    def start(self, z: Tree) -> tuple[Tree, list[Tensor]]:
+        """Give what the model is to be called with, and the leaves at which signals will arrive."""
+        leafs = [t.detach().requires_grad_() for t in tree.leaves(z)]
+        starts = []
+        for leaf, true in zip(leafs, tree.leaves(z), strict=True):
+            first = leaf.clone()
+            self.from_input[first] = True
+            if self.differentiable:
+                self.truth[first] = (true if true.requires_grad else true.detach().requires_grad_()).clone()
+            starts.append(first)
+        self.mark(starts)
+        return tree.rebuild(z, starts), leafs
+
+    def saw(self, t: Tensor) -> bool:
+        """Tell whether a tensor was made by an operation seen here."""
+        return getattr(t, _SEEN, None) is self.token
+
+    def mark(self, value: Any) -> None:
+        """Remember that tensors were made by operations seen here."""
+        for t in flatten(value):
+            setattr(t, _SEEN, self.token)
+
+    def unseen(self, t: Tensor) -> None:
+        """Refuse a tensor that carries a signal and came from nowhere."""
+        owner = getattr(type(t.grad_fn), "_forward_cls", None)
+        if owner is None:
+            name = "something" if t.grad_fn is None else t.grad_fn.name()
+            raise RuleError(
+                f"{self.where() or 'the model'} computes with what no operation of torch gave ({name})",
+                "operations that can be intercepted, which those of TorchScript and of C++ extensions cannot",
+                "pass the model as it was before scripting",
+            )
+        check_custom(owner, () if self.everything else self.rules.custom)
+
+    def _depends(self, t: Tensor) -> bool:
+        return len(self.computed) > 0 and (t in self.computed or (t._base is not None and t._base in self.computed))
+
+    def _see_transforms(self, tensors: list[Tensor]) -> None:
+        """Refuse vmap and its kin on what carries: it hides the gradient from this mode."""
+        if self.transformed(tensors):
+            raise RuleError(
+                f"torch.vmap, or another transform of torch.func, in {self.where() or 'the model'}",
+                "a model of plain torch operations: rules cannot see into vmap",
+                "call the model on the whole batch instead of mapping it over single examples",
+            )
+
+    def transformed(self, tensors: list[Tensor]) -> bool:
+        """Tell whether a transform of torch.func stands around what carries."""
+        for t in tensors:
+            inner = t
+            while _FUNCTORCH.is_functorch_wrapped_tensor(inner):
+                inner = _FUNCTORCH.get_unwrapped(inner)
+                if carries(inner):
+                    return True
+        return False
+
+    def _follow(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        tensors: list[Tensor],
+        carrying: list[bool],
+        dependent: list[bool],
+        out: Any,
+    ) -> None:
+        """Remember which tensors without gradient were computed from those that carry."""
+        name = _name(func)
+        self.disguised.see(name, args, kwargs, dependent, out)
+        if name in _NUMBERS:
+            self._number_taken(name, out)
+        sources = [c or d for c, d in zip(carrying, dependent, strict=True)]
+        first = isinstance(args[0], Tensor) if args else False
+        if first and name in _MAKERS and not any(sources[1:]):
+            return
+        if first and name in _LIKE and not sources[0]:
+            return
+        written = [tensors[0]] if _overwrites(func) else []
+        for t in [*flatten(out), *written, *flatten(kwargs.get("out"))]:
+            for each in (t, t._base):
+                if each is not None and not carries(each) and each not in self.constants:
+                    self.computed[each] = True
+
+    def _number_taken(self, name: str, out: Any) -> None:
+        # not refused: most such numbers are printed or count something, and to the model's own gradient they
+        # are constants as well
+        if not isinstance(out, bool):
+            self.warnings[
+                f"{self.where() or 'the model'} takes a number out of what depends on the input ({name}): "
+                "whatever is computed from it counts as constant"
+            ] = None
+
+    def _carried(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]
+    ) -> Any:
+        """Run an operation of which at least one input carries a signal."""
+        if not torch.is_grad_enabled():
+            op = ops.lookup(func, args, kwargs)
+            if carrying[0] and ((op is not None and op.inplace) or _overwrites(func)):
+                return self._without_rule(_name(func), func, args, kwargs, False)
+            return func(*args, **kwargs)
+        simpler = ops.decomposed(func)
+        if simpler is not None:
+            return self._apart(simpler, _name(func), args, kwargs)
+        op = ops.lookup(func, args, kwargs)
+        if op is None:
+            return self._unknown(func, args, kwargs, tensors, carrying)
+        h = self._relu_of(op, func, args, tensors, carrying, dependent)
+        if h is not None:
+            op = ops.Op("relu", ops.Status.NONLINEAR, torch.relu, op.inplace)
+            func, args, kwargs = torch.relu_ if op.inplace else torch.relu, (h,), {}
+            tensors, carrying, dependent = [h], [True], [False]
+        chooses, h = self.disguised.choice(op, args, kwargs)
+        if h is not None or (chooses and self._is_ruled("relu") and not self._is_ruled(op.kind)):
+            return self._chosen(func, args, kwargs, h)
+        taken = decompose.find(op, func, args, carrying)
+        if taken is not None and self._prefers(op, taken):
+            if not op.inplace:
+                return self._apart(taken.fn, op.kind, args, kwargs)
+            return self._apart(_over(taken.fn), op.kind, args, kwargs)
+        return self._known(op, func, args, kwargs, tensors, carrying, dependent)
+
+    def _apart(self, fn: Callable[..., Any], kind: str, args: Any, kwargs: Any) -> Any:
+        """Run an operation as others, each of which is seen."""
+        outer, self.within = self.within, kind
+        try:
+            with self:
+                return fn(*args, **kwargs)
+        finally:
+            self.within = outer
+
+    def _prefers(self, op: ops.Op, taken: decompose.Simpler) -> bool:
+        """Tell whether the rules speak of an operation's parts and not of itself."""
+        if op.kind in self.rules.by_name:
+            return False
+        return self.rules.names(taken.parts) or (op.kind in decompose.ALWAYS and self.rules.otherwise is None)
+
+    def _known(
+        self,
+        op: ops.Op,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        tensors: list[Tensor],
+        carrying: list[bool],
+        dependent: list[bool],
+    ) -> Any:
+        """Run an operation of the vocabulary by its rule."""
+        if op.kind in _LIKE:
+            dependent = [False] * len(tensors)
+        reads_input = tensors[0] in self.from_input
+        module = self.where.here()[0] if self.rules.named else ""
+        try:
+            rule, why = self.rules.choose(op, carrying, reads_input, dependent, module)
+        except LookupError:
+            return self._without_rule(op.kind, func, args, kwargs, any(dependent))
+        folded = self._folded(op, func, args, kwargs, tensors, why)
+        if folded is not None:
+            return folded
+        self._note(op.kind, func, rule, why)
+        self._check_first(op, rule, tensors)
+        if any(dependent) and self.tape and rule is not None and type(rule) is not Plain:
+            raise self._refused(func, True)  # its change from the reference would go to no one
+        if isinstance(rule, Detached):
+            return self._constant(op, args, kwargs)
+        root = None if self.spelled_out is None else self.spelled_out.root(op, tensors, carrying)
+        if op.inplace:
+            self._spare(tensors[0])
+        if rule is None and op.kind in VIEWS:
+            out = self._view(func, args, kwargs, tensors, carrying)
+        elif (rule is None or type(rule) is Plain) and not (self.everything or self._may_be_last(op)):
+            out = func(*args, **kwargs)
+        else:
+            out = self._ruled(rule or Plain(), op, func, args, kwargs, tensors, carrying)
+        if rule is not None and self.rules.fold and op.kind in LAYERS and isinstance(out, Tensor):
+            self.layers[out] = Layer.of(op, rule, func, args, kwargs, out, self.met[op.kind] - 1)
+        if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
+            self.from_input[out] = True
+        if self.spelled_out is not None:
+            self.spelled_out.see(out, root)
+        return out
+
+    def _note(self, kind: str, func: Any, rule: Rule | None, why: str) -> None:
+        """Take note of a choice; nothing, but in an audit."""
+
+    def _without_rule(self, kind: str, func: Any, args: Any, kwargs: Any, dependent: bool) -> Any:
+        """Refuse an operation; an audit goes on."""
+        raise self._refused(func, dependent)
+
+    def _may_be_last(self, op: ops.Op) -> bool:
+        return self.rules.last is not None and op.kind in LAYERS
+
+    def _check_first(self, op: ops.Op, rule: Rule | None, tensors: list[Tensor]) -> None:
+        """See that where relevance is to arrive at the input, nothing else that is sent there is a gradient."""
+        if self.reads_beside(op, rule, tensors):
+            raise RuleError(
+                f"{op.kind} in {self.where() or 'the model'} reads the network's input, as only a first layer may",
+                "a layer that reads the input itself, and nothing beside it, for a rule that gives relevance",
+                "move that operation out of the model, or use first=Epsilon()",
+            )
+
+    def reads_beside(self, op: ops.Op, rule: Rule | None, tensors: list[Tensor]) -> bool:
+        """Tell whether an operation would send a gradient where relevance is to arrive."""
+        if not self.relevance or op.kind in _WHOLE or (rule is not None and rule.relevance):
+            return False
+        return any(t in self.from_input for t in tensors)
+
+    def _folded(self, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], why: str) -> Tensor | None:
+        """Run a batch-norm behind a layer with a rule as one layer with it."""
+        layer = self.layers.get(tensors[0]) if op.kind == "batch_norm" and why in ("affine", "otherwise") else None
+        both = None if layer is None else layer.folded(tensors[0], func, args, kwargs)
+        if layer is None or both is None:
+            return None
+        self._note(op.kind, func, layer.rule, f"folded into {layer.op.kind}")
+        if self.auditing:
+            return func(*args, **kwargs)
+        fn, whole = layer.fn, [layer.x, *both]
+        if self.phase == "reference":
+            self.tape.append((layer.op.kind, [t.detach().clone() for t in whole]))
+            return func(*args, **kwargs)
+        values = [self._value(layer.x, True, False), *both]
+        call = Call(layer.op, values, [True, False, False], _as_now(fn, layer.x), {})
+        call.transposed = None if self.differentiable else layer.back
+        self._prepare(layer.rule, call, whole)
+        call.position = layer.position
+        shortcut = type(layer.rule).forward is Rule.forward and not self.differentiable
+        with torch.set_grad_enabled(self.differentiable):
+            true = func(tensors[0].detach(), *args[1:], **kwargs) if shortcut and args else layer.rule.forward(call)
+        return self._sent(layer.rule, call, whole, true)
+
+    def _constant(self, op: ops.Op, args: Any, kwargs: Any) -> Any:
+        """Run an operation whose output is to be a constant."""
+        if self.differentiable or op.inplace:
+            raise RuleError(
+                f"the rule Detached on {op.kind} in {self.where() or 'the model'}, "
+                + ("in place" if op.inplace else "in a pass that is to be differentiated"),
+                "passes that end at their signals, and operations out of place",
+                "ask for signals alone, or use a rule that sends something back",
+            )
+        with torch.no_grad():
+            out = op.pure(*args, **kwargs)
+        for t in flatten(out):
+            self.constants[t] = True
+        return out
+
+    def _relu_of(
+        self, op: ops.Op, func: Any, args: Any, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]
+    ) -> Tensor | None:
+        """Find the tensor of which a call is the ReLU, whatever it is called."""
+        if op.kind == "maximum":
+            return self._above_zero(tensors, carrying, dependent)
+        return self.disguised.relu_of(op, func, args, tensors, carrying) if sum(dependent) == 1 else None
+
+    def _above_zero(self, tensors: list[Tensor], carrying: list[bool], dependent: list[bool]) -> Tensor | None:
+        """Find the operand of which a maximum is the ReLU: the other one is a constant zero."""
+        if len(tensors) != 2 or sum(carrying) != 1 or any(dependent):
+            return None
+        kept = carrying.index(True)
+        h, other = tensors[kept], tensors[1 - kept]
+        fits = torch.broadcast_shapes(h.shape, other.shape) == h.shape and torch.result_type(h, other) == h.dtype
+        return h if fits and not bool(other.any()) else None
+
+    def _is_ruled(self, kind: str) -> bool:
+        """Tell whether an operation follows something other than its own derivative."""
+        try:
+            rule = self.rules.pick(ops.Op(kind, ops.Status.NONLINEAR, torch.relu), [True], False)
+        except LookupError:
+            return True
+        return rule is not None and type(rule) is not Plain
+
+    def _chosen(self, func: Any, args: Any, kwargs: Any, h: Tensor | None) -> Any:
+        """Run a maximum between the signal and constants, where a ReLU follows a rule of its own."""
+        if h is None:
+            raise RuleError(
+                f"{spelled_as(func)} in {self.where() or 'the model'} chooses between the signal and constants",
+                "a ReLU that can be known as one",
+                "write relu(h), or give the rule set a rule for that maximum other than its derivative",
+            )
+        value = self.__torch_function__(torch.relu, (), (h,))
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        return value if isinstance(out, Tensor) else torch.return_types.max((value, out.indices))
+
+    def _spare(self, overwritten: Tensor) -> None:
+        """Give the calls that will still need what a tensor holds their own copy of it."""
+        place = overwritten.untyped_storage().data_ptr()
+        for call in self.readers.pop(place, []):
+            for i, (t, version) in enumerate(zip(call.inputs, call.versions, strict=True)):
+                if t.untyped_storage().data_ptr() == place and t._version == version:
+                    call.inputs[i] = t.clone()
+                    call.versions[i] = call.inputs[i]._version
+
+    def _view(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
+        """Run a view on both tracks, so that writing to it changes what it is a view of."""
+        out = func(*args, **kwargs)
+        if not self.differentiable or self.phase == "reference":
+            return out
+        true: list[Tensor] = []
+        for t, c in zip(tensors, carrying, strict=True):
+            if c and t not in self.viewed:
+                self.truth[t], self.viewed[t] = self.truth[t].clone(), True
+            true.append(self.truth[t] if c else t)
+        a, k = substitute((args, kwargs), iter(true))
+        for y, v in zip(flatten(out), flatten(func(*a, **k)), strict=True):
+            self.truth[y], self.viewed[y] = v, True
+        return out
+
+    def _unknown(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
+        name = getattr(func, "__name__", "")
+        overwrites = _overwrites(func)
+        if overwrites:
+            self._spare(tensors[0])
+        if not overwrites or not self.everything:
+            out = func(*args, **kwargs)
+            if not any(t.requires_grad for t in flatten(out)) and not overwrites:
+                return out
+            if self.rules.otherwise is not None:
+                if not self.everything:
+                    return out
+                op = ops.Op(name or str(func), ops.Status.NONLINEAR, func)
+                return self._ruled(self.rules.otherwise, op, func, args, kwargs, tensors, carrying)
+        raise self._refused(func)
+
+    def _refused(self, func: Any, dependent: bool = False) -> RuleError:
+        name = spelled_as(func)
+        where = self.where() or "the model"
+        if dependent:
+            return RuleError(
+                f"the operation {name} in {where} takes a mask, index or factor that depends on the input",
+                "a constant there: with one computed from the signal the operation is not affine",
+                "write relu(h) for h * (h > 0) and the like, or take the derivative with otherwise=Plain()",
+            )
+        return RuleError(
+            f"the operation {name} in {where} carries gradient and has no rule",
+            "a rule for it, or an affine operation",
+            "add it to the rule set's table, or give Rules(..., otherwise=Plain()) to take its derivative",
+        )
+
+    def _ruled(
+        self, rule: Rule, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]
+    ) -> Any:
+        if self.auditing:
+            return func(*args, **kwargs)
+        if self.phase == "reference":
+            kept = [t.detach().clone() if c else t.detach() for t, c in zip(tensors, carrying, strict=True)]
+            self.tape.append((op.kind, kept))
+            out = op.pure(*args, **kwargs)
+            return tensors[0].copy_(out) if op.inplace else out
+        values = [self._value(t, c, op.inplace) for t, c in zip(tensors, carrying, strict=True)]
+
+        def fn(*new: Tensor) -> Any:
+            a, k = substitute((args, kwargs), iter(new))
+            return op.pure(*a, **k)
+
+        call = Call(op, values, carrying, _as_now(fn, tensors[0]), _named(func, args, kwargs))
+        if op.kind in LAYERS and carrying[0] and not any(carrying[1:]) and not self.differentiable:
+            call.transposed = transposed(op, func, args, kwargs)
+        if self.spelled_out is not None:
+            call.homogeneous = self.spelled_out.homogeneous(op, tensors, carrying)
+        self._prepare(rule, call, tensors)
+        self.met[op.kind] += 1
+        with torch.set_grad_enabled(self.differentiable):
+            true = rule.forward(call)
+        return self._sent(rule, call, tensors, true)
+
+    def _prepare(self, rule: Rule, call: Call, tensors: list[Tensor]) -> None:
+        """Tell a call what its rule may ask."""
+        op = call.op
+        call.versions = [t._version for t in call.inputs]
+        call.position = self.met[op.kind]
+        call.reference = self._next_reference(op, tensors)
+        call.rule, call.sources = rule, [self._source(t) for t in tensors]
+        if self.record is not None or rule.relevance:
+            call.module = self.where()
+        if rule.relevance and tensors[0] not in self.from_input:
+            raise RuleError(
+                f"{type(rule).__name__} on {op.kind} in {self.where() or 'the model'}, which does not read the input",
+                "the first layer",
+                "use a rule that gives gradients for later layers",
+            )
+
+    def _sent(self, rule: Rule, call: Call, tensors: list[Tensor], true: Any) -> Any:
+        """Put a call into the signal track, between its tensors there and an output with true values."""
+        op, carrying = call.op, call.carrying
+        if self.differentiable:
+            call.true_output = true
+        else:
+            for v in call.inputs:
+                self.readers.setdefault(v.untyped_storage().data_ptr(), []).append(call)
+            if isinstance(true, Tensor) and not rule.surrogate:
+                call.kept = (true, true._version)
+        nodes = Node.apply(self, rule, call, true, *[t for t, c in zip(tensors, carrying, strict=True) if c])
+        out = substitute(true, iter(nodes))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if op.inplace:
+            out = tensors[0].copy_(out)  # pyright: ignore[reportArgumentType]
+        if self.differentiable:
+            if op.inplace and tensors[0] in self.viewed:
+                true = self.truth[tensors[0]].copy_(true)  # pyright: ignore[reportArgumentType]
+            for y, t in zip(flatten(out), flatten(true), strict=True):
+                self.truth[y] = t
+        if self.rules.looks_back:
+            for y in flatten(out):
+                self.made[y] = (call, y._version)
+        return out
+
+    def _source(self, t: Tensor) -> Call | None:
+        found = self.made.get(t)
+        return found[0] if found is not None and found[1] == t._version else None  # or the model wrote to it since
+
+    def _value(self, t: Tensor, carries: bool, overwritten: bool) -> Tensor:
+        if self.differentiable and carries:
+            true = self.truth.get(t)
+            if true is None:
+                raise RuleError(
+                    f"{self.where() or 'the model'} computes with what no operation of torch gave",
+                    "operations of torch, and writing to whole tensors",
+                    "leave out custom autograd functions, and build with cat or stack instead of filling views",
+                )
+            # nodes of their own, so that derivatives by two inputs are partial ones
+            return true.clone() if overwritten else true.view_as(true)
+        return t.detach().clone() if overwritten else t.detach()
+
+    def _next_reference(self, op: ops.Op, tensors: list[Tensor]) -> list[Tensor] | None:
+        if not self.tape:
+            return None
+        kind, values = self.tape[self.position] if self.position < len(self.tape) else ("nothing more", [])
+        self.position += 1
+        if kind != op.kind or [v.shape for v in values] != [t.shape for t in tensors]:
+            raise RuleError(
+                f"input and reference took different paths: {op.kind} against {kind} in {self.where() or 'the model'}",
+                "the same operations on both",
+                "choose a baseline for which the model branches alike",
+            )
+        return values
+
+
+def check_custom(owner: Any, declared: tuple[str, ...]) -> None:
+    """Refuse a custom autograd function that is not declared by its name."""
+    if not {owner.__name__, owner.__qualname__} & {*declared}:
+        raise RuleError(
+            f"the model uses the custom autograd function {owner.__qualname__}, which no rule can see into",
+            "operations of torch, or a function that may follow its own backward, where only signals are wanted",
+            f"write its forward with torch operations, or declare it: Rules(..., custom=({owner.__name__!r},))",
+        )
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def _over(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an operation overwrite its first argument."""
+    return lambda first, *args, **kwargs: first.copy_(fn(first.clone(), *args, **kwargs))
+
+
+def _as_now(fn: Callable[..., Any], like: Tensor) -> Callable[..., Any]:
+    """Make a function run under autocast later as it would now."""
+    device = like.device.type
+    if not torch.is_autocast_enabled(device):
+        return fn
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(*args: Any) -> Any:
+        with torch.autocast(device, dtype, cache_enabled=False):
+            return fn(*args)
+
+    return cast
+
+
+_INPLACE = frozenset(f"__i{n}__" for n in "add sub mul div truediv matmul pow and or xor".split())
+
+
+@cache
+def _overwrites(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if func in _SETTERS or name in _INPLACE:
+        return True
+    return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+
+
+@cache
+def _name(func: Any) -> str:
+    return ops._bare(getattr(func, "__name__", ""))[0]
+
+
+def spelled_as(func: Any) -> str:
+    """Name a function as one writes it."""
+    try:
+        name = resolve_name(func)
+    except Exception:
+        name = None
+    return name or getattr(func, "__name__", str(func))
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Name what rules ask for: the axis of a softmax, the groups of a norm, positional or not."""
+    named = {**dict(zip(_parameters(func), args, strict=False)), **kwargs}
+    if "dim" not in named and len(args) > 1 and isinstance(args[1], int | tuple | list):
+        named["dim"] = args[1]
+    return named
+
+
+_ORDER = {
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "pow": ("input", "exponent"),
+    "__pow__": ("input", "exponent"),
+}
+"""Parameters of functions of torch that are not written in Python."""
+
+
+@cache
+def _parameters(func: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return _ORDER.get(getattr(func, "__name__", ""), ())
