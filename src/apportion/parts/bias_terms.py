@@ -146,7 +146,7 @@ class _BiasRules:
         record: bool = False,
         differentiable: bool = False,
     ) -> RulePass:
-        meter = _Meter(tree.rows(z), Places(sys._getframe()))
+        meter = _Meter(tree.rows(z), Places(sys._getframe()), tree.leaves(z)[0].dtype)
         done = engine.run(Seen(otherwise=meter), forward, z, None, start=start, record=False, differentiable=False)
         return done._replace(tape=meter.terms)
 
@@ -166,9 +166,9 @@ class Seen(Rules):
 class _Meter(Rule):
     """Measures the bias term of each operation, and forgets the operation."""
 
-    def __init__(self, rows: int, where: Places) -> None:
+    def __init__(self, rows: int, where: Places, dtype: torch.dtype) -> None:
         super().__init__()
-        self.rows, self.where = rows, where
+        self.rows, self.where, self.dtype = rows, where, torch.promote_types(dtype, torch.float32)
         self.order: WeakKeyDictionary[Call, int] = WeakKeyDictionary()
         self.names: list[str] = []
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
@@ -181,12 +181,15 @@ class _Meter(Rule):
     def back(self, call: Call, signal: Any) -> Signals:
         out, sent = through(call, signal)
         arrived = [signal] if isinstance(signal, Tensor) else list(signal)
-        received = [product(wide(s), wide(o)) for s, o in zip(arrived, out, strict=True) if o.is_floating_point()]
-        passed = [product(wide(s), wide(i)) for s, i in zip(sent, call.inputs, strict=True) if s is not None]
-        value = sum(by_row(p, self.rows) for p in received) - sum(by_row(p, self.rows) for p in passed)
+        value, size = cast(Any, 0), cast(Any, 0)
+        pairs = [(1, a, o) for a, o in zip(arrived, out, strict=True) if o.is_floating_point()]
+        for sign, a, t in (*pairs, *((-1, b, i) for b, i in zip(sent, call.inputs, strict=True) if b is not None)):
+            term = product(a.to(self.dtype), t.to(self.dtype))  # one at a time: the largest tensors of the pass
+            value = value + sign * by_row(term, self.rows)
+            size = size + by_row(term.abs_(), self.rows)
         eps = max(torch.finfo(t.dtype).eps for t in (*out, *call.inputs) if t.is_floating_point())
-        noise = eps * sum(by_row(p.abs(), self.rows) for p in (*received, *passed))
-        self.found[self.order[call]] = (cast(Tensor, value), cast(Tensor, noise))
+        self.found[self.order[call]] = (value, eps * size)
+        call.inputs = []  # nobody needs them any more
         return sent
 
     @property
@@ -225,12 +228,14 @@ def by_row(t: Tensor, rows: int) -> Float[Tensor, " R"]:
 
     That is a guess, which `bias_terms` verifies by the sum of each row. A single row is everything.
     """
+    wider = t.dtype if t.device.type == "mps" else torch.float64
     if rows == 1:
-        return t.sum().reshape(1)
+        return t.sum(dtype=wider).reshape(1)
     axes = [a for a, n in enumerate(t.shape) if n == rows]
-    if axes:
-        return t.movedim(axes[0], 0).flatten(1).sum(1) if t.ndim > 1 else t
-    folded = next((a for a, n in enumerate(t.shape) if n % rows == 0), None)
-    if folded is None:
-        return (t.sum() / rows).expand(rows)
-    return t.movedim(folded, 0).unflatten(0, (rows, -1)).flatten(1).sum(1)
+    if not axes:
+        axes = [a for a, n in enumerate(t.shape) if n % rows == 0][:1]
+        if not axes:
+            return (t.sum(dtype=wider) / rows).expand(rows)
+        t = t.unflatten(axes[0], (rows, -1))
+    others = [a for a in range(t.ndim) if a != axes[0]]
+    return t.sum(others, dtype=wider) if others else t.to(wider)
