@@ -313,13 +313,15 @@ def _head(out: Sheet, page: Page, at: list[float]) -> None:
     """The picture, its top classes, and what else was found, in rows."""
     cells = [(None, None), *page.extra_pictures]
     row_end = top = out.height
+    lines = max(len(wrap(name or "", _CELL, size=9, bold=True)) for name, _ in cells) or 1  # pictures stand in rows
     for index, (name, extra) in enumerate(cells):
         slot = index if index == 0 else index + 1  # the second is for the classes
         if slot and slot % len(at) == 0:
             top = row_end + 0.1
         x = at[slot % len(at)]
         shown = page.picture if extra is None else extra
-        y = out.text(x, top, "The picture" if name is None else name, _CELL, lines=1, size=9, bold=True) + 0.04
+        out.text(x, top, "The picture" if name is None else name, _CELL, lines=2, size=9, bold=True)
+        y = top + lines * _LINE * 9 / 8 + 0.04
         row_end = max(
             row_end, out.image(x, y, _CELL, _shape((shown.shape[1], shown.shape[2])), maps.to_rgb(shown)) + 0.05
         )
