@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -332,3 +333,27 @@ def test_a_detached_operation_is_a_constant_for_what_follows() -> None:
     rules = Rules((("softmax", Detached()), ("elementwise", Identity())))
     got = relevance(lambda x: (torch.softmax(x, -1) * 3).mT.mT * x, x, rules)
     torch.testing.assert_close(got, torch.softmax(x, -1) * 3 * x)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_gates_get_nothing_from_values_alone(name: str) -> None:
+    net = make(name)
+    field = ap.Field(without_constants(net.model))
+    kept = {}
+    for gates in (True, False):
+        rules = replace(cp_lrp(), table=(("product", Half(gates)), *cp_lrp().table))
+        done = field.bind(net.x).backward(net.x, torch.arange(len(net.x)), rules)
+        kept[gates] = (done.relevance.flatten(1).sum(1) / done.value - 1).abs().max()
+    assert kept[False] <= 1e-3  # what ε absorbs
+    assert kept[True] > 5 * kept[False]
+
+
+def test_a_gate_by_hand() -> None:
+    x, w = torch.rand(3, 4, dtype=torch.float64) + 0.5, torch.rand(4, 4, dtype=torch.float64)
+    for gated in (
+        lambda x: torch.sigmoid(x @ w) * x,
+        lambda x: x * (1 - torch.sigmoid(x @ w)),
+        lambda x: (1 - F.hardsigmoid(x @ w)) * x,
+    ):
+        torch.testing.assert_close(relevance(gated, x, cp_lrp()), gated(x))
+        assert (relevance(gated, x, attn_lrp()) - gated(x)).abs().max() > 0.01

@@ -138,12 +138,17 @@ def _is_zero(value: Any, dependent: list[bool]) -> bool:
     return isinstance(value, int | float) and value == 0
 
 
+_GATES = frozenset({"sigmoid", "hardsigmoid"})
+"""Activations between 0 and 1, which let through what they are multiplied with."""
+
+
 class SpelledOut:
-    """Finds products f(u) g(u) of functions of the same elements, as GELU is often written."""
+    """Finds products f(u) g(u) of functions of the same elements, as GELU is often written, and products with gates."""
 
     def __init__(self) -> None:
-        """Start with every tensor its own root."""
+        """Start with every tensor its own root, and no gate."""
         self._roots = WeakTensorKeyDictionary()
+        self._gates = WeakTensorKeyDictionary()
 
     def root(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> tuple[Any, bool] | None:
         """Tell of whose elements alone an output is a function, and whether it is a multiple of them."""
@@ -155,12 +160,28 @@ class SpelledOut:
             return None
         return roots[0][0], len(roots) == 1 and roots[0][1] and op.kind in _SCALING
 
-    def see(self, out: Any, root: tuple[Any, bool] | None) -> None:
-        """Remember the root of what an operation gave."""
+    def is_gate(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> bool:
+        """Tell whether an operation gives a gate: a sigmoid, or what numbers make of one, such as 1 - z."""
+        numbers = all(c or not t.ndim for t, c in zip(tensors, carrying, strict=True))
+        of_gates = all(t in self._gates for t, c in zip(tensors, carrying, strict=True) if c)
+        return op.kind in _GATES or (op.kind in _POINTWISE and numbers and of_gates)
+
+    def see(self, out: Any, root: tuple[Any, bool] | None, gate: bool) -> None:
+        """Remember the root of what an operation gave, and whether it is a gate."""
         if isinstance(out, Tensor):
             self._roots.pop(out, None)
+            self._gates.pop(out, None)
             if root is not None:
                 self._roots[out] = root
+            if gate:
+                self._gates[out] = True
+
+    def gated(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> int | None:
+        """Give the factor that a gate is multiplied with; None for any other product."""
+        if op.kind not in ("mul", "rmul") or carrying != [True, True]:
+            return None
+        gates = [t in self._gates for t in tensors]
+        return gates.index(False) if sum(gates) == 1 else None
 
     def homogeneous(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> int | None:
         """Give the factor of such a product that is u times a constant; None for any other product."""

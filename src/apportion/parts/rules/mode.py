@@ -303,6 +303,7 @@ class RuleMode(TorchFunctionMode):
         if isinstance(rule, Detached):
             return self._constant(op, args, kwargs)
         root = None if self.spelled_out is None else self.spelled_out.root(op, tensors, carrying)
+        gate = self.spelled_out is not None and self.spelled_out.is_gate(op, tensors, carrying)
         if op.inplace:
             self._spare(tensors[0])
         if rule is None and op.kind in VIEWS:
@@ -316,7 +317,7 @@ class RuleMode(TorchFunctionMode):
         if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
             self.from_input[out] = True
         if self.spelled_out is not None:
-            self.spelled_out.see(out, root)
+            self.spelled_out.see(out, root, gate)
         return out
 
     def _note(self, kind: str, func: Any, rule: Rule | None, why: str) -> None:
@@ -496,6 +497,7 @@ class RuleMode(TorchFunctionMode):
             call.transposed = transposed(op, func, args, kwargs)
         if self.spelled_out is not None:
             call.homogeneous = self.spelled_out.homogeneous(op, tensors, carrying)
+            call.gated = self.spelled_out.gated(op, tensors, carrying)
         self._prepare(rule, call, tensors)
         self.met[op.kind] += 1
         with torch.set_grad_enabled(self.differentiable):

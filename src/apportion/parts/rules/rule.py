@@ -33,6 +33,7 @@ class Call:
         true_output: the output in the graph of the true forward; None outside differentiable passes.
         homogeneous: of a product f(u) · g(u) of functions of the elements of one tensor, the factor that is u
             times a constant; None if there is none.
+        gated: of a product with a gate, such as σ(z) · h or (1 - σ(z)) · h, the other factor.
         rule: the rule that it follows.
         sources: for each input the call that made it, where a rule of the set looks back and that call follows one.
         left: what rules of later calls leave for this call's rule.
@@ -52,6 +53,7 @@ class Call:
     module: str = ""
     true_output: Any = None
     homogeneous: int | None = None
+    gated: int | None = None
     rule: Rule | None = None
     sources: list[Call | None] = field(default_factory=list)
     left: Any = None

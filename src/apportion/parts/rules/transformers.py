@@ -22,12 +22,19 @@ class Half(Rule):
     Matrix products of attention and gates alike. A product f(u) g(u) of functions of the same elements, one of
     them a multiple of u, is an activation spelled out, as GELU often is: all goes to the multiple, as in `Identity`.
     In gradient form nothing is divided, so there is no ε.
+
+    Attributes:
+        gates: give gates their half as well. Otherwise all goes to what a sigmoid, or 1 less one, is multiplied
+            with, as is usual for recurrent networks (Arras et al. 2017); a gate's constant parts absorb relevance.
     """
 
+    gates: bool = True
+
     def back(self, call: Call, signal: Any) -> Signals:
-        if call.homogeneous is None:
+        whole = call.gated if call.homogeneous is None and not self.gates else call.homogeneous
+        if whole is None:
             return call.vjp(signal / 2)
-        return tuple(s if i == call.homogeneous else None for i, s in enumerate(call.vjp(signal)))
+        return tuple(s if i == whole else None for i, s in enumerate(call.vjp(signal)))
 
 
 @dataclass(frozen=True)
@@ -83,26 +90,26 @@ def attn_lrp(layer: Rule | None = None) -> Rules:
     Args:
         layer: the rule of linear and convolutional layers; ε unless given.
     """
-    return Rules((("softmax", Plain()), *_around_attention(layer)))
+    return Rules((("softmax", Plain()), *_around_attention(layer, Half())))
 
 
 def cp_lrp(layer: Rule | None = None) -> Rules:
     """Conservative propagation (Ali et al. 2022): attention weights are constants, so values get all relevance.
 
-    Queries and keys get none, and relevance is conserved where biases are 0.
+    Queries and keys get none, nor do gates, and relevance is conserved where biases are 0.
 
     Args:
         layer: as for `attn_lrp`.
     """
-    return Rules((("softmax", Detached()), *_around_attention(layer)))
+    return Rules((("softmax", Detached()), *_around_attention(layer, Half(gates=False))))
 
 
-def _around_attention(layer: Rule | None) -> tuple[tuple[str, Rule], ...]:
+def _around_attention(layer: Rule | None, product: Half) -> tuple[tuple[str, Rule], ...]:
     return (
         ("layer", layer or Epsilon()),
         *((name, NormIdentity()) for name in ("layer_norm", "rms_norm", "group_norm", "instance_norm")),
         *((name, Detached()) for name in SPREADS),
-        ("product", Half()),
+        ("product", product),
         ("elementwise", Identity()),
         *POOLS,
     )
