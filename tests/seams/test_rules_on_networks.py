@@ -1,4 +1,4 @@
-"""What the table of benchmarks/results/rules.md promises, on the same networks; test_deep_lift_networks has DeepLIFT."""
+"""What benchmarks/results/rules.md promises, on the same networks; test_deep_lift_networks has its DeepLIFT."""
 
 from __future__ import annotations
 
