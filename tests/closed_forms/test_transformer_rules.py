@@ -323,9 +323,11 @@ def test_what_cannot_be_told_is_refused() -> None:
         relevance(lambda x: (x + 2).rsqrt_() * x, x.detach(), cp_lrp())
     with pytest.raises(RuleError, match="div"):
         relevance(lambda x: x / x.pow(2).sum(-1, keepdim=True).sqrt(), x.detach(), attn_lrp())
-    stats = torch.zeros(2, dtype=x.dtype), torch.ones(2, dtype=x.dtype)
-    with pytest.raises(RuleError, match="a rule for normalizations on instance_norm"):
-        relevance(lambda x: F.instance_norm(x, *stats, use_input_stats=False), x.detach()[..., None], attn_lrp())
+    stats = torch.zeros(2, dtype=x.dtype), torch.full((2,), 4.0, dtype=x.dtype)
+    fixed = relevance(
+        lambda x: F.instance_norm(x, *stats, use_input_stats=False, eps=0.0), x.detach()[..., None], attn_lrp()
+    )
+    torch.testing.assert_close(fixed, x.detach()[..., None] / 2)  # running statistics: affine
 
 
 def test_a_detached_operation_is_a_constant_for_what_follows() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from apportion.core.errors import ConfigError, RuleError
 from apportion.parts.rules.rule import Call, Rule, Signals, to_first
 from apportion.parts.rules.table import Rules
-from apportion.parts.rules.transformers import norm_of
+from apportion.parts.rules.transformers import is_fixed, norm_of
 
 
 def reference_of(call: Call) -> list[Tensor]:
@@ -347,6 +347,8 @@ class RescaleNorm(Rule):
 
     def back(self, call: Call, signal: Any) -> Signals:
         x, x0 = call.inputs[0], reference_of(call)[0]
+        if is_fixed(call):
+            return call.vjp(signal)
         rows, centered, eps, gain = norm_of(call)
         c, c0 = x.reshape(rows), x0.reshape(rows)
         if centered:

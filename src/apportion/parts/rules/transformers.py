@@ -46,6 +46,8 @@ class NormIdentity(Rule):
     """
 
     def back(self, call: Call, signal: Any) -> Signals:
+        if is_fixed(call):
+            return call.vjp(signal)
         x = call.inputs[0]
         rows, centered, eps, gain = norm_of(call)
         spread = x.reshape(rows)
@@ -53,6 +55,11 @@ class NormIdentity(Rule):
         spread = (spread.square().mean(-1, keepdim=True) + eps).sqrt()
         sent = (signal * gain).reshape(rows) / spread
         return to_first(call, (sent - sent.mean(-1, keepdim=True) if centered else sent).reshape(x.shape))
+
+
+def is_fixed(call: Call) -> bool:
+    """Tell whether an instance norm uses running statistics, and so is affine."""
+    return call.op.kind == "instance_norm" and not call.arguments.get("use_input_stats", True)
 
 
 def norm_of(call: Call) -> tuple[tuple[int, ...], bool, float, Tensor | float]:
@@ -67,7 +74,7 @@ def norm_of(call: Call) -> tuple[tuple[int, ...], bool, float, Tensor | float]:
             eps = torch.finfo(x.dtype).eps if rms and given.get("eps") is None else eps
             return (-1, size), not rms, eps, 1.0 if gain is None else gain
     groups = given.get("num_groups") if call.op.kind == "group_norm" else x.shape[1]
-    if groups is None or call.op.kind not in ("group_norm", "instance_norm") or not given.get("use_input_stats", True):
+    if groups is None or call.op.kind not in ("group_norm", "instance_norm") or is_fixed(call):
         raise RuleError(
             f"a rule for normalizations on {call.op.kind} in {call.module or 'the model'}",
             "layer, group, instance or RMS norm of torch.nn, of torch.nn.functional or of torch",
