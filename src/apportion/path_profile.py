@@ -20,6 +20,7 @@ from apportion.core.question import Question
 from apportion.core.score import Target
 from apportion.core.site import Input
 from apportion.core.tree import Tree
+from apportion.parts.accumulate import check_share, passed
 from apportion.parts.paths.path import Path
 
 
@@ -63,7 +64,12 @@ class PathProfile:
         return None if self.outside is None else self.outside.nanmean(-1)
 
     def saturated_from(self, phi: float = 0.9) -> Float[Tensor, "B k"]:
-        """Give the place of the first node where the score has passed φ of its rise; 1 where it never has.
+        """Give the place of the first node where the score exceeds φ of its rise; 1 where none does.
+
+        A score that ends where it started has no rise to pass. `SplitIG` splits by the same rule.
+
+        Raises:
+            ConfigError: a φ that is no share.
 
         >>> import apportion as ap
         >>> field = ap.Field(lambda x: x.clamp(max=1).sum(1), precision=torch.float64)
@@ -71,8 +77,9 @@ class PathProfile:
         >>> float(p.saturated_from(0.99))
         0.5
         """
-        rise = self.end[:, None] - self.start
-        beyond = (self.value - self.start[..., None]) * rise.sign()[..., None] > phi * rise.abs()[..., None] - 1e-12
+        check_share(phi)
+        start, rise = self.start[..., None], (self.end[:, None] - self.start)[..., None]
+        beyond = passed(self.value, start, rise, phi)
         place = torch.where(beyond & ~self.t.isnan(), self.t, torch.inf).amin(-1)
         return place.clamp(max=1)
 
@@ -126,7 +133,7 @@ def path_profile(
         The profile: one row forward and backward per node, and one at x.
 
     Raises:
-        ConfigError: the explainer has no path.
+        ConfigError: the explainer has no path, or what it is to be walked on is no field.
     """
     way = explainer if isinstance(explainer, Path) else getattr(explainer, "way", None)
     if not isinstance(way, Path):
@@ -135,6 +142,8 @@ def path_profile(
             "a path method, such as ap.IntegratedGradients(), or one of ap.paths",
             "profile the path method that a wrapper wraps",
         )
+    if not isinstance(field, Field):
+        raise ConfigError(f"{kind_of(field)} as field", "an ap.Field", "write path_profile(method, ap.Field(model), x)")
     with torch.inference_mode(False):
         return _walked(way, field.bind(x, target=target, ids=ids, seed=seed))
 

@@ -303,7 +303,18 @@ def test_lpi_weights_sum_to_one_and_keep_the_total() -> None:
     equal = LPI(base)(field, x, target=0)
     torch.testing.assert_close(equal.values, torch.stack([x[i] - near[c].mean(0) for i, c in enumerate(cluster)]))
     with pytest.raises(ConfigError, match="density"):
-        LPI(weights="density")(field, x, target=0)
+        LPI(weights="density")
+
+
+def test_options_that_make_no_path_are_refused_at_once() -> None:
+    for made in (ap.CrediblePath, ap.LPI, ap.BIG):
+        with pytest.raises(ConfigError, match="0 or more"):
+            made(regions=-1)
+    for eta in (0, 1.01, 2):
+        with pytest.raises(ConfigError, match="eta"):
+            ap.SAMP(eta=eta)
+    with pytest.raises(ConfigError, match="total=2 for 3 baselines"):
+        ap.CrediblePath(total=2)
 
 
 def test_lpi_draws_a_place_for_each_reference_and_step() -> None:

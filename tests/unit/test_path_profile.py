@@ -8,9 +8,10 @@ from torch import Tensor
 
 import apportion as ap
 from apportion import planted
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, InputError
 from apportion.parts.paths import Straight
-from apportion.parts.quadrature import Adaptive, Gauss, Midpoint, Right
+from apportion.parts.quadrature import Adaptive, Gauss, Midpoint, Quadrature, Right
+from apportion.show.profile import profile
 
 
 def test_of_a_saturating_score() -> None:
@@ -21,7 +22,7 @@ def test_of_a_saturating_score() -> None:
     assert p.value[0, 0].tolist() == pytest.approx([min(1, 2 * s) for s in t])
     assert p.slope[0, 0].tolist() == [2.0] * 5 + [0.0] * 5
     assert p.accumulated[0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0] + [1.0] * 5)
-    assert float(p.saturated_from(0.9)) == pytest.approx(0.45)
+    assert float(p.saturated_from(0.85)) == pytest.approx(0.45)
     assert (float(p.start), float(p.end)) == (0.0, 1.0)
     assert p.outside is None
 
@@ -58,7 +59,7 @@ def test_values_out_of_bounds_are_counted() -> None:
 
 
 @pytest.mark.parametrize("rule", [Gauss(9), Adaptive(max_passes=30)], ids=lambda r: type(r).__name__)
-def test_what_accumulates_is_the_attribution(rule: ap.quadrature.Quadrature) -> None:
+def test_what_accumulates_is_the_attribution(rule: Quadrature) -> None:
     field = ap.Field(planted.dense_net())
     x = torch.rand(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     explain = ap.IntegratedGradients(ap.baselines.Noise(0.5, count=2), rule)
@@ -85,3 +86,35 @@ def test_chunks_change_nothing() -> None:
 def test_methods_without_a_path_are_refused() -> None:
     with pytest.raises(ConfigError, match="path method"):
         ap.path_profile(ap.Gradient(), ap.Field(planted.dense_net()), torch.rand(1, 5).double())
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_what_is_no_field_and_no_profile_is_told() -> None:
+    x = torch.rand(1, 5).double()
+    with pytest.raises(ConfigError, match=r"as field\nExpected: an ap.Field"):
+        ap.path_profile(ap.IntegratedGradients(), planted.dense_net(), x)  # pyright: ignore[reportArgumentType]
+    p = ap.path_profile(ap.IntegratedGradients(), ap.Field(planted.dense_net()), x, target=1)
+    for given in ([p, p], 3, {"logit": 3}):
+        with pytest.raises(InputError, match="path_profile"):
+            profile(given)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("phi", [0, -0.5, 1.5, 2, float("nan")])
+def test_a_share_is_from_0_to_1(phi: float) -> None:
+    p = ap.path_profile(Straight(), ap.Field(planted.Linear([1.0])), torch.ones(1, 1).double())
+    for asked in (lambda: p.saturated_from(phi), lambda: ap.SplitIG(phi=phi)):
+        with pytest.raises(ConfigError, match="phi"):
+            asked()
+
+
+def test_profile_and_split_agree_where_the_score_saturates() -> None:
+    # the second example ends where it began, on the third score is rounding noise, the fourth only falls
+    field = ap.Field(lambda x: (8 * x[:, 0]).sin() * x[:, 1] + x[:, 0] * x[:, 2])
+    x = torch.tensor([[1.0, 1, 1], [math.pi / 4, 0, 0], [math.pi / 8, 1, 0], [1.0, 0, -1]], dtype=torch.float64)
+    for rule in (Gauss(40), Midpoint(40)):
+        a = ap.SplitIG(quadrature=rule)(field, x)
+        p = ap.path_profile(ap.IntegratedGradients(quadrature=rule), field, x)
+        assert torch.equal(p.saturated_from(0.9), a.parts["split_at"])
+        assert float(a.parts["split_at"][1]) == 1
+        assert any("no rise to split" in w and "example(s) 1" in w for w in a.warnings)
+        assert not any("never passed" in w for w in a.warnings)

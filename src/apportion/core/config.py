@@ -30,6 +30,8 @@ class Configurable:
     _known: ClassVar[dict[str, type[Configurable]]] = {}
     _positive: ClassVar[tuple[str, ...]] = ()
     """Options that must be above 0."""
+    _not_negative: ClassVar[tuple[str, ...]] = ()
+    """Options that must be 0 or more."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -79,6 +81,8 @@ def check_options(value: Configurable) -> None:
             )
         if f.name in value._positive and not fit > 0:
             raise ConfigError(f"{name}({f.name}={given!r})", "a positive number", f"give {f.name} above 0")
+        if f.name in value._not_negative and fit < 0:
+            raise ConfigError(f"{name}({f.name}={given!r})", "0 or more", f"give no negative {f.name}")
         if fit is not given:
             object.__setattr__(value, f.name, fit)
 

@@ -315,7 +315,7 @@ class Field:
                     f"{name} is NaN or infinite in example {bad}", "finite inputs", "remove or repair that example"
                 )
         if self.bounds is not None and isinstance(self.site, Input):
-            low, high = float(leaf.min()), float(leaf.max())
+            low, high = float(leaf.detach().min()), float(leaf.detach().max())
             slack = 1e-6 * (self.bounds[1] - self.bounds[0])
             if low < self.bounds[0] - slack or high > self.bounds[1] + slack:
                 raise InputError(

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.config import Configurable
+from apportion.core.errors import ConfigError
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.paths.path import Legs, Walk
@@ -158,13 +160,33 @@ class ImportantDirection(Accumulator):
         return Gathered(total.mean(), {"per_baseline": total.branches()} if total.each else {})
 
 
+def check_share(phi: float) -> None:
+    """Hold φ to a share.
+
+    Raises:
+        ConfigError: anything but a number above 0, up to 1.
+    """
+    if not (isinstance(phi, int | float) and 0 < phi <= 1):
+        raise ConfigError(f"phi={phi!r}", "a share of the rise above 0, up to 1", "write phi=0.9")
+
+
+def passed(value: Tensor, start: Tensor, rise: Tensor, phi: float) -> Tensor:
+    """Tell where a score has gone further from its start than φ of its rise, in its direction; a rise of 0 has none.
+
+    >>> passed(torch.tensor([0.8, 1.0]), torch.tensor(0.0), torch.tensor(1.0), 0.9).tolist()
+    [False, True]
+    """
+    return (value - start) * rise.sign() > phi * rise.abs()
+
+
 @dataclass(frozen=True)
 class Split(Accumulator):
     """The Riemann sum in two: before and after the score has first risen by a share φ (Miglani et al. 2020).
 
     A leg counts as before while no earlier leg, nor itself, was taken where
     f(γ) - f(x') exceeds φ (f(x) - f(x')), in the direction of f(x) - f(x'). On a score that is not monotone, what
-    comes after the first crossing stays after, with a warning.
+    comes after the first crossing stays after, with a warning. Where f(x) = f(x') nothing is ever passed, and all
+    is before.
 
     Attributes:
         phi: the share φ.
@@ -173,6 +195,10 @@ class Split(Accumulator):
 
     phi: float = 0.9
     keep_crossing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(self.phi)
 
     def gather(self, q: Question, walk: Walk) -> Gathered:
         k = walk.branches
@@ -183,7 +209,7 @@ class Split(Accumulator):
         fell = torch.zeros(len(q), dtype=torch.bool, device=q.device)
         for legs in walk.legs:
             row = legs.row(k)
-            beyond = (legs.value - start.reshape(-1)[row]) * rise[row].sign() > self.phi * rise[row].abs()
+            beyond = passed(legs.value, start.reshape(-1)[row], rise[row], self.phi)
             place = torch.where(beyond, legs.t.double(), torch.inf)
             crossed = crossed.scatter_reduce(0, row, place, "amin")
             fell[legs.owner[~beyond & (legs.t.double() > crossed[row])]] = True
@@ -193,14 +219,16 @@ class Split(Accumulator):
             before.add(legs, kept)
             after.add(legs, tree.apply(torch.sub, term, kept))
         never = torch.isinf(crossed).reshape(len(q), k)
-        if bool(never.any()):
-            rows = never.any(1).nonzero()[:, 0].tolist()
+        level = (rise == 0).reshape(len(q), k)
+        if bool((never & ~level).any()):
+            rows = (never & ~level).any(1).nonzero()[:, 0].tolist()
             q.warn(f"the score never passed φ = {self.phi} of its rise for example(s) {_some(rows)}: all is before")
         if bool(fell.any()):
             back = _some(fell.nonzero()[:, 0].tolist())
             q.warn(f"the score fell back below φ = {self.phi} of its rise for example(s) {back}: that part is after")
-        if bool((rise == 0).any()):
-            q.warn("f(x) = f(x') for some examples: there is no rise to split")
+        if bool(level.any()):
+            rows = level.any(1).nonzero()[:, 0].tolist()
+            q.warn(f"f(x) = f(x') for example(s) {_some(rows)}: there is no rise to split, and all is before")
         split = torch.where(never, torch.ones_like(crossed).reshape(len(q), k), crossed.reshape(len(q), k))
         parts = {"unsaturated": before.mean(), "saturated": after.mean(), "split_at": split.to(q.fx)}
         return Gathered(parts["unsaturated"], parts)

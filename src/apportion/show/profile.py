@@ -31,11 +31,14 @@ def profile(
 
     Raises:
         InputError: no profiles, or an example or path that is not there.
+        ConfigError: a φ that is no share.
     """
-    named = {"": profiles} if isinstance(profiles, PathProfile) else dict(profiles)
-    if not named or not all(isinstance(p, PathProfile) for p in named.values()):
+    named = {"": profiles} if isinstance(profiles, PathProfile) else profiles
+    if not isinstance(named, Mapping) or not named or not all(isinstance(p, PathProfile) for p in named.values()):
         raise InputError(
-            kind_of(profiles) if named else "no profile", "what ap.path_profile gives", "give one, or several by title"
+            "no profile" if isinstance(named, Mapping) and not named else kind_of(profiles),
+            "what ap.path_profile gives, or a dict of such by title",
+            "write profile(p), or profile({'logit': p, 'probability': p2})",
         )
     for one in named.values():
         batch, k = one.start.shape

@@ -276,6 +276,13 @@ def test_normalize_gives_attributions_in_the_units_of_the_input(channels: int) -
     assert torch.allclose(inner.value(inner.x, torch.arange(2)), net(z)[:, 1].detach(), atol=1e-14)
 
 
+def test_bounds_and_derivatives_go_together_without_a_warning_of_torch() -> None:
+    x = torch.rand(2, 6, dtype=DOUBLE).requires_grad_()
+    a = ap.IntegratedGradients()(ap.Field(smooth(), bounds=(0, 1)), x, target=1, differentiable=True)
+    (slope,) = torch.autograd.grad(a.values.sum(), x)  # pyright: ignore[reportAttributeAccessIssue]
+    assert bool(slope.any())
+
+
 def test_bounds_leave_room_for_rounding() -> None:
     field = ap.Field(lambda x: x, bounds=(0.0, 1.0))
     field.bind(torch.tensor([[1.0000001, -0.0000001]]), target=0)

@@ -100,8 +100,9 @@ def test_bad_data() -> None:
         Data(data)(asked(torch.zeros(1, 4)))
     with pytest.raises(BaselineError, match=r"baseline data of torch.float64\nExpected: torch.float32"):
         Data(data.double())(asked(x))
-    with pytest.raises(BaselineError, match="named"):
-        Data((data, data))(asked(x))
+    for other in ((data, data), [data], {"a": data}):
+        with pytest.raises(BaselineError, match="named"):
+            Data(other)(asked(x))
     rows = Data(data.double())(ap.Field(total, precision=torch.float32).bind(x.double()))
     assert rows.dtype == torch.float32
 
@@ -319,3 +320,21 @@ def test_bad_neighbours() -> None:
 
 def target_free():
     return lambda outputs: outputs.flatten(1).sum(1)
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_fitting_to_what_cannot_be_fitted_is_told() -> None:
+    data, net = torch.rand(4, 2), torch.nn.Linear(2, 2)
+    with pytest.raises(BaselineError, match="a Linear as field"):
+        Neighbours.fit(net, data, clusters=1, count=1)  # pyright: ignore[reportArgumentType]
+    for options in ({"clusters": 1.5}, {"count": "2"}, {"seed": 0.5}, {"rounds": None}):
+        with pytest.raises(BaselineError, match="a whole number"):
+            Neighbours.fit(ap.Field(net), data, **{"clusters": 1, "count": 1, **options})  # pyright: ignore[reportArgumentType]
+    listed = Neighbours.fit(ap.Field(net), [data], clusters=2, count=1)
+    with pytest.raises(BaselineError, match="one structure"):
+        ap.LPI(listed)(ap.Field(net), data, target=0)
+    with pytest.raises(BaselineError, match="without labels"):
+        DataMean.fit([(data, torch.zeros(4, dtype=torch.long))])
+    for batches in (None, 5, "abc"):
+        with pytest.raises(BaselineError, match="an iterable of batches"):
+            DataMean.fit(batches)  # pyright: ignore[reportArgumentType]

@@ -11,9 +11,9 @@ from torch import Tensor
 import apportion as ap
 from apportion import planted
 from apportion.core import tree
-from apportion.core.errors import BaselineError, ConfigError
+from apportion.core.errors import BaselineError, ConfigError, NonFiniteError
 from apportion.methods.path.blur_ig import BlurIG
-from apportion.methods.path.spi import SPI
+from apportion.methods.path.spi import SPI, SPIProbability
 from apportion.parts.accumulate import Dot
 from apportion.parts.paths.blur import AtScale, BlurScale, scale_matrices, scale_space, scale_step
 from apportion.parts.paths.given import Along
@@ -257,6 +257,32 @@ def test_random_paths_know_their_limits() -> None:
         StickBreaking(rest=1.5)
     with pytest.raises(ConfigError, match="positive"):
         StickBreaking(alpha=0.0)
+    for alpha in (2171.0, 1e9, 1e17, 1.7e308):
+        with pytest.raises(ConfigError, match="alpha up to 2,170"):
+            SPI(alpha=alpha)
+    near = SPI(paths=1, alpha=2170.0, quadrature=Midpoint(4), pieces=4)(ap.Field(planted.dense_net()), ROWS, target=1)
+    line = ap.IntegratedGradients(quadrature=Midpoint(4))(ap.Field(planted.dense_net()), ROWS, target=1)
+    torch.testing.assert_close(near.values, line.values, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("rule", [Left(4), Adaptive()], ids=["left", "adaptive"])
+def test_random_paths_advise_against_nodes_at_the_ends(rule: Quadrature) -> None:
+    with pytest.raises(NonFiniteError, match=r"without nodes at the ends of the path"):
+        SPI(paths=2, quadrature=rule)(ap.Field(lambda x: x.sqrt().sum(1)), ROWS)
+
+
+def test_what_is_always_high_has_probability_one() -> None:
+    x = ROWS[:1, :2]
+    for paths in range(1, 13):  # 1 / 6 and others do not sum to 1 in floating point
+        a = SPIProbability(paths=paths, quadrature=Midpoint(2), pieces=2)(ap.Field(planted.Linear([5.0, -1.0])), x)
+        assert a.values.tolist() == [[1.0, 0.0]], paths
+
+
+def test_curves_that_raise_are_told() -> None:
+    x = torch.ones(1, 2, dtype=torch.float64)
+    for curve in (lambda x, s: x, lambda x, s, t: 1 / 0):
+        with pytest.raises(ConfigError, match=r"a curve that raises (TypeError|ZeroDivisionError)"):
+            ap.IDGI(Along(curve))(ap.Field(planted.Linear([1.0, 1.0])), x)  # pyright: ignore[reportArgumentType]
 
 
 def test_blurred_copies_of_a_wrapper_end_at_the_examples_blur() -> None:

@@ -81,6 +81,8 @@ class BIG(PathExplainer):
     ([0.2, 0.8], [True])
     """
 
+    _not_negative = ("regions",)
+
     attack: NearestAdversarial = NearestAdversarial()
     quadrature: Quadrature = Gauss(32)
     regions: int = 1

@@ -86,6 +86,7 @@ class CrediblePath(PathExplainer):
     """
 
     _positive = ("total",)
+    _not_negative = ("regions",)
 
     baseline: Baseline = Credible(Several((AtScale(4.0), AtScale(8.0), AtScale(16.0))))
     total: int = 150
@@ -93,15 +94,12 @@ class CrediblePath(PathExplainer):
     quadrature: Quadrature | None = None
     regions: int = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @property
+    def way(self) -> Path:
         if self.quadrature is None and self.total < self.baseline.draws:
             raise ConfigError(
                 f"total={self.total} for {self.baseline.draws} baselines", "a point or more for each", "raise total"
             )
-
-    @property
-    def way(self) -> Path:
         rule = MonteCarlo(self.total // self.baseline.draws) if self.quadrature is None else self.quadrature
         return Straight(self.baseline, quadrature=rule)
 

@@ -99,6 +99,8 @@ class LPI(PathExplainer):
     [2.5, 2.3333]
     """
 
+    _not_negative = ("regions",)
+
     baseline: Baseline = Noise(0.5, mean=0.5, count=20, uniform=True)
     quadrature: Quadrature = MonteCarlo(5)
     weights: Literal["equal", "density"] = "equal"

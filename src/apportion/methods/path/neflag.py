@@ -41,6 +41,8 @@ CARD = Card(
         "Nearly a squared slope: on a linear score every value is w² / ‖w‖, also where w lowers the score.",
         "No code of the authors was found: ε, the steps and the starts are this library's choices.",
         "ε is in units of x, all elements together: it must grow as the root of their number to reach as far in each.",
+        "Points come near the lowest one of the sphere, not to it: on a linear score their flux is 89 to 98 % of the "
+        "steepest within the default travel of 2 ε, over 99 % within 4 ε; see parts['flux'].",
     ),
 )
 
@@ -111,6 +113,12 @@ class NeFLAG(Explainer):
         tree.add_rows(total, owner, tree.apply(torch.neg, term), inward)
         values = tree.apply(lambda t: t / tree.per_row(count.clamp(min=1), t), total)
         self._warn(q, count, (flat | lost).unflatten(0, (-1, self.points)))
+        few = ((count > 0) & (2 * count < self.points)).nonzero()[:, 0].tolist()
+        if few and self._steps:
+            q.warn(
+                f"less than half of the points reached a negative flux for example(s) {', '.join(map(str, few))}: "
+                "the values are the mean over those that did; raise travel and steps, or take a smaller epsilon"
+            )
         return q.attribution(
             self, tree.narrow(values, q.x), parts={"flux": flux.to(q.fx).unflatten(0, (-1, self.points))}
         )

@@ -126,7 +126,8 @@ class TopShare(Accumulator):
         def mean(e: Tensor) -> Tensor:
             shape = (*shares.shape, *[1] * (e.ndim - 2))
             high = (e >= least.reshape(shape)) & (e > 0)
-            return (high * shares.reshape(shape).to(e)).sum(1)
+            share = shares.reshape(shape).to(e) * torch.ones_like(e)
+            return (high * share).sum(1) / share.sum(1)  # a sum of shares may miss 1, by rounding
 
         return Gathered(tree.apply(mean, each))
 

@@ -62,8 +62,6 @@ class SplitIG(PathExplainer):
     (1.0, 0.0)
     """
 
-    _positive = ("phi",)
-
     baseline: Baseline = Zero()
     quadrature: Quadrature = Gauss(64)
     phi: float = 0.9

@@ -69,12 +69,15 @@ def like_input(q: Question, data: Tree, what: str, axes: int = 1) -> Tree:
             raise BaselineError(f"{what} of {v.dtype}", f"{x.dtype}, as the input", "convert with .to(x.dtype)")
         return v.to(x.device)
 
+    other = BaselineError(
+        f"{what} named {tree.names(data)}", f"those of the input {tree.names(q.x)}", "give both one structure"
+    )
+    if sorted(tree.names(data)) != sorted(tree.names(q.x)):
+        raise other
     try:
         return tree.apply(fit, q.x, data)
     except TypeError as error:
-        raise BaselineError(
-            f"{what} named {tree.names(data)}", f"those of the input {tree.names(q.x)}", "give both one structure"
-        ) from error
+        raise other from error
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -159,14 +162,28 @@ class DataMean(Baseline):
             The mean, in the dtype of the batches.
 
         Raises:
-            BaselineError: no batches, or batches of different structure, shape or dtype.
+            BaselineError: no batches, batches of different structure, shape or dtype, or with integers.
         """
         total: Any = None
         kind: Any = None
         first: Any = None
         count = 0
-        for batch in [batches] if isinstance(batches, Tensor | Mapping) else batches:
+        batches = [batches] if isinstance(batches, Tensor | Mapping) else batches
+        if not isinstance(batches, Iterable) or isinstance(batches, str | bytes):
+            raise BaselineError(
+                f"{kind_of(batches)} as batches",
+                "an iterable of batches, or one tensor",
+                "pass a loader, without labels",
+            )
+        for batch in batches:
             have = check_rows(batch, "a batch to average")
+            whole = next((t.dtype for t in tree.leaves(batch) if not t.is_floating_point()), None)
+            if whole is not None:
+                raise BaselineError(
+                    f"a batch with a tensor of {whole}",
+                    "floating-point inputs, without labels",
+                    "write DataMean.fit(x for x, _ in loader), or convert the inputs with .float()",
+                )
             now = tree.names(batch), [(tuple(t.shape[1:]), t.dtype) for t in tree.leaves(batch)]
             if kind is None:
                 kind, first = now, batch

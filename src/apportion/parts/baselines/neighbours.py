@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.errors import BaselineError
+from apportion.core.config import whole
+from apportion.core.errors import BaselineError, kind_of
 from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.score import main_output
@@ -128,9 +129,18 @@ class Neighbours(Baseline):
             rounds: of k-means, at most.
 
         Raises:
-            BaselineError: more clusters than rows, numbers below 1, or outputs that are no vectors.
+            BaselineError: no field, more clusters than rows, numbers that are not whole or below 1, or outputs
+                that are no vectors.
         """
+        if not isinstance(field, Field):
+            raise BaselineError(
+                f"{kind_of(field)} as field", "an ap.Field", "write Neighbours.fit(ap.Field(model), data, ...)"
+            )
         have = check_rows(data, "training data")
+        numbers = {"clusters": clusters, "count": count, "seed": seed, "rounds": rounds}
+        for name, given in numbers.items():
+            if whole(given) is None:
+                raise BaselineError(f"{name}={given!r}", "a whole number", f"give a whole number for {name}")
         if clusters < 1 or count < 1 or clusters > have:
             raise BaselineError(
                 f"clusters={clusters} and count={count} for {have} row(s)",

@@ -20,7 +20,7 @@ from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline
 from apportion.parts.paths.adaptive import adaptive_walk
 from apportion.parts.paths.path import Legs, Path, Walk, with_rises
-from apportion.parts.quadrature import Adaptive, Gauss, Quadrature
+from apportion.parts.quadrature import Adaptive, Gauss, Nodes, Quadrature
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,7 @@ class Curve(Path):
             node, branch = step // k, step % k
             t, low, high = nodes.at(node, owner, branch)
             point = self.point(q, start, owner, branch, t)
-            try:
-                value, grad = q.value_and_grad(point, owner)
-            except NonFiniteError as error:
-                if not nodes.reaches_ends:
-                    raise
-                advice = "take a quadrature without nodes at the ends of the path (Gauss, Midpoint)"
-                raise error.advising(advice) from error
+            value, grad = asked(q, point, owner, nodes)
             begin = value
             if rises:
                 begin = torch.where(node == 0, start.value[owner, branch], value)
@@ -116,6 +110,17 @@ class Curve(Path):
         n = self.quadrature.n
         more = (n - 1) * k if rises and not self.quadrature.at_cell_start else 0
         return self.start.added_to(Passes(n * k + more, n * k, at_x=1))
+
+
+def asked(q: Question, point: Tree, owner: Tensor, nodes: Nodes) -> tuple[Tensor, Tree]:
+    """Ask for score and gradient at nodes, with advice where those at the ends may be to blame."""
+    try:
+        return q.value_and_grad(point, owner)
+    except NonFiniteError as error:
+        if not nodes.reaches_ends:
+            raise
+        advice = "take a quadrature without nodes at the ends of the path (Gauss, Midpoint)"
+        raise error.advising(advice) from error
 
 
 def _ends(q: Question, k: int) -> Tensor:

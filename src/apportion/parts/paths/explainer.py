@@ -18,6 +18,10 @@ from apportion.parts.paths.path import Path
 class PathExplainer(Explainer):
     """A path and what is added up along it; a subclass says which."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.way, self.accumulator  # options that make no path are refused here, not when a model is explained
+
     @property
     @abstractmethod
     def way(self) -> Path:

@@ -34,7 +34,7 @@ class Along(Curve):
         tolerance: how far its ends may be off, as a share of the largest |x - start| of an example.
 
     Raises:
-        ConfigError: a function that misses its ends, or gives points that do not fit.
+        ConfigError: a function that raises, misses its ends, or gives points that do not fit.
 
     >>> import apportion as ap
     >>> from apportion.methods.path.idgi import IDGI
@@ -76,7 +76,14 @@ class Along(Curve):
         t: Float[Tensor, " R"],
     ) -> Tree:
         x, r = tree.index(q.x, owner), tree.index(start.rows, (owner, branch))
-        found = self.function(x, r, tree.apply(lambda leaf: tree.per_row(t, leaf), x))
+        try:
+            found = self.function(x, r, tree.apply(lambda leaf: tree.per_row(t, leaf), x))
+        except Exception as error:
+            raise ConfigError(
+                f"a curve that raises {type(error).__name__}: {error}",
+                "a function of (x, start, t) that gives a point for each row",
+                "write Along(lambda x, start, t: start + t * (x - start)), for example",
+            ) from error
         expected = "points with the structure, shape and dtype of x, finite for every t from 0 to 1"
         fix = "call the function on one example to see what it gives"
         if tree.names(found) != tree.names(x):

@@ -56,6 +56,8 @@ class Salient(Trace):
         super().__post_init__()
         if isinstance(self.size, float) and self.size > 1:
             raise ConfigError(f"Salient(size={self.size})", "a whole number, or a share up to 1.0", "write size=0.05")
+        if not self.eta <= 1:
+            raise ConfigError(f"Salient(eta={self.eta})", "a share of the way, up to 1 for no limit", "write eta=1")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"Salient(momentum={self.momentum})", "0 or more, below 1", "write momentum=0.5")
 
@@ -72,7 +74,7 @@ class Salient(Trace):
     def most(self) -> int:
         if isinstance(self.size, int):
             return self.max_steps
-        short = 0 if self.eta >= 1 else math.floor(1 / self.eta) + 1
+        short = 0 if self.eta == 1 else math.floor(1 / self.eta) + 1
         return min(self.max_steps, math.ceil(1 / self.size) + short)
 
     def passes(self, *, rises: bool = False) -> Passes:

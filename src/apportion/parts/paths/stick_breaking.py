@@ -17,12 +17,15 @@ from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline, Zero
 from apportion.parts.paths.adaptive import adaptive_walk
-from apportion.parts.paths.curve import Curve
+from apportion.parts.paths.curve import Curve, asked
 from apportion.parts.paths.path import Legs, Walk, with_rises
 from apportion.parts.quadrature import Adaptive
 
 _NUMBERS = 1 << 22
 """Random numbers held at a time."""
+
+_ATOMS = 10_000
+"""The most pieces a stick is broken into."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class StickBreaking(Curve):
     equal intervals of t comes in evenly, so that every path is continuous, a polygon, and complete as far as the
     quadrature resolves its edges: take a multiple of `pieces` as n for that. What is left of the stick when its
     expected length falls below `rest` is laid down evenly.
+
+    About α |ln rest| pieces are broken off the stick of every feature, 10,000 at most: with the default `rest`, α
+    may be up to 2,170. G_i([0, t]) strays from t by no more than 1 / (2 √(α + 1)) (standard deviation), 1 % of the
+    way there, and beyond the straight line says the same.
 
     Attributes:
         baseline: the starting point x'; each of several gets all paths.
@@ -61,6 +68,12 @@ class StickBreaking(Curve):
         super().__post_init__()
         if not self.rest < 1:
             raise ConfigError(f"StickBreaking(rest={self.rest})", "a share below 1", "write rest=0.01")
+        if self.atoms > _ATOMS:
+            raise ConfigError(
+                f"StickBreaking(alpha={self.alpha:g}, rest={self.rest:g}), which breaks sticks over {_ATOMS:,} times",
+                f"at most {_ATOMS:,} times: with rest=0.01, an alpha up to 2,170",
+                "take the straight line (IntegratedGradients), from which paths of so large an alpha hardly stray",
+            )
 
     @property
     def start(self) -> Baseline:
@@ -73,7 +86,8 @@ class StickBreaking(Curve):
     @property
     def atoms(self) -> int:
         """How often a stick is broken: E of what is left after k times is (α / (1 + α))^k."""
-        return max(1, math.ceil(math.log(self.rest) / math.log(self.alpha / (1 + self.alpha))))
+        times = -math.log(self.rest) / math.log1p(1 / self.alpha)
+        return math.ceil(min(max(times, 1), 2 * _ATOMS))
 
     def walk(self, q: Question, *, rises: bool = False) -> Walk:
         known = q.references(self.baseline)
@@ -170,5 +184,5 @@ class StickBreaking(Curve):
             share, before, after = self.mass(q, owner, branch, (t, low, high))
             at = (owner, branch)
             point = tree.apply(lambda r, x, g, own=owner, at=at: torch.lerp(r[at], x[own], g), start.rows, q.x, share)
-            value, grad = q.value_and_grad(point, owner)
+            value, grad = asked(q, point, owner, nodes)
             yield Legs(owner, branch, t, point, value, grad, self._part(q, start, owner, branch, before, after)), value
