@@ -106,6 +106,8 @@ _ALIASES = {
     "clamp_max": "clamp",
     "mm": "matmul",
     "bmm": "matmul",
+    "mv": "matmul",
+    "dot": "matmul",
     "rmul": "mul",
     "radd": "add",
     "subtract": "sub",

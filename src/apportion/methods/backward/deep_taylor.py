@@ -46,6 +46,7 @@ CARD = Card(
         "With roots that do not depend on the input it is gradient × input; with roots that do, any map with the "
         "right sum can be had. The rules used here are one choice.",
         "The derivation needs biases that are not positive; biases are ignored here, so that sums are kept.",
+        "A ReLU6 is a ReLU below its cap; where units are at it, a warning says that the derivation ends there.",
     ),
 )
 
@@ -62,7 +63,7 @@ class DeepTaylor(RuleExplainer):
         first: `WSquare` for inputs of any value, `ZBox` for pixels, `ZPlus` at a site that is never negative.
 
     Raises:
-        RuleError: an activation other than ReLU, or a first layer that does not read the input itself.
+        RuleError: an activation other than ReLU and ReLU6, or a first layer that does not read the input itself.
 
     >>> import torch, apportion as ap
     >>> layer = torch.nn.Linear(2, 1, bias=False)

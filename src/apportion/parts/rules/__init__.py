@@ -27,6 +27,7 @@ from apportion.parts.rules.deep_lift import (
 )
 from apportion.parts.rules.lrp import (
     AlphaBeta,
+    Capped,
     Epsilon,
     Excitation,
     Flat,
@@ -76,6 +77,7 @@ __all__ = [
     "Audit",
     "AuditRow",
     "Call",
+    "Capped",
     "Contributions",
     "CrossMax",
     "Deconv",

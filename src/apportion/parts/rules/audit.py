@@ -17,7 +17,7 @@ from apportion.core.ops import LAYERS, Op
 from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
 from apportion.parts.rules.engine import graph, without_compilation
-from apportion.parts.rules.mode import RuleMode, spelled_as
+from apportion.parts.rules.mode import RuleMode, overwrites, spelled_as
 from apportion.parts.rules.node import carries, flatten
 from apportion.parts.rules.rule import Plain, Rule
 from apportion.parts.rules.table import Rules, gradient
@@ -126,6 +126,7 @@ class _Auditing:
         for owner in dict.fromkeys(owner for _, owner in graph(value) if owner is not None):
             mode.tell_custom(owner)
         mode.tell_last()
+        mode.rows += [AuditRow("nothing", "", "", 1, "none", f"{what}: {why}") for what, why in mode.unused()]
         return RulePass(value.detach(), tree.apply(torch.zeros_like, z), None, list(mode.rows))
 
 
@@ -155,9 +156,10 @@ class _AuditMode(RuleMode):
     def _unknown(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
         out = func(*args, **kwargs)
         if any(carries(t) for t in flatten(out)):
-            known = self.rules.otherwise is not None
-            rule, why = ("own derivative", "otherwise") if known else ("none", "not in the vocabulary")
-            self._add("unknown", func, rule, why)
+            rule = self.rules.otherwise
+            refused = rule is None or (type(rule) is not Plain and overwrites(func))
+            name = "none" if refused else "own derivative" if type(rule) is Plain else str(rule)
+            self._add("unknown", func, name, "not in the vocabulary" if refused else "otherwise")
         return out
 
     def _chosen(self, func: Any, args: Any, kwargs: Any, h: Tensor | None) -> Any:
@@ -166,8 +168,8 @@ class _AuditMode(RuleMode):
         self._add("maximum", func, "none", "chooses between the signal and constants")
         return func(*args, **kwargs)
 
-    def _check_first(self, op: Op, rule: Rule | None, tensors: list[Tensor]) -> None:
-        if self.reads_beside(op, rule, tensors):
+    def _check_first(self, op: Op, rule: Rule | None, tensors: list[Tensor], whole: bool) -> None:
+        if self.reads_beside(op, rule, tensors, whole):
             self._add(op.kind, op.kind, "none", "reads the input, as only a first layer may")
 
     def _see_transforms(self, tensors: list[Tensor]) -> None:

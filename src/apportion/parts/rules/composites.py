@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from apportion.parts.rules.lrp import (
     AlphaBeta,
+    Capped,
     Epsilon,
     Excitation,
     Flat,
@@ -96,12 +97,13 @@ def from_softmax_gradient(rules: Rules) -> Rules:
 
 
 def deep_taylor(first: ZBox | WSquare | ZPlus | None = None) -> Rules:
-    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ behind the first layer; ReLU networks only.
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ behind the first layer; for ReLU, and ReLU6 with a note.
 
     Args:
         first: `ZBox` for pixels; `WSquare`, for inputs of any value, unless given.
     """
-    return Rules((("layer", ZPlus()), *_SHIFTS, ("relu", Plain()), *POOLS), first=WSquare() if first is None else first)
+    relus = (("relu", Plain()), ("relu6", Capped()))
+    return Rules((("layer", ZPlus()), *_SHIFTS, *relus, *POOLS), first=WSquare() if first is None else first)
 
 
 def excitation(*, contrast: bool = False) -> Rules:

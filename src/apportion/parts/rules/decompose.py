@@ -18,6 +18,7 @@ from torch import Tensor
 
 from apportion.core.errors import RuleError
 from apportion.core.ops import Op, is_affine
+from apportion.parts.rules.node import carries
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def find(op: Op, func: Any, args: Sequence[Any], carrying: Sequence[bool]) -> Si
     kind = op.kind
     if kind == "matmul":
         return _TO_LINEAR if _is_layer(args, carrying) else None
+    if kind == "rmatmul":
+        return _SWAPPED
     if is_affine(op, [*carrying]):
-        return _ADDMM if kind == "addmm" and [*carrying] == [False, True, False] else None
+        return _ADDMM if kind in ("addmm", "addmv") and sum(carrying[1:]) == 1 and not carrying[0] else None
     if (kind == "einsum" and sum(carrying) <= 2) or (kind == "pow" and [*carrying[1:]] != [True]):
         return None
     if func in (torch.linalg.norm, torch.instance_norm) or (kind in _RECURRENT and _is_packed(kind, args)):
@@ -64,12 +67,18 @@ def _is_packed(kind: str, args: Sequence[Any]) -> bool:
 
 
 def _is_layer(args: Sequence[Any], carrying: Sequence[bool]) -> bool:
-    """Tell whether a product is by a constant matrix: a linear layer, however it is written."""
-    return [*carrying] == [True, False] and len(args) == 2 and args[1].ndim == 2
+    """Tell whether a product is by a constant matrix or vector: a linear layer, however it is written."""
+    return sum(carrying) == 1 and len(args) == 2 and args[[*carrying].index(False)].ndim <= 2
 
 
 def _as_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x, weight.mT)
+    if carries(x):
+        return F.linear(x, weight.mT) if weight.ndim == 2 else F.linear(x, weight[None]).squeeze(-1)
+    x, weight = weight, x  # the weight stands on the left, and acts on columns
+    columns = x if x.ndim == 1 else x.mT
+    if weight.ndim == 1:
+        return F.linear(columns, weight[None]).squeeze(-1)
+    return F.linear(columns, weight) if x.ndim == 1 else F.linear(columns, weight).mT
 
 
 # -- norms ----------------------------------------------------------------------------------------
@@ -264,9 +273,16 @@ def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha:
 
 
 def _addmm_as_linear(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    if (input.ndim > 1 and input.shape[0] > 1) or (beta, alpha) != (1, 1):
+    on_columns = not carries(mat1) and mat2.ndim == 2
+    weight = mat2 if carries(mat1) else mat1
+    units = 1 if weight.ndim == 1 else weight.shape[1] if weight is mat2 else weight.shape[0]
+    biases = (units, 1) if on_columns else (1, units) if mat2.ndim == 2 else (units,)
+    if (beta, alpha) != (1, 1) or torch.broadcast_shapes(input.shape, biases) != biases:
         return _addmm(input, mat1, mat2, beta=beta, alpha=alpha)
-    return F.linear(mat1, mat2.mT, input.reshape(-1).expand(mat2.shape[1]))
+    bias = input.expand(biases).reshape(-1)
+    if weight is mat1:
+        return F.linear(mat2.mT, mat1, bias).mT if on_columns else F.linear(mat2, mat1, bias)
+    return F.linear(mat1, mat2.mT, bias) if mat2.ndim == 2 else F.linear(mat1, mat2[None], bias).squeeze(-1)
 
 
 def _addbmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
@@ -435,6 +451,7 @@ _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _STANDARDIZES = "square rsqrt mul"
 _LSTM, _GRU = "linear sigmoid tanh mul", "linear sigmoid tanh mul"
 _TO_LINEAR, _ADDMM = _of(_as_linear, "linear"), _of(_addmm_as_linear, "linear")
+_SWAPPED = _of(lambda first, second: torch.matmul(second, first), "matmul linear")
 _TABLE: dict[str, Simpler] = {
     "layer_norm": _of(layer_norm, _STANDARDIZES),
     "rms_norm": _of(rms_norm, _STANDARDIZES),

@@ -23,6 +23,7 @@ from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
 from apportion.parts.rules.mode import RuleMode, check_custom
 from apportion.parts.rules.node import Node, Places
+from apportion.parts.rules.rule import Rule
 
 if TYPE_CHECKING:
     from apportion.parts.rules.table import Rules
@@ -53,6 +54,7 @@ def run(
         mode.phase = "reference"
         first = tree.apply(lambda t: t.detach().requires_grad_().clone(), reference)  # no operation of the model
         mode.mark(tree.leaves(first))
+        mode.from_input.update(dict.fromkeys(tree.leaves(first), True))
         with mode, without_compilation():
             reference_value = forward(first).detach()
         mode.phase = "main"
@@ -70,9 +72,16 @@ def run(
     if not mode.saw(value):
         mode.unseen(value)
     _check_patterns(rules, mode.where)
-    nodes = _visible_nodes(value, () if everything else rules.custom)
+    nodes = _visible_nodes(value, rules.custom, everything)
+    unused = mode.unused()
+    if unused:
+        raise RuleError(
+            f"{unused[0][0]}, which nothing follows: {unused[0][1]}",
+            "rules that apply",
+            "leave that rule out, or see ap.rules.audit(model, x, rules) for what the model does",
+        )
     if rules.last is not None:
-        _last_layer(nodes).rule = rules.last
+        _use_last(rules.last, _last_layer(nodes))
     true_value = mode.truth[value] if differentiable else value.detach()
     signal = torch.ones_like(value)
     if start == "one":
@@ -99,14 +108,14 @@ def graph(value: Tensor) -> Iterator[tuple[Any, Any]]:
         todo += [n for n, _ in node.next_functions]
 
 
-def _visible_nodes(value: Tensor, custom: tuple[str, ...]) -> list[Any]:
+def _visible_nodes(value: Tensor, custom: tuple[str, ...], everything: bool) -> list[Any]:
     """List our nodes, and refuse steps the engine could not see: they would silently follow their own derivative."""
     found: list[Any] = []
     for node, owner in graph(value):
         if owner is Node:
             found.append(node)
         elif owner is not None:
-            check_custom(owner, custom)
+            check_custom(owner, custom, everything)
     return found
 
 
@@ -117,6 +126,16 @@ def _last_layer(nodes: list[Any]) -> Any:
             "a rule for the last layer", "a linear layer or convolution before the score", "leave last= out"
         )
     return max(layers, key=lambda n: n._sequence_nr())
+
+
+def _use_last(rule: Rule, node: Any) -> None:
+    if node.rule.relevance:
+        raise RuleError(
+            f"first={node.rule} and last={rule} for one layer, {node.call.op.kind}, which is both",
+            "a rule for the last layer where another one comes first",
+            "leave out one of the two",
+        )
+    node.rule = rule
 
 
 def _check_patterns(rules: Rules, where: Places) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Kind
 from apportion.core.explainer import Explainer, Passes
-from apportion.core.protocols import Backward, RulePass, RuleSet
+from apportion.core.protocols import Backward, RuleSet
 from apportion.core.question import Question
 from apportion.core.site import Input
 from apportion.core.tree import Tree
-from apportion.parts.rules.lrp import noting
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,7 @@ class RuleExplainer(Explainer):
     def backward(self, q: Question, rules: RuleSet | None = None) -> Backward:
         """Send the examples forward and back, by the method's rules or others."""
         owner = torch.arange(len(q), device=q.device)
-        done = q.backward(
-            q.x, owner, _Noting(rules or self.rule_set), start=self.start, differentiable=q.differentiable
-        )
+        done = q.backward(q.x, owner, rules or self.rule_set, start=self.start, differentiable=q.differentiable)
         if not q.differentiable:
             return done
         # on one linear piece signals are constants, whose derivative is 0 rather than missing
@@ -105,23 +102,3 @@ def warn_of_zeros(q: Question, values: Tree) -> None:
     dead = (~alive).nonzero()[:, 0].tolist()
     if dead:
         q.warn(f"the map is zero everywhere for example(s) {', '.join(map(str, dead))}")
-
-
-@dataclass(frozen=True)
-class _Noting:
-    """A rule set that passes on what its rules note."""
-
-    rules: RuleSet
-
-    @property
-    def kind(self) -> Literal["gradient", "relevance"]:
-        return self.rules.kind
-
-    @property
-    def surrogate(self) -> bool:
-        return self.rules.surrogate
-
-    def run(self, forward: Callable[[Tree], Tensor], z: Tree, reference: Tree | None, **options: Any) -> RulePass:
-        with noting() as notes:
-            done = self.rules.run(forward, z, reference, **options)
-        return done._replace(warnings=(*done.warnings, *notes))

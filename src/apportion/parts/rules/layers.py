@@ -1,4 +1,4 @@
-"""Linear layers: their transposes, and batch-norms folded into them."""
+"""Linear layers: their transposes, batch-norms folded into them, and zeros padded in front of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apportion.core.ops import Op
+
+Amounts = tuple[int, ...]
+PADS = ("pad", "constant_pad_nd")
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A layer and the zeros padded in front of it, as one layer.
+
+    Attributes:
+        layer: its spelling.
+        pads: how much each padding adds at either end of the last axes, as `torch.nn.functional.pad` takes it.
+    """
+
+    layer: Callable[..., Any]
+    pads: tuple[Amounts, ...]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.layer, "__name__", "")
+
+    def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Pad and apply the layer."""
+        return self.layer(self.pad(input), *args, **kwargs)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Add the zeros."""
+        for amounts in self.pads:
+            x = F.pad(x, amounts)
+        return x
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Take away what was added, and give zeros for what padding by less than 0 took away."""
+        for amounts in reversed(self.pads):
+            x = F.pad(x, [-a for a in amounts])
+        return x
+
+
+def zeros_added(kind: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Amounts | None:
+    """Tell how many zeros a padding adds; None where it is no padding, or by something else.
+
+    >>> x = torch.ones(3)
+    >>> zeros_added("pad", (x, (1, 2)), {}), zeros_added("pad", (x, (1, 2), "reflect"), {})
+    ((1, 2), None)
+    """
+    names = {"pad": ("input", "pad", "mode", "value"), "constant_pad_nd": ("input", "pad", "value")}.get(kind)
+    if names is None:
+        return None
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return tuple(given["pad"]) if given.get("mode", "constant") == "constant" and not given.get("value") else None
+
+
+def copies_edges(kind: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a padding adds copies of what is there: reflected, replicated or circular."""
+    return kind == "pad" and kwargs.get("mode", args[2] if len(args) > 2 else "constant") != "constant"
 
 
 @dataclass(eq=False)
@@ -125,6 +180,12 @@ def transposed(
     op: Op, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Give the map (signal, weight) -> signal of the input, without running the layer; None where it is not known."""
+    if isinstance(func, Padded):
+        whole, here = parts(args, kwargs)[0], func
+        wide = here.pad(torch.empty(whole.shape, device="meta"))
+        known = {**kwargs, "input": wide} if "input" in kwargs else kwargs
+        inner = transposed(op, here.layer, (wide, *args[1:]) if args else (), known)
+        return None if inner is None else lambda signal, weight: here.crop(inner(signal, weight))
     x, weight, _, rest = parts(args, kwargs)
     if op.kind == "linear":
         return torch.matmul

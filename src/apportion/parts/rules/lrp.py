@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,27 +11,8 @@ from torch import Tensor
 
 from apportion.core.errors import RuleError
 from apportion.core.ops import LAYERS, Status
+from apportion.parts.rules.relu import RELU6_CAP
 from apportion.parts.rules.rule import Call, Rule, Signals, to_first
-
-_NOTES: ContextVar[dict[str, None] | None] = ContextVar("notes", default=None)
-
-
-@contextmanager
-def noting() -> Iterator[dict[str, None]]:
-    """Collect what rules note during the forward passes inside, each message once."""
-    notes: dict[str, None] = {}
-    token = _NOTES.set(notes)
-    try:
-        yield notes
-    finally:
-        _NOTES.reset(token)
-
-
-def note(message: str) -> None:
-    """Tell what the reader of a map should know; lost where no one collects."""
-    notes = _NOTES.get()
-    if notes is not None:
-        notes[message] = None
 
 
 def stabilized(z: Tensor, epsilon: float) -> Tensor:
@@ -145,7 +124,9 @@ class Excitation(Rule):
 
     def forward(self, call: Call) -> Any:
         if bool((call.inputs[0] < 0).any()):
-            note("a layer has negative inputs, where x⁻w⁻ was taken as excitation; the method is defined without them")
+            call.note(
+                "a layer has negative inputs, where x⁻w⁻ was taken as excitation; the method is defined without them"
+            )
         return super().forward(call)
 
     def back(self, call: Call, signal: Any) -> Signals:
@@ -167,7 +148,7 @@ class Gamma(Rule):
 
     def forward(self, call: Call) -> Any:
         if bool((call.inputs[0] < 0).any()):
-            note("LRP-γ met negative inputs, for which it favours negative contributions: take GeneralizedGamma")
+            call.note("LRP-γ met negative inputs, for which it favours negative contributions: take GeneralizedGamma")
         return super().forward(call)
 
     def back(self, call: Call, signal: Any) -> Signals:
@@ -266,7 +247,7 @@ class Identity(Rule):
         x = call.inputs[0].detach()
         offset = call.fn(torch.zeros_like(x[:1]), *call.inputs[1:]).detach().abs().max()
         if bool(offset != 0):
-            note(
+            call.note(
                 f"{call.op.kind}(0) is {float(offset):.3g} and not 0: its relevance is handed to inputs that did not "
                 "make it, and values sum to f(x) rather than to a difference from f(0)"
             )
@@ -294,6 +275,25 @@ class Through(Rule):
 
     def back(self, call: Call, signal: Any) -> Signals:
         return to_first(call, signal * quotient(call.output, call.inputs[0]))
+
+
+@dataclass(frozen=True)
+class Capped(Rule):
+    """ReLU6 hands relevance on as a ReLU does; units at the cap are noted, for which no root search was derived.
+
+    Where 0 < z < 6 the signal is kept, above it is multiplied by 6 / z.
+    """
+
+    def forward(self, call: Call) -> Any:
+        if bool((call.inputs[0] > RELU6_CAP).any()):
+            call.note(
+                "units of ReLU6 are at their cap, where deep Taylor decomposition is not derived: they hand on their "
+                "relevance as if they were linear up to there"
+            )
+        return super().forward(call)
+
+    def back(self, call: Call, signal: Any) -> Signals:
+        return Through().back(call, signal)
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ class ZBox(Rule):
     def forward(self, call: Call) -> Any:
         x = call.inputs[0]
         if bool(((x < _bound(self.low, x)) | (x > _bound(self.high, x))).any()):
-            note(
+            call.note(
                 f"the network's input leaves the box of zᴮ, which is {self.low} to {self.high} there: shares may be "
                 "negative; give low and high in units of that input, after the normalization"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,7 +21,7 @@ from apportion.core.ops import LAYERS
 from apportion.core.tree import Tree
 from apportion.parts.rules import decompose
 from apportion.parts.rules.disguised import Disguised, SpelledOut
-from apportion.parts.rules.layers import Layer, transposed
+from apportion.parts.rules.layers import PADS, Amounts, Layer, Padded, copies_edges, transposed, zeros_added
 from apportion.parts.rules.node import Node, Places, Record, carries, flatten, substitute
 from apportion.parts.rules.rule import Call, Detached, Plain, Rule
 
@@ -43,6 +44,8 @@ _WHOLE = frozenset(
     view_as reshape_as alias _unsafe_view to type type_as T mT t""".split()
 )
 """Operations that only rearrange: a layer behind them still reads the input."""
+_COPIES = frozenset("contiguous clone alias".split())
+"""Operations that leave every element where and what it was."""
 _SETTERS = frozenset({torch.Tensor.__setitem__})
 _QUESTIONS = frozenset(
     {
@@ -76,6 +79,15 @@ _MAKERS = frozenset(
 """Functions that take only shape, type and device from their first tensor."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What was padded with zeros, by how many, and the versions of it and of the outcome."""
+
+    x: Tensor
+    pads: tuple[Amounts, ...]
+    versions: tuple[int, int]
+
+
 class RuleMode(TorchFunctionMode):
     """Sends each operation that carries a signal to its rule."""
 
@@ -99,6 +111,10 @@ class RuleMode(TorchFunctionMode):
         self.readers: dict[int, list[Call]] = {}
         self.tape: list[tuple[str, list[Tensor]]] = []
         self.layers = WeakTensorKeyDictionary()
+        self.padded = WeakTensorKeyDictionary()
+        self.pads = rules.first is not None or rules.last is not None or rules.names(LAYERS)
+        self.applied: set[tuple[int, str]] = set()
+        self.input_readers: dict[str, None] = {}
         self.within = ""
         self.token = object()
         self.phase: Literal["reference", "main"] = "main"
@@ -133,7 +149,7 @@ class RuleMode(TorchFunctionMode):
         if any(carrying) or any(dependent):
             self._follow(func, args, kwargs, tensors, carrying, dependent, out)
         self.mark(out)
-        if _overwrites(func):
+        if overwrites(func):
             self.mark(tensors[0])
         return out
 
@@ -169,7 +185,23 @@ class RuleMode(TorchFunctionMode):
                 "operations that can be intercepted, which those of TorchScript and of C++ extensions cannot",
                 "pass the model as it was before scripting",
             )
-        check_custom(owner, () if self.everything else self.rules.custom)
+        check_custom(owner, self.rules.custom, self.everything)
+
+    def unused(self) -> list[tuple[str, str]]:
+        """List the rules for the first layer and for single modules that no operation has met, and why."""
+        found: list[tuple[str, str]] = []
+        if self.rules.first is not None and not self.input_readers.keys() & LAYERS:
+            readers = ", ".join(self.input_readers) or "nothing"
+            found.append((f"first={self.rules.first}", f"no layer reads the input, but {readers}"))
+        for pattern, name, rule in self.rules.named:
+            if (id(rule), f"module {pattern!r}") not in self.applied:
+                found.append(
+                    (
+                        f"the rule {rule} for {name!r} in {pattern!r}",
+                        "no such operation runs there, or an earlier rule has it",
+                    )
+                )
+        return found
 
     def _depends(self, t: Tensor) -> bool:
         return len(self.computed) > 0 and (t in self.computed or (t._base is not None and t._base in self.computed))
@@ -214,7 +246,7 @@ class RuleMode(TorchFunctionMode):
             return
         if first and name in _LIKE and not sources[0]:
             return
-        written = [tensors[0]] if _overwrites(func) else []
+        written = [tensors[0]] if overwrites(func) else []
         for t in [*flatten(out), *written, *flatten(kwargs.get("out"))]:
             for each in (t, t._base):
                 if each is not None and not carries(each) and each not in self.constants:
@@ -235,7 +267,7 @@ class RuleMode(TorchFunctionMode):
         """Run an operation of which at least one input carries a signal."""
         if not torch.is_grad_enabled():
             op = ops.lookup(func, args, kwargs)
-            if carrying[0] and ((op is not None and op.inplace) or _overwrites(func)):
+            if carrying[0] and ((op is not None and op.inplace) or overwrites(func)):
                 return self._without_rule(_name(func), func, args, kwargs, False)
             return func(*args, **kwargs)
         simpler = ops.decomposed(func)
@@ -287,6 +319,7 @@ class RuleMode(TorchFunctionMode):
         """Run an operation of the vocabulary by its rule."""
         if op.kind in _LIKE:
             dependent = [False] * len(tensors)
+        op, func, args, kwargs, tensors = self._with_pads(op, func, args, kwargs, tensors, carrying)
         reads_input = tensors[0] in self.from_input
         module = self.where.here()[0] if self.rules.named else ""
         try:
@@ -297,7 +330,12 @@ class RuleMode(TorchFunctionMode):
         if folded is not None:
             return folded
         self._note(op.kind, func, rule, why)
-        self._check_first(op, rule, tensors)
+        self.applied.add((id(rule), why))
+        zeros = zeros_added(op.kind, args, kwargs) if self.pads else None
+        whole = op.kind in _WHOLE or copies_edges(op.kind, args, kwargs)
+        if reads_input and not whole and zeros is None:
+            self.input_readers[op.kind] = None
+        self._check_first(op, rule, tensors, whole or zeros is not None)
         if any(dependent) and self.tape and rule is not None and type(rule) is not Plain:
             raise self._refused(func, True)  # its change from the reference would go to no one
         if isinstance(rule, Detached):
@@ -314,8 +352,10 @@ class RuleMode(TorchFunctionMode):
             out = self._ruled(rule or Plain(), op, func, args, kwargs, tensors, carrying)
         if rule is not None and self.rules.fold and op.kind in LAYERS and isinstance(out, Tensor):
             self.layers[out] = Layer.of(op, rule, func, args, kwargs, out, self.met[op.kind] - 1)
-        if reads_input and op.kind in _WHOLE and isinstance(out, Tensor):
+        if reads_input and whole and isinstance(out, Tensor):
             self.from_input[out] = True
+        if self.pads and isinstance(out, Tensor):
+            self._see_pads(op, tensors[0], out, zeros)
         if self.spelled_out is not None:
             self.spelled_out.see(out, root, gate)
         return out
@@ -330,20 +370,53 @@ class RuleMode(TorchFunctionMode):
     def _may_be_last(self, op: ops.Op) -> bool:
         return self.rules.last is not None and op.kind in LAYERS
 
-    def _check_first(self, op: ops.Op, rule: Rule | None, tensors: list[Tensor]) -> None:
+    def _with_pads(
+        self, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]
+    ) -> tuple[ops.Op, Any, Any, Any, list[Tensor]]:
+        """See a layer and the zeros that were padded in front of it as one: what the layer reads is what was padded."""
+        before = self._unpadded(tensors[0]) if op.kind in LAYERS and not any(carrying[1:]) else None
+        if before is None:
+            return op, func, args, kwargs, tensors
+        tensors = [before.x, *tensors[1:]]
+        args, kwargs = substitute((args, kwargs), iter(tensors))
+        return replace(op, pure=Padded(op.pure, before.pads)), Padded(func, before.pads), args, kwargs, tensors
+
+    def _unpadded(self, t: Tensor) -> _Before | None:
+        """Tell what was padded with zeros to give a tensor, unless the model has written to one of them since."""
+        before = self.padded.get(t)
+        return before if before is not None and before.versions == (before.x._version, t._version) else None
+
+    def _see_pads(self, op: ops.Op, x: Tensor, out: Tensor, zeros: Amounts | None) -> None:
+        before = self._unpadded(x)
+        if zeros is not None:
+            first, pads = (x, ()) if before is None else (before.x, before.pads)
+            self.padded[out] = _Before(first, (*pads, zeros), (first._version, out._version))
+        elif before is not None and op.kind in _COPIES and (out.dtype, out.shape) == (x.dtype, x.shape):
+            self.padded[out] = replace(before, versions=(before.x._version, out._version))
+
+    def _check_first(self, op: ops.Op, rule: Rule | None, tensors: list[Tensor], whole: bool) -> None:
         """See that where relevance is to arrive at the input, nothing else that is sent there is a gradient."""
-        if self.reads_beside(op, rule, tensors):
+        if self.reads_beside(op, rule, tensors, whole):
             raise RuleError(
                 f"{op.kind} in {self.where() or 'the model'} reads the network's input, as only a first layer may",
                 "a layer that reads the input itself, and nothing beside it, for a rule that gives relevance",
                 "move that operation out of the model, or use first=Epsilon()",
             )
 
-    def reads_beside(self, op: ops.Op, rule: Rule | None, tensors: list[Tensor]) -> bool:
-        """Tell whether an operation would send a gradient where relevance is to arrive."""
-        if not self.relevance or op.kind in _WHOLE or (rule is not None and rule.relevance):
+    def reads_beside(self, op: ops.Op, rule: Rule | None, tensors: list[Tensor], whole: bool) -> bool:
+        """Tell whether an operation would send a gradient where relevance is to arrive.
+
+        Args:
+            op: the operation.
+            rule: its rule.
+            tensors: what it reads.
+            whole: whether it hands on all that it reads, each element as it is.
+        """
+        if not self.relevance or (rule is not None and rule.relevance):
             return False
-        return any(t in self.from_input for t in tensors)
+        # a layer behind zeros reads what was padded, and shares out to that alone; all else would give the zeros some
+        padded = [self.padded[t].x for t in tensors if t in self.padded and op.kind not in (*_COPIES, *PADS)]
+        return any(t in self.from_input for t in ([] if whole else tensors) + padded)
 
     def _folded(self, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], why: str) -> Tensor | None:
         """Run a batch-norm behind a layer with a rule as one layer with it."""
@@ -446,19 +519,18 @@ class RuleMode(TorchFunctionMode):
         return out
 
     def _unknown(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], carrying: list[bool]) -> Any:
-        name = getattr(func, "__name__", "")
-        overwrites = _overwrites(func)
-        if overwrites:
-            self._spare(tensors[0])
-        if not overwrites or not self.everything:
+        rule, writes = self.rules.otherwise, overwrites(func)
+        if type(rule) is Plain and not self.everything:
+            if writes:
+                self._spare(tensors[0])
+            return func(*args, **kwargs)
+        if not writes:
             out = func(*args, **kwargs)
-            if not any(t.requires_grad for t in flatten(out)) and not overwrites:
+            if not any(t.requires_grad for t in flatten(out)):
                 return out
-            if self.rules.otherwise is not None:
-                if not self.everything:
-                    return out
-                op = ops.Op(name or str(func), ops.Status.NONLINEAR, func)
-                return self._ruled(self.rules.otherwise, op, func, args, kwargs, tensors, carrying)
+            if rule is not None:
+                op = ops.Op(getattr(func, "__name__", str(func)), ops.Status.NONLINEAR, func)
+                return self._ruled(rule, op, func, args, kwargs, tensors, carrying)
         raise self._refused(func)
 
     def _refused(self, func: Any, dependent: bool = False) -> RuleError:
@@ -507,7 +579,7 @@ class RuleMode(TorchFunctionMode):
     def _prepare(self, rule: Rule, call: Call, tensors: list[Tensor]) -> None:
         """Tell a call what its rule may ask."""
         op = call.op
-        call.versions = [t._version for t in call.inputs]
+        call.versions, call.notes = [t._version for t in call.inputs], self.warnings
         call.position = self.met[op.kind]
         call.reference = self._next_reference(op, tensors)
         call.rule, call.sources = rule, [self._source(t) for t in tensors]
@@ -575,9 +647,16 @@ class RuleMode(TorchFunctionMode):
         return values
 
 
-def check_custom(owner: Any, declared: tuple[str, ...]) -> None:
-    """Refuse a custom autograd function that is not declared by its name."""
-    if not {owner.__name__, owner.__qualname__} & {*declared}:
+def check_custom(owner: Any, declared: tuple[str, ...], everything: bool) -> None:
+    """Refuse a custom autograd function that is not declared by its name, or where each operation has to be seen."""
+    known = bool({owner.__name__, owner.__qualname__} & {*declared})
+    if known and everything:
+        raise RuleError(
+            f"the custom autograd function {owner.__qualname__} in a pass that is recorded or to be differentiated",
+            "a pass for signals alone: of the true forward, which such passes keep apart, it hides what it computes",
+            "write its forward with torch operations, or leave out record and differentiable",
+        )
+    if not known:
         raise RuleError(
             f"the model uses the custom autograd function {owner.__qualname__}, which no rule can see into",
             "operations of torch, or a function that may follow its own backward, where only signals are wanted",
@@ -612,7 +691,8 @@ _INPLACE = frozenset(f"__i{n}__" for n in "add sub mul div truediv matmul pow an
 
 
 @cache
-def _overwrites(func: Any) -> bool:
+def overwrites(func: Any) -> bool:
+    """Tell whether a function writes to its first argument, as its name has it."""
     name = getattr(func, "__name__", "")
     if func in _SETTERS or name in _INPLACE:
         return True
@@ -626,6 +706,7 @@ def _name(func: Any) -> str:
 
 def spelled_as(func: Any) -> str:
     """Name a function as one writes it."""
+    func = func.layer if isinstance(func, Padded) else func
     try:
         name = resolve_name(func)
     except Exception:
@@ -635,6 +716,7 @@ def spelled_as(func: Any) -> str:
 
 def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Name what rules ask for: the axis of a softmax, the groups of a norm, positional or not."""
+    func = func.layer if isinstance(func, Padded) else func
     named = {**dict(zip(_parameters(func), args, strict=False)), **kwargs}
     if "dim" not in named and len(args) > 1 and isinstance(args[1], int | tuple | list):
         named["dim"] = args[1]

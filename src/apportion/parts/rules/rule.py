@@ -42,6 +42,7 @@ class Call:
         transposed: for a linear layer with constant weights, the map (signal of the output, weight) -> signal of
             the input, which runs no layer forward; None where it is not known.
         kept: the output and its version when it was made; None where it was not kept.
+        notes: what rules noted, in one pass shared by all calls.
     """
 
     op: Op
@@ -61,6 +62,11 @@ class Call:
     versions: list[int] = field(default_factory=list)
     transposed: Callable[[Tensor, Tensor], Tensor] | None = None
     kept: tuple[Tensor, int] | None = None
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def note(self, message: str) -> None:
+        """Tell what the reader of a map should know; said once a pass, among its warnings."""
+        self.notes[message] = None
 
     def check(self) -> None:
         """Insist that the inputs still hold what they held in the forward pass."""

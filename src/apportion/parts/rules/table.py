@@ -33,13 +33,16 @@ class Rules(Configurable):
 
     Attributes:
         table: pairs of a name and a rule.
-        first: the rule of layers that read the network's input directly.
+        first: the rule of layers that read the network's input directly, or padded; where none does, a pass is
+            refused.
         otherwise: the rule of everything else that is not affine; None refuses it by name.
         last: the rule of the layer that runs last on the way to the score.
         named: rules for single modules: a pattern of their names in the model (`"features.0*"`, as for file
-            names), an operation or group, and its rule. They come before all others but `last`.
+            names), an operation or group, and its rule. They come before all others but `last`. A pass that meets
+            one of them nowhere is refused.
         fold: see a layer and the batch-norm right behind it as one layer.
-        custom: names of custom autograd functions of the model that may follow their own backward.
+        custom: names of custom autograd functions of the model that may follow their own backward, in passes for
+            signals alone; others need the value of each step apart from its signal, which such a function hides.
     """
 
     table: tuple[tuple[str, Rule], ...] = ()
