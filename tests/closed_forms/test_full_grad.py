@@ -1,18 +1,27 @@
 """FullGrad: the score in full, on every network; the saliency map against the authors' steps."""
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.networks import NETWORKS, make
+from benchmarks.networks import NETWORKS, Network, make
 from torch import Tensor, nn
 
 import apportion as ap
+import apportion.parts.bias_terms as bias_terms_module
 from apportion.core import errors
+from apportion.parts.bias_terms import homogeneous
 
 FLOAT32_INSIDE = {"llama"}
 """Networks whose norms compute in float32 whatever they are asked for: gradients are no better than that."""
+
+
+@cache
+def network(name: str) -> Network:
+    return make(name, rows=3)
 
 
 def apart(a: ap.Attribution) -> float:
@@ -26,7 +35,7 @@ def apart(a: ap.Attribution) -> float:
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "lite0"])
 def test_the_score_in_full_on_every_network(name: str) -> None:
     pytest.importorskip("transformers")
-    net = make(name, rows=3)
+    net = network(name)
     a = ap.FullGrad()(ap.Field(net.model), net.x, target=1)
     assert apart(a) <= (1e-3 if name in FLOAT32_INSIDE else 1e-9)
     assert not a.warnings
@@ -50,9 +59,9 @@ def test_llama_that_computes_in_float64_throughout(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["residual", "bert", "lstm"])
 def test_rows_are_told_apart(name: str) -> None:
     pytest.importorskip("transformers")
-    net = make(name, rows=4)
+    net = network(name)
     whole = ap.FullGrad()(ap.Field(net.model), net.x, target=1)
-    for i in range(4):
+    for i in range(3):
         one = ap.FullGrad()(ap.Field(net.model), net.x[i : i + 1], target=1)
         for part, value in one.parts.items():
             torch.testing.assert_close(whole.parts[part][i : i + 1], value, atol=1e-11, rtol=1e-9)
@@ -280,10 +289,164 @@ def test_smooth_full_grad_is_the_mean_over_copies() -> None:
 
 def test_vit_drops_what_its_tokens_hold() -> None:
     pytest.importorskip("transformers")
-    net = make("vit", rows=2)
+    net = network("vit")
     a = ap.FullGradSaliency()(ap.Field(net.model), net.x, target=1)
     full = ap.FullGrad()(ap.Field(net.model), net.x, target=1)
     spatial = sum(v for n, v in full.parts.items() if "Conv2d" in n)
     want = full.value - full.values.flatten(1).sum(1) - spatial
     torch.testing.assert_close(a.parts["dropped"], want, atol=1e-11, rtol=1e-9)
     assert float(a.parts["dropped_share"].abs().min()) > 0.05
+
+
+# -- operations that are known to have no bias, or a constant one ----------------------------------------
+
+
+def calls() -> dict[str, tuple[Any, list[Any], list[bool]]]:
+    """Operations with arguments and which of them carry: every kind that is skipped unmeasured, at least once."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 4, 6, 6).double(), torch.randn(2, 4, 6, 6).double()
+    line, flat, one = x[:, :, 0], x[0, 0], [True]
+    index = torch.randint(0, 6, (2, 4, 6, 6))
+    alone: dict[str, Any] = {
+        "neg": torch.neg,
+        "mean": lambda t: t.mean(2),
+        "sum": lambda t: t.sum((1, 3)),
+        "cumsum": lambda t: t.cumsum(2),
+        "clone": torch.clone,
+        "roll": lambda t: t.roll(1, 2),
+        "flip": lambda t: t.flip(2),
+        "rot90": lambda t: torch.rot90(t, 1, (2, 3)),
+        "repeat": lambda t: t.repeat(1, 2, 1, 1),
+        "tile": lambda t: t.tile(2),
+        "repeat_interleave": lambda t: t.repeat_interleave(2, 1),
+        "index_select": lambda t: t.index_select(3, torch.tensor([0, 0, 5])),
+        "gather": lambda t: t.gather(3, index),
+        "take_along_dim": lambda t: t.take_along_dim(index, 3),
+        "tril": torch.tril,
+        "triu": torch.triu,
+        "dropout": lambda t: F.dropout(t, 0.5, training=False),
+        "avg_pool2d": lambda t: F.avg_pool2d(t, 3, padding=1),
+        "adaptive_avg_pool2d": lambda t: F.adaptive_avg_pool2d(t, 4),
+        "interpolate": lambda t: F.interpolate(t, scale_factor=1.5, mode="bicubic"),
+        "pixel_shuffle": lambda t: F.pixel_shuffle(t, 2),
+        "pixel_unshuffle": lambda t: F.pixel_unshuffle(t, 2),
+        "channel_shuffle": lambda t: torch.channel_shuffle(t, 2),
+        "relu": torch.relu,
+        "leaky_relu": F.leaky_relu,
+        "abs": torch.abs,
+        "max_pool2d": lambda t: F.max_pool2d(t, 3, padding=1),
+        "adaptive_max_pool2d": lambda t: F.adaptive_max_pool2d(t, 4),
+        "amax": lambda t: t.amax(1),
+    }
+    found: dict[str, tuple[Any, list[Any], list[bool]]] = {k: (f, [x], one) for k, f in alone.items()}
+    for dims, t in ((1, line), (3, torch.randn(2, 3, 4, 4, 4).double())):
+        for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool"):
+            pool = getattr(F, f"{kind}{dims}d")
+            found[f"{kind}{dims}d"] = (lambda t, pool=pool: pool(t, 2), [t], one)
+    found["amin"] = (lambda t: t.amin((1, 2))), [x.round()], one  # with ties
+    found["prelu"] = F.prelu, [x, torch.rand(4).double()], [True, False]
+    found["trace"] = torch.trace, [flat], one
+    for kind in ("add", "sub", "maximum", "minimum"):
+        found[kind] = getattr(torch, kind), [x, y], [True, True]
+    for kind in ("cat", "stack", "hstack", "vstack", "dstack", "column_stack"):
+        found[kind] = (lambda *t, kind=kind: getattr(torch, kind)(t)), [x, y], [True, True]
+    for kind, second in (("mul", y), ("matmul", y), ("inner", y), ("outer", flat[1]), ("kron", flat)):
+        first = {"outer": flat[0], "kron": flat}.get(kind, x)
+        found[kind] = getattr(torch, kind), [first, second], [True, False]
+    found["mv"] = torch.mv, [flat, flat[0]], [False, True]
+    found["dot"] = torch.dot, [flat[0], flat[1]], [True, False]
+    found["vdot"] = torch.vdot, [flat[0], flat[1]], [True, False]
+    found["tensordot"] = (lambda s, t: torch.tensordot(s, t, 1)), [x, flat], [True, False]
+    found["einsum"] = (lambda s, t: torch.einsum("bchw,bchw->bc", s, t)), [x, y], [False, True]
+    found["linear"] = F.linear, [x, flat], [True, False]
+    found["conv"] = F.conv2d, [x, torch.randn(3, 4, 3, 3).double()], [True, False]
+    found["conv_transpose"] = F.conv_transpose2d, [x, torch.randn(4, 3, 3, 3).double()], [True, False]
+    return found
+
+
+def bias_left(fn: Any, given: list[Any], carrying: list[bool]) -> float:
+    """The output less the derivative times what carries, seen in a random direction, over the output's size."""
+    at = [t.clone().requires_grad_(c) for t, c in zip(given, carrying, strict=True)]
+    out = fn(*at)
+    direction = torch.randn_like(out)
+    moving = [t for t in at if t.requires_grad]
+    sent = torch.autograd.grad(out, moving, direction, allow_unused=True, materialize_grads=True)
+    linear = sum((s * t).sum() for s, t in zip(sent, moving, strict=True))
+    whole = (direction * out).detach()
+    return float((whole.sum() - linear).detach().abs() / whole.abs().sum())
+
+
+def test_operations_said_to_have_no_bias_have_none() -> None:
+    from apportion.core.ops import STATUS, Op, Status
+
+    skipped = set()
+    for kind, (fn, given, carrying) in calls().items():
+        assert homogeneous(Op(kind, STATUS.get(kind, Status.NONLINEAR), fn), carrying), kind
+        assert bias_left(fn, given, carrying) <= 1e-13, kind
+        skipped.add(kind)
+    same = {"fliplr", "flipud", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}  # as flip and dropout
+    named = bias_terms_module._ALONE | bias_terms_module._JOINT | bias_terms_module._TIMES
+    assert named - same == skipped
+    x = torch.randn(2, 4).double()
+    for kind, fn, carrying in (
+        ("add", lambda t: t + 1, [True]),
+        ("add", torch.add, [True, False]),
+        ("mul", torch.mul, [True, True]),
+        ("linear", F.linear, [True, False, False]),
+        ("sigmoid", torch.sigmoid, [True]),
+        ("div", lambda t: torch.div(t, 0.1, rounding_mode="floor"), [True]),
+    ):
+        assert not homogeneous(Op(kind, STATUS[kind], fn), carrying), kind
+        given = [x, *([torch.randn(4, 4).double(), x[0]] if kind == "linear" else [x + 1] * (len(carrying) - 1))]
+        assert bias_left(fn, given, carrying) > 1e-3, kind  # and rightly so
+
+
+class Spelled(nn.Module):
+    """A bias by name, statistics by position, complex numbers, steps without slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.w, self.b = (nn.Parameter(torch.randn(*s)) for s in ((4, 2, 3, 3), (4,)))
+        self.up, self.v = (nn.Parameter(torch.randn(*s)) for s in ((4, 3, 2, 2), (3,)))
+        self.mean, self.shift, self.scale = (nn.Parameter(torch.randn(3), requires_grad=False) for _ in range(3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(F.conv2d(x, self.w, bias=self.b))
+        h = F.conv_transpose2d(h, self.up, self.v, stride=2)
+        h = F.batch_norm(h, self.mean, self.mean**2 + 1, self.scale, self.shift)
+        spread = torch.fft.irfft2(torch.fft.rfft2(h) * 2 + 1, h.shape[-2:])
+        kept = torch.div(spread, 0.5, rounding_mode="floor")
+        return self.head(torch.sigmoid(h + spread + kept).mean((2, 3)))
+
+
+def test_biases_however_they_are_spelled() -> None:
+    net, x = Spelled().double(), torch.randn(3, 2, 6, 6).double()
+    a = ap.FullGrad()(ap.Field(net), x, target=1)
+    assert apart(a) <= 1e-11
+    assert not a.warnings
+    one = [ap.FullGrad()(ap.Field(net), x[i : i + 1], target=1) for i in range(3)]
+    for part, value in a.parts.items():
+        torch.testing.assert_close(value, torch.cat([o.parts[part] for o in one]), atol=1e-11, rtol=1e-9)
+
+
+class Forked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 2 if bool((x > 0).all()) else x * 2 + 1).sum(1, keepdim=True)
+
+
+def test_a_chunk_without_any_bias() -> None:
+    x = torch.tensor([[1.0, 2.0], [-1.0, 2.0]])
+    a = ap.FullGrad()(ap.Field(Forked(), batch_size=1), x, target=0)
+    assert [p.tolist() for p in a.parts.values()] == [[0.0, 2.0]]
+    assert a.value.tolist() == [6.0, 4.0]
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "lstm"])
+def test_single_precision_warns_of_nothing(name: str) -> None:
+    pytest.importorskip("transformers")
+    net = network(name)
+    a = ap.FullGrad()(ap.Field(deepcopy(net.model).float()), net.x.float(), target=1)
+    assert apart(a) <= 1e-3
+    assert not a.warnings

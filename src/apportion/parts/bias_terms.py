@@ -2,7 +2,8 @@
 
 Along the gradient's way back, Σ signal ⊙ output - Σ sent ⊙ input is 0 for an operation that is homogeneous of
 degree 1 (ReLU, pooling, convolution without bias) and its bias's share of the score otherwise. The sum of these
-terms and of gradient × input is the score, whatever the network.
+terms and of gradient × input is the score, whatever the network. Operations known to be homogeneous run as they
+are; of layers and batch-norms the term is the signal times a constant; the others are measured.
 """
 
 from __future__ import annotations
@@ -18,15 +19,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core import ops, tree
+from apportion.core.ops import LAYERS
 from apportion.core.protocols import Backward, Owner, RulePass
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.rules import engine, mode
-from apportion.parts.rules.node import Places
+from apportion.parts.rules.node import Places, holds_numbers
 from apportion.parts.rules.rule import Call, Rule, Signals
 from apportion.parts.rules.table import Rules
 
 _CASTS = frozenset({"to", "type", "type_as"})
+_ALONE = frozenset(
+    """neg mean sum cumsum trace clone roll flip fliplr flipud rot90 repeat tile repeat_interleave index_select
+    gather take_along_dim tril triu dropout dropout1d dropout2d dropout3d feature_dropout avg_pool1d avg_pool2d
+    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate pixel_shuffle pixel_unshuffle
+    channel_shuffle relu leaky_relu prelu abs max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d amax amin""".split()
+)
+"""Homogeneous in their first tensor, whatever stands beside it."""
+_JOINT = frozenset("add sub cat stack hstack vstack dstack column_stack maximum minimum".split())
+"""Homogeneous where every tensor carries a signal, and no number stands in the place of one."""
+_TIMES = frozenset("mul matmul mv dot vdot einsum outer inner kron tensordot conv conv_transpose linear".split())
+"""Products; with a third tensor, which may be a bias, or two that carry they are not homogeneous."""
+_PRODUCTS = 2**20
+"""Entries of a buffer of products."""
 _NOISE = 1e3
 """Multiples of the rounding error of its operands below which a difference counts as 0."""
 
@@ -88,10 +104,10 @@ def _missing(found: Terms) -> Tensor:
 
 def _terms(q: Question, rows: Tree, owner: Owner) -> Terms:
     done = q.backward(rows, owner, _BiasRules())
-    at_input, each = tree.total(tree.apply(wide, done.relevance)), _by_module(done)
-    value = wide(done.value)
-    rest = value - at_input - sum((t.value for t in each), torch.zeros_like(value))
-    noise = sum((t.noise for t in each), torch.finfo(done.value.dtype).eps * (at_input.abs() + value.abs()))
+    at_input, each = tree.apply(wide, done.relevance), _by_module(done)
+    value, size = wide(done.value), tree.total(tree.apply(torch.abs, at_input))
+    rest = value - tree.total(at_input) - sum((t.value for t in each), torch.zeros_like(value))
+    noise = sum((t.noise for t in each), torch.finfo(done.value.dtype).eps * (size + value.abs()))
     layers = {t.module: t.value for t in each if bool((t.value.abs() > _NOISE * t.noise).any())}
     return Terms(done.value, done.relevance, layers, rest, noise)
 
@@ -99,16 +115,16 @@ def _terms(q: Question, rows: Tree, owner: Owner) -> Terms:
 def _by_module(done: Backward) -> list[Term]:
     """Sum over the operations of each module; chunks may have taken different ways."""
     chunks: list[dict[str, tuple[Tensor, Tensor]]] = []
+    none: list[tuple[Tensor, Tensor]] = []
     for tape in done.tape:
+        (meter,) = cast(list[_Meter], tape)
+        zero = wide(done.value.new_zeros(meter.rows))
         sums: dict[str, tuple[Tensor, Tensor]] = {}
-        for t in cast(list[Term], tape):
-            value, noise = sums.get(t.module, (0, 0))
+        for t in meter.terms:
+            value, noise = sums.get(t.module, (zero, zero))
             sums[t.module] = (value + t.value, noise + t.noise)
         chunks.append(sums)
-    counts = [len(next(iter(sums.values()))[0]) for sums in chunks if sums]
-    if len(counts) != len(chunks):  # nothing but views: no bias anywhere
-        return []
-    none = [(wide(done.value.new_zeros(n)), wide(done.value.new_zeros(n))) for n in counts]
+        none.append((zero, zero))
     names = dict.fromkeys(name for sums in chunks for name in sums)
 
     def joined(name: str, which: int) -> Tensor:
@@ -147,8 +163,8 @@ class _BiasRules:
         differentiable: bool = False,
     ) -> RulePass:
         meter = _Meter(tree.rows(z), Places(sys._getframe()), tree.leaves(z)[0].dtype)
-        done = engine.run(Seen(otherwise=meter), forward, z, None, start=start, record=False, differentiable=False)
-        return done._replace(tape=meter.terms)
+        done = engine.run(_Curved(otherwise=meter), forward, z, None, start=start, record=False, differentiable=False)
+        return done._replace(tape=[meter])
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,50 @@ class Seen(Rules):
         return (None, "a view") if op.kind in mode.VIEWS - _CASTS else (self.otherwise, "by its derivative")
 
 
-class _Meter(Rule):
+@dataclass(frozen=True)
+class _Curved(Seen):
+    """The same but for operations that are homogeneous whatever their arguments: autograd alone sees them."""
+
+    def choose(
+        self, op: ops.Op, carrying: Sequence[bool], reads_input: bool, dependent: Sequence[bool] = (), module: str = ""
+    ) -> tuple[Rule | None, str]:
+        known = homogeneous(op, carrying)
+        return (None, "no bias") if known else super().choose(op, carrying, reads_input, dependent, module)
+
+
+def homogeneous(op: ops.Op, carrying: Sequence[bool]) -> bool:
+    """Tell whether an operation is known to have no bias: its output is its derivative times what carries."""
+    if op.kind in _ALONE:
+        return list(carrying) == [True, *[False] * (len(carrying) - 1)]
+    if op.kind in _JOINT:
+        return all(carrying) and (len(carrying) > 1 or op.kind not in ("add", "sub"))
+    return op.kind in _TIMES and sum(carrying) == 1 and len(carrying) <= 2
+
+
+class Biases(Rule):
+    """Knows the biases of layers and batch-norms; what is done with those, and with others, is up to the subclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms: WeakKeyDictionary[Call, ByChannel] = WeakKeyDictionary()
+
+    def forward(self, call: Call) -> Any:
+        out = super().forward(call)
+        norm = by_channel(call)
+        if norm is not None:
+            self.norms[call] = norm
+            forget(call)  # now, so that nobody keeps its input
+        return out
+
+    def known(self, call: Call, signal: Any) -> tuple[Signals, Tensor] | None:
+        """Give what a layer or batch-norm sends back, and its bias, [C, 1, ...]; None for anything else."""
+        norm, bias = self.norms.get(call), bias_of(call)
+        if norm is not None:
+            return (signal * norm.slope, *[None] * (len(call.carrying) - 1)), norm.bias
+        return None if bias is None else (call.vjp(signal), bias)
+
+
+class _Meter(Biases):
     """Measures the bias term of each operation, and forgets the operation."""
 
     def __init__(self, rows: int, where: Places, dtype: torch.dtype) -> None:
@@ -179,23 +238,78 @@ class _Meter(Rule):
         return super().forward(call)
 
     def back(self, call: Call, signal: Any) -> Signals:
-        out, sent = through(call, signal)
+        known = self.known(call, signal)
+        if known is None:
+            out, sent = through(call, signal)
+            value, size, eps = self._measured(call, signal, out, sent)
+        else:
+            sent, bias = known
+            value, size, eps = *self._times(signal, bias), torch.finfo(signal.dtype).eps
+        self.found[self.order[call]] = (value, eps * size)
+        forget(call)
+        return sent
+
+    def _times(self, signal: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply a signal by what is the same at every place, [C, 1, ...]; places are summed before."""
+        places = [-1 - i for i in range(constant.ndim - 1)]
+        total = signal.sum(places, keepdim=True, dtype=self.dtype) if places else signal.to(self.dtype)
+        return dots(total, constant.to(self.dtype), self.rows)
+
+    def _measured(self, call: Call, signal: Any, out: list[Tensor], sent: Signals) -> tuple[Tensor, Tensor, float]:
         arrived = [signal] if isinstance(signal, Tensor) else list(signal)
         value, size = cast(Any, 0), cast(Any, 0)
-        pairs = [(1, a, o) for a, o in zip(arrived, out, strict=True) if o.is_floating_point()]
+        pairs = [(1, a, o) for a, o in zip(arrived, out, strict=True) if holds_numbers(o)]
         for sign, a, t in (*pairs, *((-1, b, i) for b, i in zip(sent, call.inputs, strict=True) if b is not None)):
-            term = product(a.to(self.dtype), t.to(self.dtype))  # one at a time: the largest tensors of the pass
-            value = value + sign * by_row(term, self.rows)
-            size = size + by_row(term.abs_(), self.rows)
-        eps = max(torch.finfo(t.dtype).eps for t in (*out, *call.inputs) if t.is_floating_point())
-        self.found[self.order[call]] = (value, eps * size)
-        call.inputs = []  # nobody needs them any more
-        return sent
+            term, magnitude = dots(self._real(a), self._real(t), self.rows)
+            value, size = value + sign * term, size + magnitude
+        eps = max(torch.finfo(t.dtype).eps for t in (*out, *call.inputs) if holds_numbers(t))
+        return value, size, eps
+
+    def _real(self, t: Tensor) -> Tensor:
+        """Give complex numbers as pairs: that is how their gradients are defined."""
+        return (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).to(self.dtype)
 
     @property
     def terms(self) -> list[Term]:
         """What was found, in the order of the pass; operations that no signal reached have none."""
         return [Term(self.names[i], *self.found[i]) for i in sorted(self.found)]
+
+
+class ByChannel(NamedTuple):
+    """A batch-norm in eval mode: slope and bias, [C, 1, ...]."""
+
+    slope: Tensor
+    bias: Tensor
+
+
+def by_channel(call: Call) -> ByChannel | None:
+    """Read slope and bias off a batch-norm that takes its statistics from training; None for anything else."""
+    if call.op.kind != "batch_norm" or call.arguments.get("training") is not False or any(call.carrying[1:]):
+        return None
+    x, *given = call.inputs
+    with torch.enable_grad():
+        zero = x.new_zeros(1, x.shape[1], *[1] * (x.ndim - 2)).requires_grad_()
+        bias = call.fn(zero, *given)
+        (slope,) = torch.autograd.grad(bias.sum(), zero)
+    return ByChannel(slope[0], bias[0].detach())
+
+
+def bias_of(call: Call) -> Tensor | None:
+    """Give the bias of a layer, in a shape that fits its output; None for anything but a layer with a bias."""
+    if call.op.kind not in LAYERS or list(call.carrying) != [True, False, False]:
+        return None
+    bias = call.arguments.get("bias", call.inputs[2])
+    return bias.reshape(-1, *[1] * (call.inputs[1].ndim - 2))
+
+
+def forget(call: Call) -> None:
+    """Drop what a call keeps alive."""
+    call.inputs, call.versions, call.arguments, call.kept = [], [], {}, None
+    call.fn = _forgotten
+
+
+def _forgotten(*_: Tensor) -> Any:
+    raise AssertionError("a call that is over")
 
 
 def through(call: Call, signal: Any) -> tuple[list[Tensor], Signals]:
@@ -220,22 +334,37 @@ def wide(t: Tensor) -> Tensor:
 
 def product(signal: Tensor, value: Tensor) -> Tensor:
     """Multiply; a signal of 0 makes 0 of masked scores too, which are -inf."""
-    return torch.where(signal == 0, 0, signal * value)
+    out = signal * value
+    return out if bool(torch.isfinite(out.sum())) else torch.where(signal == 0, 0, out)
 
 
-def by_row(t: Tensor, rows: int) -> Float[Tensor, " R"]:
-    """Sum over all but the axis of the rows: the first that has as many entries, or rows before other things.
+def dots(signal: Tensor, value: Tensor, rows: int) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """Give Σ signal ⊙ value and Σ |signal ⊙ value| of each row, some rows at a time: products are large.
 
-    That is a guess, which `bias_terms` verifies by the sum of each row. A single row is everything.
+    Which axis is that of the rows is a guess, the first that has as many entries, or rows before other things;
+    `bias_terms` verifies it by the sum of each row.
     """
-    wider = t.dtype if t.device.type == "mps" else torch.float64
-    if rows == 1:
-        return t.sum(dtype=wider).reshape(1)
-    axes = [a for a, n in enumerate(t.shape) if n == rows]
-    if not axes:
-        axes = [a for a, n in enumerate(t.shape) if n % rows == 0][:1]
-        if not axes:
-            return (t.sum(dtype=wider) / rows).expand(rows)
-        t = t.unflatten(axes[0], (rows, -1))
-    others = [a for a in range(t.ndim) if a != axes[0]]
-    return t.sum(others, dtype=wider) if others else t.to(wider)
+    signal, value = torch.broadcast_tensors(signal, value)
+    axis = _rows_at(signal.shape, rows)
+    known = axis is not None
+    a, b = (_first(t, axis, rows) for t in (signal, value))
+    step = max(1, _PRODUCTS * len(a) // max(1, a.numel()))
+    sums: list[tuple[Tensor, Tensor]] = []
+    for s, v in zip(a.split(step), b.split(step), strict=True):
+        term = product(s, v).reshape(len(s), -1)
+        sums.append((wide(term.sum(1)), wide(term.abs_().sum(1))))  # torch sums pairwise
+    total, size = (torch.cat(each) for each in zip(*sums, strict=True))
+    return (total, size) if known else ((total / rows).expand(rows), (size / rows).expand(rows))
+
+
+def _rows_at(shape: Sequence[int], rows: int) -> int | None:
+    if rows == 1 or rows in shape:
+        return None if rows == 1 else list(shape).index(rows)
+    return next((a for a, n in enumerate(shape) if n % rows == 0), None)
+
+
+def _first(t: Tensor, axis: int | None, rows: int) -> Tensor:
+    """Move rows to the front."""
+    if axis is None:
+        return t[None]
+    return (t if t.shape[axis] == rows else t.unflatten(axis, (rows, -1))).movedim(axis, 0)

@@ -21,9 +21,9 @@ from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.tree import Tree
 from apportion.methods.bias.full_grad import PAPER
-from apportion.parts.bias_terms import Seen, product, through
+from apportion.parts.bias_terms import Biases, Seen, forget, homogeneous, product, through
 from apportion.parts.rules import engine
-from apportion.parts.rules.rule import Call, Rule, Signals
+from apportion.parts.rules.rule import Call, Signals
 from apportion.parts.rules.table import ELEMENTWISE
 
 CARD = Card(
@@ -87,7 +87,7 @@ class FullGradSaliency(Explainer):
         share = dropped / torch.where(done.value == 0, torch.ones_like(dropped), done.value)
         return q.attribution(
             self,
-            stretched(done.relevance).sum(1) + biases,
+            heat(done.relevance) + biases,
             domain=Domain.SITE,
             value=done.value,
             parts={"dropped": dropped, "dropped_share": share},
@@ -97,12 +97,12 @@ class FullGradSaliency(Explainer):
         return Passes(1, 1)
 
 
-def stretched(layer: Float[Tensor, "R C h w"]) -> Tensor:
-    """Stretch magnitudes to [0, 1], by the extremes of each row."""
-    flat = layer.abs().flatten(1)
-    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+def heat(layer: Float[Tensor, "R C h w"]) -> Float[Tensor, "R h w"]:
+    """Stretch magnitudes to [0, 1] by the extremes of each row, and add channels."""
+    size = layer.abs()
+    low, high = size.amin((1, 2, 3))[:, None, None], size.amax((1, 2, 3))[:, None, None]
     wide = high - low
-    return ((flat - low) / torch.where(wide == 0, torch.ones_like(wide), wide)).view_as(layer)
+    return torch.where(wide == 0, 0, (size.sum(1) - layer.shape[1] * low) / wide).clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ _NO_PLACES = frozenset("matmul softmax log_softmax baddbmm addbmm einsum".split(
 """Operations of attention, whose last two axes are tokens or features even where they look like a picture."""
 
 
-class _Painter(Rule):
+class _Painter(Biases):
     """Adds the maps of biases up as the signal comes by."""
 
     def __init__(self, blank: Tensor) -> None:
@@ -140,16 +140,31 @@ class _Painter(Rule):
         self.map, self.total, self.layers = blank, blank.new_zeros(len(blank)), 0
 
     def back(self, call: Call, signal: Any) -> Signals:
-        out, sent = through(call, signal)
-        if len(out) == 1 and call.op.kind not in _NO_PLACES and self._is_picture(out[0]):
-            self.layers += 1
-            layer = product(signal, bias(call, out[0]))
-            if bool(layer.any()):
-                self.total = self.total + layer.flatten(1).sum(1)
-                coarse = stretched(layer).sum(1, keepdim=True)  # before enlarging: linear steps may change places
-                grown = F.interpolate(coarse, self.map.shape[1:], mode="bilinear", align_corners=True)
-                self.map = self.map + grown[:, 0]
+        paints = isinstance(signal, Tensor) and call.op.kind not in _NO_PLACES and self._is_picture(signal)
+        self.layers += paints
+        if homogeneous(call.op, call.carrying):
+            sent = call.vjp(signal)
+        elif (known := self.known(call, signal)) is not None:
+            sent, bias = known
+            if paints:
+                self._paint(product(signal, bias))
+        elif call.op.kind in ELEMENTWISE and len(call.inputs) == 1 and isinstance(signal, Tensor):
+            out, slope = sloped(call)
+            sent = (signal * slope,)
+            if paints:
+                self._paint(product(signal, out.addcmul_(slope, call.inputs[0], value=-1)))
+        else:
+            out, sent = through(call, signal)
+            if paints:
+                self._paint(product(signal, implicit(call, out[0])))
+        forget(call)
         return sent
+
+    def _paint(self, layer: Float[Tensor, "R C h w"]) -> None:
+        if bool(layer.any()):
+            self.total = self.total + layer.flatten(1).sum(1)
+            coarse = heat(layer)[:, None]  # before enlarging: linear steps may change places
+            self.map = self.map + F.interpolate(coarse, self.map.shape[1:], mode="bilinear", align_corners=True)[:, 0]
 
     def _is_picture(self, out: Tensor) -> bool:
         if out.ndim != 4 or out.shape[0] != len(self.map) or out.shape[2] * out.shape[3] == 1:
@@ -158,7 +173,16 @@ class _Painter(Rule):
         return 0.8 <= ratio <= 1.25
 
 
-def bias(call: Call, out: Tensor) -> Tensor:
+def sloped(call: Call) -> tuple[Tensor, Tensor]:
+    """Give the output of a function of single elements, and its derivative."""
+    with torch.enable_grad():
+        x = call.inputs[0].detach().requires_grad_()
+        out = call.fn(x)
+        (slope,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    return out.detach(), slope
+
+
+def implicit(call: Call, out: Tensor) -> Tensor:
     """Give an operation's output less its derivative times its input, element by element; no rounding errors."""
     with torch.enable_grad():
         if ops.is_affine(call.op, call.carrying):
@@ -167,9 +191,6 @@ def bias(call: Call, out: Tensor) -> Tensor:
         full = [p.detach().requires_grad_(c) for p, c in zip(call.inputs, call.carrying, strict=True)]
         wanted = [p for p, c in zip(full, call.carrying, strict=True) if c]
         again = call.fn(*full)
-        if call.op.kind in ELEMENTWISE and len(wanted) == 1:
-            (slope,) = torch.autograd.grad(again.sum(), wanted)
-            return out - slope * wanted[0].detach()
         # the derivative times the input, as the derivative of the way back by the signal it starts with
         start = torch.zeros_like(again, requires_grad=True)
         back = torch.autograd.grad(again, wanted, start, create_graph=True)
