@@ -174,6 +174,72 @@ def test_convolutions_sums_and_a_layer_read_by_several() -> None:
     assert any(isinstance(r, Contributions) for _, r in table)
 
 
+def halves(h: Tensor) -> Tensor:
+    first, second = h.chunk(2, 1)
+    return torch.cat([first.relu(), second.relu()], 1)
+
+
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "reshape": lambda h: h.reshape(-1, 2, 3).relu().flatten(1),
+    "flatten": lambda h: h[:, :, None].flatten(1).relu(),
+    "transpose": lambda h: h.T.relu().T,
+    "contiguous": lambda h: h.mT.contiguous().relu().mT,
+    "clone": lambda h: h.clone().relu_(),
+    "chunks": halves,
+    "slices": lambda h: torch.cat([h[:, :2].relu(), h[:, 2:].relu()], 1),
+    "in place": lambda h: h.view(-1, 3, 2).relu_().view(-1, 6),
+    "behind a shift": lambda h: (h.view(-1, 2, 3) - 0.3).unsqueeze(1).relu().flatten(1),
+}
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("name", MOVED)
+def test_layers_are_seen_through_views(name: str, differentiable: bool) -> None:
+    w, b, out = random(6, 4, seed=1), random(6, seed=2), random(6, seed=3)
+    x, x0 = random(3, 4, seed=4), random(3, 4, seed=5)
+    shift = 0.3 if name == "behind a shift" else 0.0
+    given = ask(lambda t: MOVED[name](F.linear(t, w, b)) @ out, x, x0)
+    wanted = ask(lambda t: F.linear(t, w, b - shift).relu() @ out, x, x0)
+    torch.testing.assert_close(given.values, wanted.values)
+    assert not torch.allclose(
+        given.values, ask(lambda t: F.linear(t, w, b - shift).relu() @ out, x, x0, RESCALE).values
+    )
+    assert not any("Rescale" in warning for warning in given.warnings)
+    if differentiable:
+        field = ap.Field(lambda t: MOVED[name](F.linear(t, w, b)) @ out)
+        at = x.clone().requires_grad_()
+        kept = ap.DeepLIFT(ap.baselines.Given(x0), REVEAL)(field, at, differentiable=True).values
+        torch.testing.assert_close(kept.detach(), wanted.values)
+        plain = x.clone().requires_grad_()
+        direct = ap.Field(lambda t: F.linear(t, w, b - shift).relu() @ out)
+        other = ap.DeepLIFT(ap.baselines.Given(x0), REVEAL)(direct, plain, differentiable=True).values
+        weights = random(3, 4, seed=6)
+        (slope,) = torch.autograd.grad((kept * weights).sum(), at)
+        (expected,) = torch.autograd.grad((other * weights).sum(), plain)
+        torch.testing.assert_close(slope, expected)
+
+
+def test_a_weight_on_the_left_is_a_layer() -> None:
+    w, out = random(6, 4, seed=1), random(6, seed=3)
+    x, x0 = random(3, 4, seed=4), random(3, 4, seed=5)
+    given = ask(lambda t: (w @ t.mT).relu().mT @ out, x, x0)
+    wanted = ask(lambda t: F.linear(t, w).relu() @ out, x, x0)
+    torch.testing.assert_close(given.values, wanted.values)
+
+
+def test_what_is_rescale_for_want_of_a_layer_is_told() -> None:
+    w, out = random(6, 4, seed=1), random(3, seed=3)
+    x, x0 = random(3, 4, seed=4), random(3, 4, seed=5)
+
+    def model(t: Tensor) -> Tensor:
+        return F.max_pool1d(F.linear(t, w)[:, None], 2)[:, 0].relu() @ out
+
+    given = ask(model, x, x0)
+    torch.testing.assert_close(given.values, ask(model, x, x0, RESCALE).values)
+    assert [w for w in given.warnings if "RevealCancel found no layer" in w]
+    assert not [w for w in ask(model, x, x0, ap.rules.deep_lift_genomics()).warnings if "RevealCancel" in w]
+
+
 def test_genomics_preset_tells_dense_from_convolutional() -> None:
     w, head = random(4, 5, seed=1), random(4, seed=3)
     x, x0 = random(3, 5, seed=4), random(3, 5, seed=5)

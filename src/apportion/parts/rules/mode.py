@@ -44,6 +44,11 @@ _WHOLE = frozenset(
     view_as reshape_as alias _unsafe_view to type type_as T mT t""".split()
 )
 """Operations that only rearrange: a layer behind them still reads the input."""
+_MOVES = _WHOLE | frozenset(
+    """select narrow slice getitem split chunk unbind tensor_split hsplit vsplit dsplit split_with_sizes diagonal ravel
+    swapdims moveaxis atleast_1d atleast_2d atleast_3d mH H""".split()
+)
+"""Operations of which each element of the output is an element of the input, and none twice; indices apart."""
 _COPIES = frozenset("contiguous clone alias".split())
 """Operations that leave every element where and what it was."""
 _SETTERS = frozenset({torch.Tensor.__setitem__})
@@ -356,6 +361,8 @@ class RuleMode(TorchFunctionMode):
             self.from_input[out] = True
         if self.pads and isinstance(out, Tensor):
             self._see_pads(op, tensors[0], out, zeros)
+        if self.rules.looks_back and rule is None and op.kind in _MOVES and not op.inplace:
+            self._see_moved(op, args, kwargs, tensors, out)
         if self.spelled_out is not None:
             self.spelled_out.see(out, root, gate)
         return out
@@ -615,6 +622,20 @@ class RuleMode(TorchFunctionMode):
             for y in flatten(out):
                 self.made[y] = (call, y._version)
         return out
+
+    def _see_moved(self, op: ops.Op, args: Any, kwargs: Any, tensors: list[Tensor], out: Any) -> None:
+        """Let those that look back from what was only moved see who made it: a call without a rule says what moved."""
+        source, t = self._source(tensors[0]), tensors[0]
+        place = t.untyped_storage().data_ptr()
+        for i, y in enumerate(flatten(out)):
+            if y is t or source is None or (op.kind == "getitem" and y.untyped_storage().data_ptr() != place):
+                continue
+
+            def fn(new: Tensor, i: int = i) -> Tensor:
+                a, k = substitute((args, kwargs), iter([new, *tensors[1:]]))
+                return flatten(op.pure(*a, **k))[i]
+
+            self.made[y] = Call(op, [t.detach()], [True], fn, {}, sources=[source]), y._version
 
     def _source(self, t: Tensor) -> Call | None:
         found = self.made.get(t)

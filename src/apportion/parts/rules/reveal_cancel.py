@@ -32,8 +32,9 @@ class RevealCancel(Rule):
     With p and n the sums of the positive and of the negative contributions to Δx, Δy is shared out to them by
     their Shapley values: Δy⁺ = ½ [f(x' + p) - f(x') + f(x' + p + n) - f(x' + n)], Δy⁻ likewise (Shrikumar et al.
     2017). The multipliers Δy⁺ / p and Δy⁻ / n go back to what contributed to p and to n, by the rule
-    `Contributions` of the layer or sum that made x. Where nothing such made x there is one contribution, and this
-    is `Rescale`. Quotients are taken as `Rescale` takes them; the authors add ±1e-7 to a p or n that vanishes.
+    `Contributions` of the layer or sum that made x, seen through views and the like. Where nothing such made x there
+    is one contribution, and this is `Rescale`, as a warning says. Quotients are taken as `Rescale` takes them; the
+    authors add ±1e-7 to a p or n that vanishes.
 
     Attributes:
         after: kinds of operations behind which it acts, such as `"linear"`; None for all. Others get `Rescale`.
@@ -50,6 +51,11 @@ class RevealCancel(Rule):
     def back(self, call: Call, signal: Any) -> Signals:
         source = call.sources[0]
         maker = None if source is None else maker_of(source)
+        if maker is None and self.after is None:
+            call.note(
+                f"RevealCancel found no layer or sum behind the input of {call.op.kind}, where it acted as Rescale"
+                + ("" if source is None else f": that comes from {source.op.kind}")
+            )
         if source is None or maker is None or (self.after is not None and maker.op.kind not in self.after):
             return self.quotient.back(call, signal)
         x, x0, slope = call.inputs[0], reference_of(call)[0], self.quotient.slope
@@ -114,6 +120,8 @@ class _Left:
 
 def maker_of(call: Call) -> Call | None:
     """Find the layer or sum whose contributions reach a call's output; None if there is none."""
+    if call.rule is None and call.sources[0] is not None:
+        return maker_of(call.sources[0])
     if not isinstance(call.rule, Contributions):
         return None
     several = sum(call.carrying) > 1
@@ -125,6 +133,12 @@ def maker_of(call: Call) -> Call | None:
 
 def parts_of(call: Call, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Sum the positive and the negative contributions to the change of a call's output, which is `delta`."""
+    if call.rule is None:
+        source = call.sources[0]
+        assert source is not None
+        # elements that were left out get some value, and are left out again
+        positive, negative = parts_of(source, _back(call, delta))
+        return call.fn(positive), call.fn(negative)
     call.left = call.left or _Left()
     if sum(call.carrying) > 1:
         terms = [t[0] * t[1] for t in _terms(call) if t is not None]
@@ -153,7 +167,19 @@ def _layer(call: Call) -> _Layer:
         return _Layer(linear(rose, weight.clamp(min=0)) + linear(fell, weight.clamp(max=0)), rose, fell)
 
 
+def _back(moved: Call, t: Tensor) -> Tensor:
+    """Move elements back to where they were; others are 0."""
+    with torch.enable_grad():
+        at = moved.inputs[0].detach().requires_grad_()
+        return torch.autograd.grad(moved.fn(at), at, t, create_graph=t.requires_grad)[0]
+
+
 def _leave(call: Call, signal: Tensor) -> None:
+    if call.rule is None:
+        source = call.sources[0]
+        assert source is not None
+        _leave(source, _back(call, signal))
+        return
     assert isinstance(call.left, _Left)
     call.left.more = call.left.more + signal
 

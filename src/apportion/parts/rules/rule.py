@@ -34,7 +34,7 @@ class Call:
         homogeneous: of a product f(u) · g(u) of functions of the elements of one tensor, the factor that is u
             times a constant; None if there is none.
         gated: of a product with a gate, such as σ(z) · h or (1 - σ(z)) · h, the other factor.
-        rule: the rule that it follows.
+        rule: the rule that it follows; None for one that only moves elements, as others see it among their sources.
         sources: for each input the call that made it, where a rule of the set looks back and that call follows one.
         left: what rules of later calls leave for this call's rule.
         position: how many calls of this operation met a rule before it in the pass.
