@@ -218,7 +218,7 @@ def variants(stage: str) -> dict[str, Any]:
     credible = found("credible_path", "CrediblePath")
     if credible is None:
         return {}
-    from apportion.parts.valid import ValidFeatures
+    from apportion.parts.accumulate import ValidFeatures
 
     base = credible().baseline
 

@@ -20,7 +20,7 @@ from apportion.core.question import Question
 from apportion.core.score import Target
 from apportion.core.site import Input
 from apportion.core.tree import Tree
-from apportion.parts.accumulate import check_share, passed
+from apportion.parts.accumulate.accumulator import check_share, passed
 from apportion.parts.paths.path import Path
 
 
@@ -55,8 +55,8 @@ class PathProfile:
 
     @property
     def valid_share(self) -> Float[Tensor, "B k"]:
-        """The share of valid (feature, node) pairs of each path."""
-        return self.valid.nanmean(-1)
+        """The share of valid (feature, node) pairs of each path; NaN where x is its only node, which is not counted."""
+        return torch.where(self.t < 1, self.valid, torch.nan).nanmean(-1)
 
     @property
     def outside_share(self) -> Float[Tensor, "B k"] | None:
@@ -183,7 +183,6 @@ def _walked(way: Path, q: Question) -> PathProfile:
     for i, column in enumerate(rest):
         table[i, row[order], place] = column[order]
     t, value, slope, term, valid, outside = table.unflatten(1, (len(q), k))
-    references = walk.references()
     return PathProfile(
         t=t,
         value=value,
@@ -191,7 +190,7 @@ def _walked(way: Path, q: Question) -> PathProfile:
         accumulated=term.cumsum(-1),
         valid=valid,
         outside=None if bounds is None else outside,
-        start=references.value.double(),
+        start=walk.start_values().double(),
         end=q.fx.double(),
         cost=q.cost,
         warnings=q.warnings,

@@ -17,10 +17,10 @@ from apportion.methods.path.credible_path import CrediblePath
 from apportion.methods.path.lpi import LPI
 from apportion.methods.path.neflag import NeFLAG
 from apportion.methods.path.spi import SPI, SPIProbability
+from apportion.parts.accumulate import ValidFeatures
 from apportion.parts.baselines import Constant, Given, NearestAdversarial, Neighbours, Noise
 from apportion.parts.paths.blur import scale_space
 from apportion.parts.quadrature import Gauss, Midpoint, MonteCarlo, Quadrature, Right
-from apportion.parts.valid import ValidFeatures
 
 PICTURES = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 ROWS = torch.rand(3, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -70,9 +70,9 @@ def test_moves_sum_to_the_way_in_order(method: Explainer) -> None:
             assert last[b, k] < legs.t[i] <= 1
             last[b, k] = legs.t[i]
             at.setdefault((b, k), legs.point[i])
-    start = walk.references()
-    torch.testing.assert_close(total, q.x[:, None] - start.rows, rtol=0, atol=1e-12)
-    torch.testing.assert_close(rise, q.fx[:, None] - start.value, rtol=0, atol=1e-12)
+    start, origin = walk.references(), list(walk.origin or range(walk.branches))
+    torch.testing.assert_close(total, q.x[:, None] - start.rows[:, origin], rtol=0, atol=1e-12)
+    torch.testing.assert_close(rise, q.fx[:, None] - walk.start_values(), rtol=0, atol=1e-12)
     if isinstance(method, GuidedIG):
         assert all(torch.equal(p, start.rows[key]) for key, p in at.items())
 
@@ -336,8 +336,11 @@ def test_samp_is_its_slow_twin(size: int, eta: float, momentum: float) -> None:
     a = SAMP(Constant(0.1), size, eta, momentum)(ap.Field(net), x, target=1)
     insert = torch.stack([slow_samp(f, start, r, size, eta, momentum) for r in x])
     delete = torch.stack([-slow_samp(f, r, start, size, eta, momentum) for r in x])
-    torch.testing.assert_close(a.parts["per_baseline"], torch.stack([insert, delete], 1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(a.parts["per_path"], torch.stack([insert, delete], 1), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(a.values, (insert + delete) / 2, rtol=1e-10, atol=1e-12)
+    assert "per_baseline" not in a.parts
+    assert a.references is not None
+    assert a.references.rows.shape == (3, 1, 8)  # pyright: ignore[reportAttributeAccessIssue]
     assert not torch.allclose(a.values, insert, rtol=1e-2)
 
 

@@ -40,6 +40,7 @@ from apportion.methods.path.ig2 import IG2
 from apportion.methods.path.integrated_gradients import IntegratedGradients
 from apportion.methods.path.lpi import LPI
 from apportion.methods.path.neflag import NeFLAG
+from apportion.methods.path.path_method import PathMethod
 from apportion.methods.path.samp import SAMP
 from apportion.methods.path.spi import SPI, SPIProbability
 from apportion.methods.path.split_ig import SplitIG
@@ -78,6 +79,7 @@ __all__ = [
     "IntegratedGradients",
     "LayerCAM",
     "NeFLAG",
+    "PathMethod",
     "PatternAttribution",
     "PatternNet",
     "RectGrad",

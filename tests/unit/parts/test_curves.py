@@ -116,10 +116,10 @@ def test_moves_lead_from_start_to_x_and_rises_add_up(
             last[row] = t
         if legs.rise is not None:
             rise.index_add_(0, legs.row(k), legs.rise)
-    start = walk.references()
-    torch.testing.assert_close(moved.unflatten(0, (3, k)), q.x[:, None] - start.rows, rtol=0, atol=1e-13)
+    start, origin = walk.references(), list(walk.origin or range(k))
+    torch.testing.assert_close(moved.unflatten(0, (3, k)), q.x[:, None] - start.rows[:, origin], rtol=0, atol=1e-13)
     if rises:
-        torch.testing.assert_close(rise.unflatten(0, (3, k)), q.fx[:, None] - start.value, rtol=0, atol=1e-13)
+        torch.testing.assert_close(rise.unflatten(0, (3, k)), q.fx[:, None] - walk.start_values(), rtol=0, atol=1e-13)
 
 
 # -- the engine on x1 x2 at (2, 3), methods.md 3C ------------------------------------------------------------
@@ -236,11 +236,11 @@ def test_every_random_path_is_complete() -> None:
         path = StickBreaking(ap.baselines.Noise(0.3, count=2), 3, 1.0, 8, quadrature=Midpoint(n))
         walk = path.walk(q)
         found = Dot().gather(q, walk)
-        each = found.parts["per_baseline"].sum(2)
-        gaps.append(float((each - (q.fx[:, None] - walk.references().value)).abs().max()))
+        each = found.parts["per_path"].sum(2)
+        gaps.append(float((each - (q.fx[:, None] - walk.start_values())).abs().max()))
     assert gaps[0] / gaps[1] > 30  # second order, as pieces are fixed
     assert gaps[2] < 2e-5
-    assert not torch.allclose(found.parts["per_baseline"][:, 0], found.parts["per_baseline"][:, 2], rtol=1e-2)
+    assert not torch.allclose(found.parts["per_path"][:, 0], found.parts["per_path"][:, 2], rtol=1e-2)
 
 
 def test_paths_of_an_example_do_not_depend_on_the_batch() -> None:

@@ -200,6 +200,36 @@ def test_a_spent_budget_is_said() -> None:
     assert any("budget of 12 nodes" in w and "0, 1" in w for w in a.warnings)
 
 
+@pytest.mark.parametrize(("gap", "map_"), [(1e-9, 1e9), (1e9, 1e-9), (1e-9, 1e-9), (1e9, 1e9)])
+def test_it_says_which_tolerance_failed(gap: float, map_: float) -> None:
+    x = torch.rand(2, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    rule = Adaptive(gap, map_, max_passes=12)
+    a = ap.IntegratedGradients(quadrature=rule)(ap.Field(Kinks(30, 200)), x)
+    found = {name: a.parts[name].flatten().tolist() for name in ("gap_converged", "map_converged", "converged")}
+    assert found == {
+        "gap_converged": [gap > 1] * 2,
+        "map_converged": [map_ > 1] * 2,
+        "converged": [gap > 1 and map_ > 1] * 2,
+    }
+    assert any("the gap was within" in w for w in a.warnings) == (gap < 1)
+    assert any("error of the map was within" in w for w in a.warnings) == (map_ < 1)
+
+
+def test_the_error_of_the_riemann_sum_is_claimed_of_nothing_else() -> None:
+    x = torch.rand(2, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    line = Straight(quadrature=Adaptive(max_passes=12))
+    known = {"estimated_error", "converged", "gap_converged", "map_converged"}
+    for made in (ap.accumulate.Dot(), ap.accumulate.Expectation()):
+        a = ap.PathMethod(line, made)(ap.Field(Kinks(30, 200)), x)
+        assert known | {"nodes"} <= set(a.parts)
+    others = (ap.accumulate.ImportantDirection(), ap.accumulate.Split(), ap.accumulate.ValidFeatures())
+    for made in others:
+        a = ap.PathMethod(line, made)(ap.Field(Kinks(30, 200)), x)
+        assert not known & set(a.parts)
+        assert {f"riemann_{name}" for name in known} | {"nodes"} <= set(a.parts)
+        assert any("error of these values is not known" in w for w in a.warnings)
+
+
 def test_nodes_gather_where_the_gradient_changes() -> None:
     field = ap.Field(lambda x: (x - 0.9).relu().sum(1) + 0.3 * x[:, 0])
     x = torch.full((1, 2), 1.0, dtype=torch.float64)

@@ -11,14 +11,13 @@ from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.tree import Tree
-from apportion.parts.accumulate import Accumulator
+from apportion.parts.accumulate import Accumulator, ValidFeatures
 from apportion.parts.baselines import Baseline, Credible, Noise, Several
 from apportion.parts.paths.blur import AtScale
 from apportion.parts.paths.explainer import PathExplainer
 from apportion.parts.paths.path import Path
 from apportion.parts.paths.straight import Straight
 from apportion.parts.quadrature import Gauss, MonteCarlo, Quadrature
-from apportion.parts.valid import ValidFeatures
 from apportion.regions import recorded, recording
 
 CARD = Card(
@@ -63,7 +62,8 @@ class CrediblePath(PathExplainer):
     """(1/B) Σ_b (x - x'_b) ⊙ Σ_valid ∇f(x̃) / count; Akhtar and Jalwana 2023, algorithm 2 and definitions 6, 7.
 
     Values are in units of the score, and positive where valid points of the path have a rising f towards x.
-    What is valid, and what becomes of features without a valid point, `ValidFeatures` says; its parts come along.
+    What is valid, and what becomes of features without a valid point, `ValidFeatures` says; its parts come along,
+    and for several baselines the map from each in `parts["per_baseline"]`.
 
     Attributes:
         baseline: the points x'_b, B of them; by default of definition 6, from three blurs.
@@ -108,9 +108,7 @@ class CrediblePath(PathExplainer):
         return self.valid
 
     def passes(self, q: Question | None = None) -> Passes:
-        own, more = super().passes(q), self.valid.rows_at_x
-        own = own._replace(forward=own.forward + more, backward=own.backward + more)
-        return recording(own, self.baseline.draws, self.regions)
+        return recording(super().passes(q), self.baseline.draws, self.regions)
 
     def companions(self, q: Question, start: References) -> dict[str, Tree]:
         return recorded(q, start.rows, self.regions)

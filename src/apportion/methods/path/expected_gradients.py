@@ -51,7 +51,9 @@ CARD = Card(
 class ExpectedGradients(PathExplainer):
     """E[(x - x') ⊙ ∇f(x' + α(x - x'))] over baselines x' and α ~ U(0, 1); Erion et al. 2021, equation 3.
 
-    `parts["standard_error"]` is that of each value, over baselines. Units are those of the score.
+    `parts["standard_error"]` is that of each value, over baselines. These are draws that stand for a distribution,
+    often hundreds, and their single maps are not kept: `IntegratedGradients` with `MonteCarlo` does. Units are those
+    of the score.
 
     Attributes:
         baseline: the distribution of x': `ap.baselines.Data` for a data set.

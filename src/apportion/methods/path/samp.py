@@ -50,7 +50,8 @@ CARD = Card(
 class SAMP(PathExplainer):
     """Σ_k ∇f(z_k) ⊙ (z_{k+1} - z_k) on the path of largest |∇f ⊙ δ|; Zhang et al. 2024, section 3 (SAMP++).
 
-    Values are in units of the score, averaged over walks from the baseline and from the example. SAMP itself
+    Values are in units of the score, averaged over walks from the baseline and from the example, each of which has
+    its map in `parts["per_path"]`, in this order. SAMP itself
     is `eta=1, momentum=0`.
 
     Attributes:

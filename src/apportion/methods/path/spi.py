@@ -14,7 +14,8 @@ from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.accumulate import Accumulator, Expectation, Gathered, Sum
+from apportion.parts.accumulate import Accumulator, Expectation, Gathered
+from apportion.parts.accumulate.accumulator import Sum, single_maps
 from apportion.parts.baselines import Baseline, Noise, Zero
 from apportion.parts.paths.explainer import PathExplainer
 from apportion.parts.paths.path import Path, Walk
@@ -61,7 +62,8 @@ class SPI(PathExplainer):
 
     Every path is complete by itself, up to the quadrature. Large α leads to integrated gradients; as α tends to 0,
     features come in one after another in random order, which leads to Shapley values. Values are in units of the
-    score; `parts["standard_error"]` is that of each, over paths, whose maps are kept in memory.
+    score; `parts["standard_error"]` is that of each, over all paths, whose maps are kept in memory. Several baselines
+    get all paths each, and their own means in `parts["per_baseline"]`.
 
     Attributes:
         baseline: the point x'.
@@ -88,7 +90,7 @@ class SPI(PathExplainer):
 
     @property
     def accumulator(self) -> Accumulator:
-        return Expectation(single=False)
+        return Expectation(each=True)
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
@@ -107,6 +109,10 @@ class TopShare(Accumulator):
 
     top: float = 0.05
 
+    @property
+    def claims(self) -> bool:
+        return False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.top <= 1:
@@ -123,13 +129,16 @@ class TopShare(Accumulator):
             q.warn("some paths give no feature a value above 0: none counts as among the highest there")
         shares = walk.shares(q)
 
-        def mean(e: Tensor) -> Tensor:
-            shape = (*shares.shape, *[1] * (e.ndim - 2))
-            high = (e >= least.reshape(shape)) & (e > 0)
-            share = shares.reshape(shape).to(e) * torch.ones_like(e)
-            return (high * share).sum(1) / share.sum(1)  # a sum of shares may miss 1, by rounding
+        def highest(e: Tensor) -> Tensor:
+            return ((e >= least.reshape(*shares.shape, *[1] * (e.ndim - 2))) & (e > 0)).to(e)
 
-        return Gathered(tree.apply(mean, each))
+        high = tree.apply(highest, each)
+
+        def mean(e: Tensor) -> Tensor:
+            share = shares.reshape(*shares.shape, *[1] * (e.ndim - 2)).to(e) * torch.ones_like(e)
+            return (e * share).sum(1) / share.sum(1)  # a sum of shares may miss 1, by rounding
+
+        return Gathered(tree.apply(mean, high), single_maps(q, walk, high, paths=False))
 
 
 PROBABILITY = Card(
@@ -157,6 +166,8 @@ PROBABILITY = Card(
 @dataclass(frozen=True)
 class SPIProbability(PathExplainer):
     """P(a feature's value is among the highest 5 % of its path's map), SPI-P of Jeon et al. 2023.
+
+    Of several baselines, `parts["per_baseline"]` has the frequency over the paths from each.
 
     Attributes:
         baseline: the point x'.

@@ -46,8 +46,8 @@ class SplitIG(PathExplainer):
     """Integrated gradients up to the node where f first exceeds f(x') + φ (f(x) - f(x')); Miglani et al. 2020.
 
     `parts["unsaturated"]` (the values) and `parts["saturated"]` sum to the integrated gradients;
-    `parts["split_at"]` [B, k] is where the line was split, 1 where the score never got there. Units are those
-    of the score.
+    `parts["split_at"]` [B, k] is where the line was split, 1 where the score never got there. For several
+    baselines `parts["per_baseline"]` has the unsaturated map of each. Units are those of the score.
 
     Attributes:
         baseline: the point x'.

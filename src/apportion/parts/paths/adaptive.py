@@ -38,7 +38,7 @@ _CUTS = 8
 def adaptive_walk(curve: Curve, rule: Adaptive, q: Question, start: References, *, rises: bool) -> Walk:
     """Walk a curve, refining until the tolerances are met or the budget is spent."""
     k, count = curve.draws, len(q) * curve.draws
-    found = _Found(*(torch.zeros(len(q), k, dtype=torch.float64, device=q.device) for _ in range(3)))
+    found = _Found(*(torch.zeros(len(q), k, dtype=torch.float64, device=q.device) for _ in range(4)))
 
     def legs() -> Iterator[Legs]:
         size = sum(leaf[0].numel() * leaf.element_size() for leaf in tree.leaves(q.x))
@@ -46,18 +46,23 @@ def adaptive_walk(curve: Curve, rule: Adaptive, q: Question, start: References, 
         for first in range(0, count, group):
             rows = torch.arange(first, min(first + group, count), device=q.device)
             yield from _Refining(curve, rule, q, start, rows // k, rows % k).run(found, rises)
-        short = (found.met == 0).any(1).nonzero()[:, 0].tolist()
-        if short:
-            q.warn(
-                f"Adaptive stopped at its budget of {rule.max_passes} nodes before the tolerances were met "
-                f"(gap {rule.tolerance:g}, map {rule.map_tolerance:g}), for example(s) {', '.join(map(str, short))}; "
-                "see parts['estimated_error'] and the gap, or raise max_passes"
-            )
+        for met, what, wanted in (
+            (found.met_gap, "the gap", rule.tolerance),
+            (found.met_map, "the estimated error of the map", rule.map_tolerance),
+        ):
+            short = (met == 0).any(1).nonzero()[:, 0].tolist()
+            if short:
+                q.warn(
+                    f"Adaptive stopped at its budget of {rule.max_passes} nodes before {what} was within its tolerance "
+                    f"of {wanted:g}, for example(s) {', '.join(map(str, short))}; raise max_passes, or the tolerance"
+                )
 
-    def parts() -> dict[str, Tree]:
-        return {"estimated_error": found.error.to(q.fx), "nodes": found.nodes.long(), "converged": found.met.bool()}
+    def riemann() -> dict[str, Tree]:
+        gap, map_ = found.met_gap.bool(), found.met_map.bool()
+        error = found.error.to(q.fx)
+        return {"estimated_error": error, "converged": gap & map_, "gap_converged": gap, "map_converged": map_}
 
-    return Walk(k, legs(), lambda: start, parts=parts)
+    return Walk(k, legs(), lambda: start, parts=lambda: {"nodes": found.nodes.long()}, riemann=riemann)
 
 
 @dataclass(eq=False)
@@ -66,7 +71,8 @@ class _Found:
 
     error: Tensor
     nodes: Tensor
-    met: Tensor
+    met_gap: Tensor
+    met_map: Tensor
 
 
 class _Refining:
@@ -143,7 +149,8 @@ class _Refining:
                 break
             self._refine(active, nodes, error, norm, scale, met_map, met_gap)
         at = self.owner, self.branch
-        found.error[at], found.nodes[at], found.met[at] = error, nodes.double(), (met_map & met_gap).double()
+        found.error[at], found.nodes[at] = error, nodes.double()
+        found.met_gap[at], found.met_map[at] = met_gap.double(), met_map.double()
         yield from self._legs(rises)
 
     def _norm(self) -> Float[Tensor, " P"]:

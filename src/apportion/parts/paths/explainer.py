@@ -11,7 +11,7 @@ from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.accumulate import Accumulator, Dot
-from apportion.parts.paths.path import Path
+from apportion.parts.paths.path import Path, Walk
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,26 @@ class PathExplainer(Explainer):
         walk = self.way.walk(q, rises=self.accumulator.rises)
         gathered = self.accumulator.gather(q, walk)
         start = walk.references()
-        claimed = q.fx[:, None] - start.value
+        claimed = q.fx[:, None] - walk.start_values()
         _warn_of_zeros(q, start, gathered.values)
         return q.attribution(
             self,
             gathered.values,
             claimed_total=(claimed * walk.shares(q)).sum(1) if self.claims else None,
             references=start,
-            parts={**gathered.parts, **walk.parts(), **self.companions(q, start)},
+            parts={**gathered.parts, **walk.parts(), **self._of_riemann(q, walk), **self.companions(q, start)},
         )
+
+    def _of_riemann(self, q: Question, walk: Walk) -> dict[str, Tree]:
+        """Give what is known of the Riemann sum; under names that say so where the values are another sum."""
+        known = dict(walk.riemann())
+        if not known or self.accumulator.riemann:
+            return known
+        q.warn(
+            f"Adaptive refined until the Riemann sum along the path was good, which {type(self.accumulator).__name__} "
+            "does not give: the error of these values is not known, parts['riemann_estimated_error'] is that of the sum"
+        )
+        return {f"riemann_{name}": each for name, each in known.items()}
 
     def companions(self, q: Question, start: References) -> dict[str, Tree]:
         """Give further parts of the result, from the starting points; what they cost is the method's."""
@@ -56,7 +67,8 @@ class PathExplainer(Explainer):
         return bool(self.card.total)
 
     def passes(self, q: Question | None = None) -> Passes:
-        return self.way.passes(rises=self.accumulator.rises)
+        own, more = self.way.passes(rises=self.accumulator.rises), self.accumulator.rows_at_x
+        return own._replace(forward=own.forward + more, backward=own.backward + more)
 
 
 def _warn_of_zeros(q: Question, start: References, values: Tree) -> None:

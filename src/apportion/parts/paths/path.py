@@ -61,6 +61,8 @@ class Walk:
             once all legs are read.
         weight: the share of each branch in the average; equal shares for None.
         parts: gives what else was found, by name, once all legs are read.
+        riemann: likewise, what was found out about Σ ∇f ⊙ Δγ over the legs and about no other sum.
+        origin: for each branch, which of the starting points it has; each its own for None.
     """
 
     branches: int
@@ -68,6 +70,13 @@ class Walk:
     references: Callable[[], References]
     weight: Float[Tensor, "B k"] | None = None
     parts: Callable[[], Mapping[str, Tree]] = field(default_factory=lambda: dict)
+    riemann: Callable[[], Mapping[str, Tree]] = field(default_factory=lambda: dict)
+    origin: tuple[int, ...] | None = None
+
+    def start_values(self) -> Float[Tensor, "B k"]:
+        """Give the score at the starting point of each branch."""
+        value = self.references().value
+        return value if self.origin is None else value[:, list(self.origin)]
 
     def shares(self, q: Question) -> Float[Tensor, "B k"]:
         """Give the share of each branch in the average; they sum to 1 for each example."""

@@ -89,7 +89,9 @@ class Salient(Trace):
             once.equal_share.repeat_interleave(k, 1),
             tree.apply(lambda r: r.repeat_interleave(k, 1), once.rows),
         )
-        return Walk(self.draws, self._legs(q, start, rises), lambda: start)
+        return Walk(
+            self.draws, self._legs(q, start, rises), lambda: once, origin=tuple(b // k for b in range(self.draws))
+        )
 
     def _legs(self, q: Question, start: References, rises: bool) -> Iterator[Legs]:
         back = torch.tensor(self._ways, device=q.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -93,15 +93,15 @@ class StickBreaking(Curve):
         known = q.references(self.baseline)
         start = self._every_path(known)
         if isinstance(self.quadrature, Adaptive):
-            return adaptive_walk(self, self.quadrature, q, start, rises=rises)
-        legs = self._legs(q, start, rises)
-        if rises:
-            return Walk(
-                self.draws,
-                with_rises(legs, len(q) * self.draws, lambda: q.fx.repeat(self.draws)),
-                lambda: start,
-            )
-        return Walk(self.draws, (one for one, _ in legs), lambda: start)
+            walk = adaptive_walk(self, self.quadrature, q, start, rises=rises)
+        else:
+            pairs = self._legs(q, start, rises)
+            legs = (one for one, _ in pairs)
+            if rises:
+                legs = with_rises(pairs, len(q) * self.draws, lambda: q.fx.repeat(self.draws))
+            walk = Walk(self.draws, legs, lambda: start)
+        count = self.baseline.draws
+        return replace(walk, references=lambda: known, origin=tuple(b % count for b in range(self.draws)))
 
     def _every_path(self, known: References) -> References:
         """Repeat what is known of the starting points, scored once each, for every path: branch b has start b % k."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.parts.accumulate import Accumulator, Gathered
+from apportion.parts.accumulate.accumulator import Accumulator, Gathered, single_maps
 from apportion.parts.paths.path import Legs, Walk
 
 
@@ -29,11 +29,15 @@ class ValidFeatures(Accumulator):
       point where x_i < x'_i and the sign of g does not change.
     - "ascent", the recalibration of Yang et al. 2023: (x - x̃) g ≥ 0, whatever g_x.
 
+    A node at x itself, as `Right`, `Trapezoid` and `Adaptive` have one, is left out: definition 7 wants features
+    that are less present than at x, and with ≥ that node alone would be valid whatever the path, and stand for all
+    of it.
+
     Magnitudes that differ by less than rounding, 64 eps of the largest |g_x|, count as equal. On rules with
     unequal weights, count / m is the share of the feature's way that valid points stand for.
 
     `parts` has "valid_share" [B] of all (feature, point) pairs, "zero_count_share" [B] of all (feature, path)
-    pairs without a valid point, and "count" [B, k, ...].
+    pairs without a valid point, "count" [B, k, ...], and "per_baseline" [B, k, ...] for several baselines.
 
     Attributes:
         test: when a point is valid for a feature.
@@ -48,8 +52,11 @@ class ValidFeatures(Accumulator):
     divide: Literal["valid", "all"] = "valid"
 
     @property
+    def claims(self) -> bool:
+        return self.test == "magnitude" and not self.strict  # the others reject points of linear scores
+
+    @property
     def rows_at_x(self) -> int:
-        """Rows forward and backward spent at the example itself."""
         return 0 if self.test == "ascent" else 1
 
     def gather(self, q: Question, walk: Walk) -> Gathered:
@@ -63,15 +70,19 @@ class ValidFeatures(Accumulator):
         points = torch.zeros(batch * k, dtype=torch.float64, device=q.device)
         for legs in walk.legs:
             row = legs.row(k)
-            valid = self._valid(q, legs, own, slack, largest)
+            inside = legs.t < 1
+            valid = tree.apply(lambda v, i=inside: v * tree.per_row(i, v), self._valid(q, legs, own, slack, largest))
             term = tree.apply(torch.mul, legs.grad, legs.move)
             length = tree.apply(torch.abs, legs.move)
             tree.add_rows(kept, row, tree.apply(torch.mul, term, valid))
-            tree.add_rows(part, row, tree.apply(torch.mul, length, valid))
+            counted = valid
+            if self.divide == "all":
+                counted = tree.apply(lambda v, i=inside: tree.per_row(i, v).expand_as(v), valid)
+            tree.add_rows(part, row, tree.apply(torch.mul, length, counted))
             tree.add_rows(way, row, length)
             tree.add_rows(count, row, valid)
             tree.add_rows(whole, row, term)
-            points.index_add_(0, row, torch.ones_like(row, dtype=points.dtype))
+            points.index_add_(0, row, inside.to(points))
         each = tree.apply(self._made_up, kept, part, way, count, whole)
         shares = walk.shares(q)
 
@@ -79,7 +90,8 @@ class ValidFeatures(Accumulator):
             e = e.unflatten(0, (batch, k))
             return (e * shares.reshape(batch, k, *[1] * (e.ndim - 2)).to(e)).sum(1)
 
-        parts = self._parts(q, count, points, k)
+        kept_apart = tree.narrow(tree.apply(lambda e: e.unflatten(0, (batch, k)), each), q.x)
+        parts = {**self._parts(q, count, points, k), **single_maps(q, walk, kept_apart)}
         if bool((parts["zero_count_share"] > 0).any()):
             get = "get 0" if self.empty == "zero" else "get the integral over all points"
             q.warn(
@@ -107,10 +119,9 @@ class ValidFeatures(Accumulator):
         return tree.apply(test, own, seen, slack)
 
     def _made_up(self, kept: Tensor, part: Tensor, way: Tensor, count: Tensor, whole: Tensor) -> Tensor:
-        """Make valid terms up to the whole way; a feature that does not move has only terms of 0."""
-        if self.divide == "valid":
-            some = part > 0
-            kept = torch.where(some, kept * way / part.masked_fill(~some, 1), kept)
+        """Make terms up to the whole way; a feature that does not move has only terms of 0."""
+        some = part > 0
+        kept = torch.where(some, kept * way / part.masked_fill(~some, 1), kept)
         return torch.where(count == 0, whole if self.empty == "integral" else torch.zeros_like(kept), kept)
 
     @staticmethod
@@ -119,7 +130,7 @@ class ValidFeatures(Accumulator):
         flat = torch.cat([c.reshape(batch, k, -1) for c in tree.leaves(count)], 2).double()
         pairs = points.reshape(batch, k).sum(1) * flat.shape[2]
         return {
-            "valid_share": (flat.sum((1, 2)) / pairs).to(q.fx),
+            "valid_share": (flat.sum((1, 2)) / pairs.clamp(min=1)).to(q.fx),
             "zero_count_share": (flat == 0).double().mean((1, 2)).to(q.fx),
             "count": tree.apply(lambda c: c.unflatten(0, (batch, k)).long(), count),
         }

@@ -41,6 +41,21 @@ class Accumulator(Configurable):
         """Whether legs must come with the change of the score over them."""
         return False
 
+    @property
+    def riemann(self) -> bool:
+        """Whether the values are Σ ∇f ⊙ Δγ, which is what adaptive nodes estimate the error of."""
+        return False
+
+    @property
+    def claims(self) -> bool:
+        """Whether the values are meant to sum to f(x) - f(x')."""
+        return True
+
+    @property
+    def rows_at_x(self) -> int:
+        """Rows forward and backward spent at the example itself."""
+        return 0
+
     @abstractmethod
     def gather(self, q: Question, walk: Walk) -> Gathered:
         """Read the legs of a walk."""
@@ -67,6 +82,10 @@ class Sum:
         each = tree.apply(lambda s: s.unflatten(0, (len(self.q), self.k)), self.into)
         return tree.narrow(each, self.q.x)
 
+    def single(self, *, paths: bool = True) -> dict[str, Tree]:
+        """Name the maps of single baselines, and of single paths where a baseline has several; none without."""
+        return single_maps(self.q, self.walk, self.branches(), paths=paths) if self.each else {}
+
     def mean(self) -> Tree:
         """Give the average over branches."""
         if not self.each:
@@ -78,45 +97,102 @@ class Sum:
         return tree.narrow(out, self.q.x)
 
 
+def single_maps(q: Question, walk: Walk, each: Tree, *, paths: bool = True) -> dict[str, Tree]:
+    """Sort the maps of branches by starting point.
+
+    Args:
+        q: the question.
+        walk: the walk they come from.
+        each: a map for each branch, [B, k, ...].
+        paths: also give those of single paths.
+
+    Returns:
+        "per_baseline" [B, n, ...] for n > 1 starting points, and "per_path" [B, k, ...] where these have several
+        paths each.
+    """
+    k = walk.branches
+    origin = tuple(range(k)) if walk.origin is None else walk.origin
+    count = max(origin) + 1
+    if count == k:
+        return {"per_baseline": each} if k > 1 else {}
+    parts = {"per_path": each} if paths else {}
+    if count > 1:
+        to = torch.tensor(origin, device=q.device)
+        shares = walk.shares(q)
+        whole = shares.new_zeros(len(q), count).index_add(1, to, shares)
+
+        def grouped(e: Tensor) -> Tensor:
+            share = (shares / whole[:, to]).reshape(*shares.shape, *[1] * (e.ndim - 2)).to(e)
+            return e.new_zeros(len(q), count, *e.shape[2:]).index_add(1, to, e * share)
+
+        parts["per_baseline"] = tree.apply(grouped, each)
+    return parts
+
+
 @dataclass(frozen=True)
 class Dot(Accumulator):
     """Σ ∇f ⊙ Δγ: the Riemann sum of the path integral.
 
     Attributes:
-        each: keep the map of each branch in `parts["per_baseline"]`, where there are several.
+        each: keep the map from each baseline in `parts["per_baseline"]`, where there are several, and that of each
+            path in `parts["per_path"]`, where a baseline has several.
     """
 
     each: bool = True
+
+    @property
+    def riemann(self) -> bool:
+        return True
 
     def gather(self, q: Question, walk: Walk) -> Gathered:
         total = Sum(q, walk, each=self.each)
         for legs in walk.legs:
             total.add(legs, tree.apply(torch.mul, legs.grad, legs.move))
-        return Gathered(total.mean(), {"per_baseline": total.branches()} if total.each else {})
+        return Gathered(total.mean(), total.single())
 
 
 @dataclass(frozen=True)
 class Expectation(Accumulator):
-    """The Riemann sum averaged over many branches that are not kept apart, with its standard error.
-
-    Branches are the independent draws. Where a branch has several legs, these are summed first, which needs
-    memory for the map of each branch.
+    """The Riemann sum averaged over branches that are independent draws, with its standard error.
 
     Attributes:
-        single: each branch has one leg.
+        single: each branch has one leg, so that the map of no branch need be kept.
+        each: give the map from each baseline in `parts["per_baseline"]`, where there are several; not with `single`.
+
+    Raises:
+        ConfigError: `single` on a path of more legs.
     """
 
-    single: bool = True
+    single: bool = False
+    each: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.single and self.each:
+            raise ConfigError(
+                "Expectation(single=True, each=True)", "one of the two", "leave single out to keep the maps"
+            )
+
+    @property
+    def riemann(self) -> bool:
+        return True
 
     def gather(self, q: Question, walk: Walk) -> Gathered:
         k = walk.branches
         total = Sum(q, walk, each=not self.single)
-        square = tree.sums(q.x, len(q))
+        square, count = tree.sums(q.x, len(q)), 0
         for legs in walk.legs:
+            count += len(legs.owner)
             term = tree.apply(torch.mul, legs.grad, legs.move)
             total.add(legs, term)
             if self.single:
                 tree.add_rows(square, legs.owner, tree.apply(torch.square, term))
+        if self.single and count > len(q) * k:
+            raise ConfigError(
+                f"Expectation(single=True) on a path of {count} legs for {len(q) * k} branches",
+                "one leg for each branch",
+                "write Expectation()",
+            )
         mean = total.mean()
         if k == 1:
             return Gathered(mean)
@@ -125,7 +201,8 @@ class Expectation(Accumulator):
         else:
             variance = tree.apply(lambda e: e.var(1, correction=0), total.branches())
         error = tree.apply(lambda v: (v / (k - 1)).sqrt(), variance)
-        return Gathered(mean, {"standard_error": tree.narrow(error, q.x)})
+        kept = total.single(paths=False) if self.each else {}
+        return Gathered(mean, {"standard_error": tree.narrow(error, q.x), **kept})
 
 
 @dataclass(frozen=True)
@@ -157,7 +234,7 @@ class ImportantDirection(Accumulator):
                 f"the gradient vanished on a leg over which the score changed, for example(s) {_some(where)}: "
                 "such legs have no direction and give nothing, which is in the gap; take more steps or another baseline"
             )
-        return Gathered(total.mean(), {"per_baseline": total.branches()} if total.each else {})
+        return Gathered(total.mean(), total.single())
 
 
 def check_share(phi: float) -> None:
@@ -196,15 +273,19 @@ class Split(Accumulator):
     phi: float = 0.9
     keep_crossing: bool = False
 
+    @property
+    def claims(self) -> bool:
+        return False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self.phi)
 
     def gather(self, q: Question, walk: Walk) -> Gathered:
         k = walk.branches
-        start = walk.references().value
+        start = walk.start_values()
         rise = (q.fx[:, None] - start).reshape(-1)
-        before, after = Sum(q, walk, each=False), Sum(q, walk, each=False)
+        before, after = Sum(q, walk), Sum(q, walk, each=False)
         crossed = torch.full((len(rise),), torch.inf, dtype=torch.float64, device=q.device)
         fell = torch.zeros(len(q), dtype=torch.bool, device=q.device)
         for legs in walk.legs:
@@ -231,7 +312,7 @@ class Split(Accumulator):
             q.warn(f"f(x) = f(x') for example(s) {_some(rows)}: there is no rise to split, and all is before")
         split = torch.where(never, torch.ones_like(crossed).reshape(len(q), k), crossed.reshape(len(q), k))
         parts = {"unsaturated": before.mean(), "saturated": after.mean(), "split_at": split.to(q.fx)}
-        return Gathered(parts["unsaturated"], parts)
+        return Gathered(parts["unsaturated"], {**parts, **before.single()})
 
 
 def _some(indices: list[int]) -> str:
