@@ -12,6 +12,8 @@ import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer
+from apportion.parts.accumulate import Accumulator
+from apportion.parts.paths import Path
 from apportion.parts.quadrature import Adaptive, Gauss, Left, Midpoint, MonteCarlo, Power, Quadrature, Right, Trapezoid
 from apportion.testing import check_explainer
 
@@ -38,7 +40,7 @@ def test_conforms(explainer: Explainer) -> None:
     ],
     ids=lambda v: type(v).__name__,
 )
-def test_named_methods_are_special_cases(named: Explainer, path: P.Path, accumulator: A.Accumulator) -> None:
+def test_named_methods_are_special_cases(named: Explainer, path: Path, accumulator: Accumulator) -> None:
     field = ap.Field(planted.dense_net())
     a, b = (m(field, X, target=1, ids=range(3)) for m in (named, ap.PathMethod(path, accumulator)))
     assert torch.equal(a.values, b.values)
