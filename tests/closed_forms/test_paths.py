@@ -233,6 +233,20 @@ def test_neflag_of_a_linear_score() -> None:
     assert float((uniform.parts["flux"] < 0).double().mean()) == pytest.approx(0.5, abs=0.01)
 
 
+def test_neflag_says_when_few_points_descend() -> None:
+    # a cone around x that falls in a narrow sector only; steps too short to lead there
+    def cone(x: Tensor) -> Tensor:
+        length = (x.square().sum(1) + 1e-12).sqrt()
+        return length - 30 * (x[:, 0] - 0.9 * length).relu()
+
+    field, x = ap.Field(cone), torch.zeros(1, 2, dtype=torch.float64)
+    few = NeFLAG(points=40, steps=1, travel=0.01)(field, x, ids=["x"])
+    share = float((few.parts["flux"] < 0).double().mean())
+    assert 0 < share < 0.5
+    assert any("less than half of the points" in w for w in few.warnings)
+    assert not any("less than half" in w for w in NeFLAG()(ap.Field(planted.Linear([3.0, -4.0])), x).warnings)
+
+
 def slow_neflag(model: nn.Module, x: Tensor, epsilon: float, steps: int) -> Tensor:
     """One point, by descent from x."""
     at = x.clone()

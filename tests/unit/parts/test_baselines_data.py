@@ -338,3 +338,11 @@ def test_fitting_to_what_cannot_be_fitted_is_told() -> None:
     for batches in (None, 5, "abc"):
         with pytest.raises(BaselineError, match="an iterable of batches"):
             DataMean.fit(batches)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_rows_of_another_structure_are_told() -> None:
+    data = torch.zeros(3, 2)
+    for other in ([data], (data, data), {"a": data}):
+        with pytest.raises(BaselineError, match="one structure"):
+            Data(other)(asked(data[:1]))
