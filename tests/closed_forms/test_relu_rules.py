@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,3 +240,63 @@ def test_other_clamps_are_refused(act: Callable[[Tensor], Tensor]):
     for method in (ap.GuidedBackprop(), ap.Deconvnet(), ap.RectGrad(), ap.ExcitationBackprop()):
         with pytest.raises(ap.ApportionError, match=r"hardtanh|clamp"):
             method(ap.Field(lambda t: act(t).sum(1)), torch.tensor([[2.0, 3.0]]))
+
+
+CHAINS: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "relu": F.relu,
+    "relu6": lambda h, i: F.relu6(3 * h, i),
+    "clamp": lambda h, i: (h * 3).clamp_(0, 6) if i else (h * 3).clamp(0, 6),
+    "a view": lambda h, i: F.relu(h.view(-1, 2, 4), i).flatten(1),
+    "written to since": lambda h, i: F.relu(h, i).add_(1) if i else F.relu(h) + 1,
+    "twice": lambda h, i: F.relu(F.relu(h, i).sub_(0.2), i) if i else F.relu(F.relu(h) - 0.2),
+    "half of it": lambda h, i: torch.cat([F.relu(h[:, :4], i), F.relu(h[:, 4:], i)], 1),
+}
+
+
+def kept(h: Tensor, inplace: bool) -> Tensor:
+    F.relu(h, inplace)
+    return h if inplace else F.relu(h)
+
+
+CHAINS["by its old name"] = kept
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ap.rules.guided_backprop(),
+        ap.rules.deconvnet(),
+        ap.rules.rect_grad(ap.rules.Rectified(40.0)),
+        ap.rules.rect_grad(ap.rules.RectifiedAbove(0.1)),
+    ],
+)
+def test_in_place_is_the_same(name: str, rules: ap.rules.Rules):
+    torch.manual_seed(0)
+    first, last = nn.Linear(6, 8).double(), nn.Linear(8, 1).double()
+    x, act = points().double(), CHAINS[name]
+    fields = [ap.Field(lambda t, i=i: last(act(first(t), i))) for i in (True, False)]
+    given, wanted = (f.bind(x).backward(x, torch.arange(len(x)), rules) for f in fields)
+    assert given.value.equal(wanted.value)
+    torch.testing.assert_close(given.signal, wanted.signal)
+    recorded = fields[0].bind(x).backward(x, torch.arange(len(x)), rules, record=True)
+    torch.testing.assert_close(recorded.signal, wanted.signal)
+
+
+def test_in_place_takes_no_copy():
+    seen: list[int] = []
+    made: list[int] = []
+
+    class Looking(ap.rules.Guided):
+        def back(self, call: ap.rules.Call, signal: Any) -> Any:
+            seen.append(call.inputs[0].data_ptr())
+            return super().back(call, signal)
+
+    def model(x: Tensor) -> Tensor:
+        h = (x * 2).relu_()
+        made.append(h.data_ptr())
+        return h.sum(1)
+
+    x = points()
+    ap.Field(model).bind(x).backward(x, torch.arange(len(x)), ap.rules.Rules((("relu", Looking()),)))
+    assert seen == made[-1:]

@@ -49,6 +49,7 @@ _MOVES = _WHOLE | frozenset(
     swapdims moveaxis atleast_1d atleast_2d atleast_3d mH H""".split()
 )
 """Operations of which each element of the output is an element of the input, and none twice; indices apart."""
+_RELUS = ("relu", "relu6")
 _COPIES = frozenset("contiguous clone alias".split())
 """Operations that leave every element where and what it was."""
 _SETTERS = frozenset({torch.Tensor.__setitem__})
@@ -359,6 +360,8 @@ class RuleMode(TorchFunctionMode):
             self.layers[out] = Layer.of(op, rule, func, args, kwargs, out, self.met[op.kind] - 1)
         if reads_input and whole and isinstance(out, Tensor):
             self.from_input[out] = True
+        elif reads_input and op.inplace:
+            self.from_input.pop(tensors[0], None)
         if self.pads and isinstance(out, Tensor):
             self._see_pads(op, tensors[0], out, zeros)
         if self.rules.looks_back and rule is None and op.kind in _MOVES and not op.inplace:
@@ -565,6 +568,9 @@ class RuleMode(TorchFunctionMode):
             self.tape.append((op.kind, kept))
             out = op.pure(*args, **kwargs)
             return tensors[0].copy_(out) if op.inplace else out
+        alone = op.inplace and op.kind in _RELUS and tensors[0]._base is None
+        if alone and rule.output_suffices and not self.everything:
+            return self._rectified(rule, op, func, args, kwargs, tensors)
         values = [self._value(t, c, op.inplace) for t, c in zip(tensors, carrying, strict=True)]
 
         def fn(*new: Tensor) -> Any:
@@ -582,6 +588,27 @@ class RuleMode(TorchFunctionMode):
         with torch.set_grad_enabled(self.differentiable):
             true = rule.forward(call)
         return self._sent(rule, call, tensors, true)
+
+    def _rectified(self, rule: Rule, op: ops.Op, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Tensor:
+        """Run a ReLU in place, and keep what it gives for what it read."""
+
+        def written(t: Tensor) -> None:
+            a, k = substitute((args, kwargs), iter([t]))
+            func(*a, **k)
+
+        def fn(new: Tensor) -> Tensor:
+            a, k = substitute((args, kwargs), iter([new]))
+            return op.pure(*a, **k)
+
+        call = Call(op, tensors, [True], fn, {})
+        (out,) = cast(Any, Node.apply(self, rule, call, written, tensors[0]))
+        call.inputs = [out.detach()]
+        self._prepare(rule, call, [out])
+        self.met[op.kind] += 1
+        self.readers.setdefault(out.untyped_storage().data_ptr(), []).append(call)
+        if self.rules.looks_back:
+            self.made[out] = call, out._version
+        return out
 
     def _prepare(self, rule: Rule, call: Call, tensors: list[Tensor]) -> None:
         """Tell a call what its rule may ask."""

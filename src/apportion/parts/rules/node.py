@@ -48,6 +48,10 @@ class Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mode: Taping, rule: Rule, call: Call, output: Any, *signals: Tensor) -> Any:
         ctx.mode, ctx.rule, ctx.call = mode, rule, call
+        if callable(output):  # it writes to its only input
+            ctx.mark_dirty(*signals)
+            output(*signals)
+            return signals
         held = [t.data_ptr() for t in call.inputs]
         outs = flatten(output)
         own = mode.differentiable  # there the true output stays in use, and the model may overwrite this one

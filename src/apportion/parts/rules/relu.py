@@ -23,13 +23,24 @@ RELU6_CAP = 6.0
 class Guided(Rule):
     """ReLU: relu(R) where z > 0 (Springenberg et al. 2014); ReLU6: where 0 < z < 6, as its derivative has it."""
 
+    @property
+    def output_suffices(self) -> bool:
+        return True
+
     def back(self, call: Call, signal: Any) -> Signals:
-        return to_first(call, signal.clamp(min=0) * _open(call))
+        z, kept = call.inputs[0], signal.clamp(min=0)
+        if call.op.kind == "relu":
+            return to_first(call, torch.ops.aten.threshold_backward(kept, z, 0))
+        return to_first(call, torch.ops.aten.hardtanh_backward(kept, z, 0, RELU6_CAP))
 
 
 @dataclass(frozen=True)
 class Deconv(Rule):
     """ReLU: relu(R), whatever z (Zeiler and Fergus 2014)."""
+
+    @property
+    def output_suffices(self) -> bool:
+        return True
 
     def back(self, call: Call, signal: Any) -> Signals:
         return to_first(call, signal.clamp(min=0))
@@ -53,6 +64,10 @@ class Rectified(Rule):
             raise ConfigError(f"percentile={self.percentile}", "0 to 100", "98 lets two units of a hundred pass")
         super().__post_init__()
 
+    @property
+    def output_suffices(self) -> bool:
+        return True
+
     def back(self, call: Call, signal: Any) -> Signals:
         share = (_output(call).detach() * signal.detach()).reshape(len(signal), -1)
         rank = self.percentile / 100 * (share.shape[1] - 1)
@@ -71,14 +86,12 @@ class RectifiedAbove(Rule):
 
     threshold: float = 0.0
 
+    @property
+    def output_suffices(self) -> bool:
+        return True
+
     def back(self, call: Call, signal: Any) -> Signals:
         return to_first(call, signal * ((_output(call) * signal > self.threshold) & _below_cap(call)))
-
-
-def _open(call: Call) -> Tensor:
-    """Tell where the activation has slope 1."""
-    z = call.inputs[0]
-    return z > 0 if call.op.kind == "relu" else (z > 0) & (z < RELU6_CAP)
 
 
 def _below_cap(call: Call) -> Tensor:

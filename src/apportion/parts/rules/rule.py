@@ -152,6 +152,11 @@ class Rule(Configurable):
         """Whether it asks which calls made its inputs."""
         return False
 
+    @property
+    def output_suffices(self) -> bool:
+        """Whether, for a ReLU or ReLU6, the output in the input's place would make no difference to it."""
+        return False
+
     def forward(self, call: Call) -> Any:
         """Compute the output, where the rule replaces the operation; the operation itself otherwise."""
         return call.fn(*call.inputs)
