@@ -11,8 +11,10 @@ from apportion import planted
 
 {draw}
 before = random.getstate()
+x = torch.ones(2, 2, 8, 8, dtype=torch.float64)
+field = ap.Field(planted.conv_net())
 for name in ap.methods():
-    ap.explain(planted.conv_net(), torch.ones(2, 2, 8, 8, dtype=torch.float64), name, target=0)
+    ap.method(name)().fitted(field, x)(field, x, target=0)
     {inside}
 assert random.getstate() == before, "changed"
 """

@@ -87,7 +87,7 @@ def test_the_rules_engine_gives_the_gradient(lite0: nn.Module, cat: Tensor) -> N
 def test_a_rule_set_without_a_rule_for_relu6_refuses_it_by_name(field: ap.Field, cat: Tensor) -> None:
     q = field.bind(cat)
     with pytest.raises(ap.ApportionError, match=r"hardtanh in _swish \(ReLU6\) .* has no rule"):
-        q.backward(q.x, torch.arange(1), ap.rules.guided_backprop())
+        q.backward(q.x, torch.arange(1), ap.rules.Rules((("relu", ap.rules.Guided()),)))
 
 
 def test_a_reused_module_is_an_error_that_lists_its_calls(field: ap.Field, cat: Tensor) -> None:

@@ -16,7 +16,7 @@ from apportion.adapters import bundled, image
 from apportion.adapters.image import Picture
 from apportion.adapters.zoo import PictureModel
 from apportion.core.attribution import Attribution
-from apportion.core.card import Principle
+from apportion.core.card import Need, Principle
 from apportion.core.errors import (
     ApportionError,
     ConfigError,
@@ -277,6 +277,8 @@ def _rows_of(choices: Sequence[Choice], q: Question) -> dict[Choice, tuple[int, 
     """Count rows as results do: forward and backward, without f(x); methods that do not apply are left out."""
     counted = {}
     for choice in choices:
+        if _unlearned(choice):
+            continue
         try:
             p = choice.explainer.passes(q)
         except ApportionError:
@@ -284,6 +286,11 @@ def _rows_of(choices: Sequence[Choice], q: Question) -> dict[Choice, tuple[int, 
         exact = p.exact and choice.explainer.card.exact_cost
         counted[choice] = p.forward + p.once, p.backward + p.once_backward, exact
     return counted
+
+
+def _unlearned(choice: Choice) -> bool:
+    """Tell the members of a set that only Python can use; asked for by name, they fail and say what to write."""
+    return not choice.by_name and Need.DATA in choice.explainer.card.needs
 
 
 def _bound(asked: Field, seen: Seen, target: int | None) -> Question:
@@ -438,6 +445,9 @@ def explain(
     failures: dict[str, Exception] = {}
     last: ApportionError | None = None
     for choice in choices:
+        if _unlearned(choice):
+            passed_over[choice.title] = "it learns from data first, and a command has none"
+            continue
         try:
             asking.ask(choice, "", field, explained)
         except TargetError:

@@ -104,6 +104,7 @@ class Need(Enum):
     SPATIAL = "an inner layer with spatial axes"
     RELU = "a network without activations other than ReLU and ReLU6"
     NONNEGATIVE = "inputs that are not negative"
+    DATA = "examples to learn from first"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ CARD = Card(
         Principle.LINEARITY: False,
         Principle.IMPLEMENTATION_INVARIANCE: True,
     },
-    needs=frozenset({Need.RELU}),
+    needs=frozenset({Need.RELU, Need.DATA}),
     differentiable=True,
     signed=False,
     cautions=(

@@ -36,7 +36,7 @@ CARD = Card(
         Principle.LINEARITY: False,
         Principle.IMPLEMENTATION_INVARIANCE: False,
     },
-    needs=frozenset({Need.RELU}),
+    needs=frozenset({Need.RELU, Need.DATA}),
     differentiable=True,
     signed=False,
     cautions=(
