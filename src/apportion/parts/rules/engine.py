@@ -49,6 +49,20 @@ def run(
         raise ConfigError(f"start={start!r}", "'score' or 'one'", "'score' lets relevance sum to the score, 'one' to 1")
     everything = record or differentiable
     mode = RuleMode(rules, sys._getframe(), everything=everything, differentiable=differentiable, record=record)
+    try:
+        return _pass(mode, forward, z, reference, start)
+    finally:
+        mode.forget()  # also where the pass is refused
+
+
+def _pass(
+    mode: RuleMode,
+    forward: Callable[[Tree], Tensor],
+    z: Tree,
+    reference: Tree | None,
+    start: Literal["score", "one"],
+) -> RulePass:
+    rules, everything, differentiable = mode.rules, mode.everything, mode.differentiable
     reference_value = None
     if reference is not None:
         mode.phase = "reference"

@@ -159,6 +159,14 @@ class RuleMode(TorchFunctionMode):
             self.mark(tensors[0])
         return out
 
+    def forget(self) -> None:
+        """Let go of the calls of a pass that has ended.
+
+        Each holds tensors whose graph leads back here, through nodes of autograd, which the garbage collector
+        does not look into: it could never free such a circle.
+        """
+        self.readers.clear()
+
     def start(self, z: Tree) -> tuple[Tree, list[Tensor]]:
         """Give what the model is to be called with, and the leaves at which signals will arrive."""
         leafs = [t.detach().requires_grad_() for t in tree.leaves(z)]
@@ -572,6 +580,8 @@ class RuleMode(TorchFunctionMode):
         if alone and rule.output_suffices and not self.everything:
             return self._rectified(rule, op, func, args, kwargs, tensors)
         values = [self._value(t, c, op.inplace) for t, c in zip(tensors, carrying, strict=True)]
+        if op.inplace:  # the tensor itself will come to hold this call: a circle
+            args, kwargs = substitute((args, kwargs), iter([tensors[0].detach(), *tensors[1:]]))
 
         def fn(*new: Tensor) -> Any:
             a, k = substitute((args, kwargs), iter(new))
