@@ -392,7 +392,7 @@ def test_exported_programs() -> None:
 
 def slow_epsilon(net: Any, x: Tensor, unit: int, epsilon: float, start: str) -> Tensor:
     """LRP-ε of one unit behind the second layer, all others zeroed, for one row at a time."""
-    first, _, second, _ = cast(nn.Sequential, net.features)
+    first, _, second, _ = cast(list[nn.Linear], net.features)
     rows = []
     for row in x:
         a = first(row).relu()
@@ -425,6 +425,6 @@ def test_guided_backpropagation_of_a_hidden_unit() -> None:
     net, x = Named(), torch.randn(3, 4, dtype=torch.float64)
     q = ap.Field(net, score=ap.Neuron(ap.At("features.2"), (1,))).bind(x)
     got = q.backward(x, torch.arange(3), ap.rules.guided_backprop()).signal
-    first, _, second, _ = cast(nn.Sequential, net.features)
+    first, _, second, _ = cast(list[nn.Linear], net.features)
     want = [(second.weight[1].clamp(min=0) * (first(row) > 0)) @ first.weight for row in x]
     torch.testing.assert_close(got, torch.stack(want).detach())
