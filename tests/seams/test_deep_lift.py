@@ -191,3 +191,16 @@ def test_without_reference_rows_it_says_so():
     with pytest.raises(ap.ApportionError, match="reference"):
         ap.Field(ROWS["B2"][0]).bind(x).backward(x, torch.zeros(1, dtype=torch.long), DEEP_LIFT)
     assert {type(r) for _, r in DEEP_LIFT.table} >= {Rescale, Halfway}
+
+
+@pytest.mark.parametrize("method", [ap.DeepLIFT, ap.DeepSHAP])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_gap_is_told(method: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).to(dtype)
+    x = torch.randn(2, 6).to(dtype)
+    assert not method()(ap.Field(net), x, target=0).warnings
+    if dtype != torch.bfloat16:
+        a = method(rules=ap.rules.epsilon())(ap.Field(net), x, target=0)
+        assert a.relative_gap.max() > 0.015
+        assert any("does not compare" in w for w in a.warnings)

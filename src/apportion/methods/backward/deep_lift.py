@@ -15,6 +15,7 @@ from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline, Noise, Zero
+from apportion.parts.bias_terms import wide
 from apportion.parts.rules.deep_lift import deep_lift_rescale
 from apportion.parts.rules.reveal_cancel import deep_lift_reveal_cancel
 from apportion.parts.rules.table import Rules
@@ -60,6 +61,9 @@ CARD = Card(
     ),
 )
 
+_SHARE, _SHARE_IN_HALF = 0.01, 0.1
+"""Shares of the score difference that may be missing, with 32 bits and more and with 16."""
+
 
 def per_reference(q: Question, baseline: Baseline, rules: Rules) -> tuple[Tree, Tensor, References, Tensor]:
     """Explain each example against each of its baselines.
@@ -91,7 +95,29 @@ def per_reference(q: Question, baseline: Baseline, rules: Rules) -> tuple[Tree, 
     def together(*parts: Tensor) -> Tensor:
         return torch.cat(parts).unflatten(0, (k, len(q))).transpose(0, 1)
 
-    return tree.apply(together, *maps), together(*rises), references, together(*values)[:, 0]
+    found, rise, value = tree.apply(together, *maps), together(*rises), together(*values)
+    _check_sum(q, found, rise.detach(), value.detach())
+    return found, rise, references, value[:, 0]
+
+
+def _check_sum(q: Question, maps: Tree, rises: Tensor, values: Tensor) -> None:
+    """Warn where maps miss the score differences: rules that compare share them out but for rounding."""
+    leaves = [wide(m.detach()).flatten(2) for m in tree.leaves(maps)]
+    total, size = (torch.stack([f(m).sum(2) for m in leaves]).sum(0) for f in (torch.clone, torch.abs))
+    kinds = [torch.finfo(t.dtype) for t in (values, *tree.leaves(maps))]
+    if torch.is_autocast_enabled(values.device.type):
+        kinds.append(torch.finfo(torch.get_autocast_dtype(values.device.type)))
+    eps = max(kind.eps for kind in kinds)
+    share = _SHARE if min(kind.bits for kind in kinds) >= 32 else _SHARE_IN_HALF
+    rounding = 4 * eps * (values.abs() + (values - rises).abs() + size)
+    missed = (total - rises).abs()
+    bad = missed > share * torch.maximum(rises.abs(), 1e-3 * size) + rounding
+    if bool(bad.any()):
+        at = ", ".join(map(str, bad.any(1).nonzero()[:, 0].tolist()))
+        q.warn(
+            f"multipliers miss the score difference by up to {float(missed[bad].max()):.2g} for example(s) {at}: the "
+            "rule set, or an operation under it, does not compare with the baseline"
+        )
 
 
 @register(CARD)
@@ -102,6 +128,7 @@ class DeepLIFT(Explainer):
     Each operation's multipliers m satisfy Σ m Δinput = Δoutput, where Δ is the difference between x and the
     baseline x', and are chained like derivatives. Values are in units of the score and sum to f(x) - f(x').
     With k > 1 baselines they are means; `parts["per_baseline"]` [B, k, ...] has the single maps.
+    Rules that do not compare, as those of LRP, leave a gap, which is recorded as a warning beyond 1 % (10 % in half).
 
     Attributes:
         baseline: the point x'.
