@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apportion as ap
+from apportion.core.ops import attention
 
 
 class Block(nn.Module):
@@ -151,3 +152,38 @@ def test_errors_say_what_was_seen():
             ap.Field(fused, site=site).bind(x, target=0)
     with pytest.raises(ap.ApportionError, match="softmax"):
         ap.AtOp("sotfmax")
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_query_that_may_look_at_nothing_gets_zeros(kind: str):
+    mask = torch.ones(3, 3, dtype=torch.bool).tril()
+    mask[1] = False
+    given = mask if kind == "bool" else torch.zeros(3, 3).double().masked_fill(~mask, -torch.inf)
+    weight, x = torch.randn(2, 4).double(), torch.randn(2, 3, 2).double()
+
+    def fused(t: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(t, t, t, attn_mask=given).flatten(1)[:, :4] @ weight.T
+
+    def by_hand(t: Tensor) -> Tensor:
+        rows = [t[:, 0], torch.zeros(t.shape[0], 2, dtype=t.dtype)]  # the first looks at itself alone
+        return torch.cat(rows, 1) @ weight.T
+
+    torch.testing.assert_close(fused(x), by_hand(x))
+    # half of a product's relevance under AttnLRP is the scores', which a softmax over one of them keeps
+    for method, part in ((ap.DeepLIFT(), 1.0), (ap.LRP(rules=ap.rules.attn_lrp()), 0.5)):
+        a = method(ap.Field(fused), x, target=0).values
+        assert a[:, 1:].abs().max() <= 1e-12
+        assert (a.sum((1, 2)) - part * fused(x)[:, 0]).abs().max() <= 1e-3
+    sent = ap.Field(fused).bind(x, target=0).backward(x, torch.arange(2), ap.rules.gradient()).relevance
+    torch.testing.assert_close(sent[:, 0], x[:, 0] * weight[:1, :2])
+
+
+def test_scale_zero_is_a_scale_and_dropout_is_refused():
+    x = torch.randn(2, 3, 2).double()
+
+    field = ap.Field(lambda t: F.scaled_dot_product_attention(t, t, t, scale=0.0).flatten(1))
+    done = field.bind(x, target=0)
+    value = done.backward(x, torch.arange(2), ap.rules.gradient(), record=True).value
+    torch.testing.assert_close(value, x.mean(1)[:, 0])
+    with pytest.raises(ap.ApportionError, match=r"dropout_p=0\.3"):
+        attention(x, x, x, dropout_p=0.3)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from apportion.core.errors import RuleError
+
 
 class Status(Enum):
     """What an operation does to the tensors that carry gradient."""
@@ -245,6 +247,8 @@ def lookup(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | Non
         op = Op("relu6", Status.NONLINEAR, op.pure, op.inplace)
     if op.kind in _OF_TWO and isinstance(kwargs.get("other", args[1] if len(args) > 1 else None), Tensor):
         op = Op(_OF_TWO[op.kind], op.status, op.pure, op.inplace)
+    if op.kind == "div" and not isinstance(args[0] if args else kwargs.get("input"), Tensor):
+        op = Op("rdiv", Status.NONLINEAR, op.pure, op.inplace)  # a number over a tensor
     if not op.inplace and func not in {torch.Tensor.to}:
         position = _inplace_position(func)
         if position is not None and (kwargs.get("inplace") or (len(args) > position and args[position])):
@@ -329,18 +333,36 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention in simple operations, so that its softmax can be reached.
 
-    softmax(query keyᵀ · scale + mask) value; dropout must be 0, as in eval mode.
+    softmax(query keyᵀ · scale + mask) value, and 0 where the mask leaves a query nothing, as torch has it.
+
+    Raises:
+        RuleError: dropout.
     """
+    if dropout_p:
+        raise RuleError(
+            f"scaled_dot_product_attention with dropout_p={dropout_p}",
+            "attention without dropout, as in eval mode",
+            "pass dropout_p=self.dropout if self.training else 0.0",
+        )
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    weight = torch.matmul(query * (scale or 1 / math.sqrt(query.size(-1))), key.transpose(-1, -2))
+    scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
+    weight = torch.matmul(query * scale, key.transpose(-1, -2))
     if is_causal:
         keep = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device).tril()
         weight = weight.masked_fill(~keep, -torch.inf)
-    if attn_mask is not None:
-        weight = _add_mask(weight, attn_mask)
-    return torch.matmul(torch.softmax(weight, -1), value)
+    if attn_mask is None:
+        return torch.matmul(torch.softmax(weight, -1), value)
+    weight = _add_mask(weight, attn_mask)
+    with torch._C.DisableTorchFunction():  # which queries have nothing to look at is a constant
+        empty = (weight.detach() == -torch.inf).all(-1, keepdim=True)
+        some = bool(empty.any())
+    if not some:
+        return torch.matmul(torch.softmax(weight, -1), value)
+    # a softmax over nothing is nan, and so is its derivative: it runs over zeros, and what it gives is masked
+    weight = torch.softmax(weight.masked_fill(empty, 0.0), -1)
+    return torch.matmul(weight.masked_fill(empty, 0.0), value)
 
 
 def _add_mask(weight: Tensor, mask: Tensor | Bool[Tensor, "..."]) -> Tensor:
