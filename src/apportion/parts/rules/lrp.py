@@ -245,7 +245,7 @@ class Identity(Rule):
 
     def forward(self, call: Call) -> Any:
         x = call.inputs[0].detach()
-        offset = call.fn(torch.zeros_like(x[:1]), *call.inputs[1:]).detach().abs().max()
+        offset = call.fn(torch.zeros_like(x[:1] if x.ndim else x), *call.inputs[1:]).detach().abs().max()
         if bool(offset != 0):
             call.note(
                 f"{call.op.kind}(0) is {float(offset):.3g} and not 0: its relevance is handed to inputs that did not "

@@ -252,7 +252,7 @@ class RuleMode(TorchFunctionMode):
         """Remember which tensors without gradient were computed from those that carry."""
         name = _name(func)
         self.disguised.see(name, args, kwargs, dependent, out)
-        if name in _NUMBERS:
+        if name in _NUMBERS and not isinstance(out, Tensor):  # float() and int() of a tensor give tensors
             self._number_taken(name, out)
         sources = [c or d for c, d in zip(carrying, dependent, strict=True)]
         first = isinstance(args[0], Tensor) if args else False
