@@ -450,3 +450,35 @@ def test_single_precision_warns_of_nothing(name: str) -> None:
     a = ap.FullGrad()(ap.Field(deepcopy(net.model).float()), net.x.float(), target=1)
     assert apart(a) <= 1e-3
     assert not a.warnings
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_biases_in_half_precision(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).to(dtype)
+    a = ap.FullGrad()(ap.Field(net), torch.randn(3, 6).to(dtype), target=0)
+    assert {"0 (Linear)", "2 (Linear)"} <= set(a.parts)
+    assert a.gap is not None
+    assert float(a.gap.abs().max()) < 0.02
+    assert not a.warnings
+
+
+def test_tiny_biases_in_float32() -> None:
+    net = nn.Sequential(nn.Linear(1000, 100), nn.ReLU(), nn.Linear(100, 3)).float()
+    for p in (net[0].bias, net[2].bias):
+        assert isinstance(p, Tensor)
+        p.data.mul_(1e-4)
+    a = ap.FullGrad()(ap.Field(net), torch.randn(2, 1000).float(), target=0)
+    assert list(a.parts) == ["0 (Linear)", "2 (Linear)"]
+    assert a.gap is not None
+    assert float(a.gap.abs().max()) < 1e-6
+
+
+def test_small_terms_are_kept_together() -> None:
+    """Each of many modules is nearly linear, and what it adds is below what a measurement can tell from 0."""
+    net = nn.Sequential(nn.Linear(8, 64, bias=False), nn.Softplus(beta=0.02), nn.Linear(64, 1, bias=False)).float()
+    q = ap.Field(net).bind(torch.randn(2, 8).float(), target=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bias_terms_module, "_NOISE", 1e8)
+        found = bias_terms_module.bias_terms(q, q.x, torch.arange(2))
+    assert "1 (Softplus)" not in found.layers
+    assert float(found.rest.abs().max()) < 1e-4

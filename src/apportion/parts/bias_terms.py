@@ -45,6 +45,10 @@ _PRODUCTS = 2**20
 """Entries of a buffer of products."""
 _NOISE = 1e3
 """Multiples of the rounding error of its operands below which a difference counts as 0."""
+_NOISE_IN_HALF = 1.0
+"""The same with 16 bits, where sums are no worse: all are of 32 bits and more."""
+_OTHER = "other"
+"""The part that keeps what counts as 0 module by module, but is more than rounding together."""
 
 
 class Term(NamedTuple):
@@ -53,12 +57,14 @@ class Term(NamedTuple):
     Attributes:
         module: where it ran.
         value: one number per row.
-        noise: Σ |signal ⊙ output| + Σ |sent ⊙ input|, times the relative rounding error of the numbers there.
+        noise: Σ |signal ⊙ output| + Σ |sent ⊙ input|, times what counts as 0 of the numbers there.
+        doubt: the noise of what was measured as a difference; a bias that is known is no noise, however small.
     """
 
     module: str
     value: Float[Tensor, " R"]
     noise: Float[Tensor, " R"]
+    doubt: Float[Tensor, " R"]
 
 
 class Terms(NamedTuple):
@@ -68,7 +74,7 @@ class Terms(NamedTuple):
         value: the score.
         input: gradient × input, at the network's own input.
         layers: for each module the sum of its operations' terms, in the order of the pass; those that are 0 but
-            for rounding are left out.
+            for rounding are left out, or one term, "other", where they matter together.
         rest: what is missing: score - gradient × input - all terms.
         noise: the scale of rounding errors, which `rest` is to be compared with.
     """
@@ -99,7 +105,7 @@ def bias_terms(q: Question, rows: Tree, owner: Owner) -> Terms:
 
 
 def _missing(found: Terms) -> Tensor:
-    return found.rest.abs() > 10 * _NOISE * found.noise
+    return found.rest.abs() > 10 * found.noise
 
 
 def _terms(q: Question, rows: Tree, owner: Owner) -> Terms:
@@ -107,30 +113,39 @@ def _terms(q: Question, rows: Tree, owner: Owner) -> Terms:
     at_input, each = tree.apply(wide, done.relevance), _by_module(done)
     value, size = wide(done.value), tree.total(tree.apply(torch.abs, at_input))
     rest = value - tree.total(at_input) - sum((t.value for t in each), torch.zeros_like(value))
-    noise = sum((t.noise for t in each), torch.finfo(done.value.dtype).eps * (size + value.abs()))
-    layers = {t.module: t.value for t in each if bool((t.value.abs() > _NOISE * t.noise).any())}
+    noise = sum((t.noise for t in each), _counts_as_zero(done.value.dtype) * (size + value.abs()))
+    layers = {t.module: t.value for t in each if bool((t.value.abs() > t.doubt).any())}
+    other = sum((t.value for t in each if t.module not in layers), torch.zeros_like(value))
+    if bool((other.abs() > 0.01 * noise).any()):
+        layers[_OTHER] = other
     return Terms(done.value, done.relevance, layers, rest, noise)
+
+
+def _counts_as_zero(dtype: torch.dtype) -> float:
+    """Give the share of its operands below which a difference counts as 0."""
+    kind = torch.finfo(dtype)
+    return kind.eps * (_NOISE if kind.bits >= 32 else _NOISE_IN_HALF)
 
 
 def _by_module(done: Backward) -> list[Term]:
     """Sum over the operations of each module; chunks may have taken different ways."""
-    chunks: list[dict[str, tuple[Tensor, Tensor]]] = []
-    none: list[tuple[Tensor, Tensor]] = []
+    chunks: list[dict[str, tuple[Tensor, ...]]] = []
+    none: list[tuple[Tensor, ...]] = []
     for tape in done.tape:
         (meter,) = cast(list[_Meter], tape)
         zero = wide(done.value.new_zeros(meter.rows))
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        sums: dict[str, tuple[Tensor, ...]] = {}
         for t in meter.terms:
-            value, noise = sums.get(t.module, (zero, zero))
-            sums[t.module] = (value + t.value, noise + t.noise)
+            before = sums.get(t.module, (zero, zero, zero))
+            sums[t.module] = tuple(a + b for a, b in zip(before, t[1:], strict=True))
         chunks.append(sums)
-        none.append((zero, zero))
+        none.append((zero, zero, zero))
     names = dict.fromkeys(name for sums in chunks for name in sums)
 
     def joined(name: str, which: int) -> Tensor:
         return torch.cat([sums.get(name, zero)[which] for sums, zero in zip(chunks, none, strict=True)])
 
-    return [Term(name, joined(name, 0), joined(name, 1)) for name in names]
+    return [Term(name, *(joined(name, i) for i in range(3))) for name in names]
 
 
 def _put(found: Terms, at: Sequence[int], single: Sequence[Terms]) -> Terms:
@@ -230,7 +245,7 @@ class _Meter(Biases):
         self.rows, self.where, self.dtype = rows, where, torch.promote_types(dtype, torch.float32)
         self.order: WeakKeyDictionary[Call, int] = WeakKeyDictionary()
         self.names: list[str] = []
-        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+        self.found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def forward(self, call: Call) -> Any:
         self.order[call] = len(self.names)
@@ -241,11 +256,11 @@ class _Meter(Biases):
         known = self.known(call, signal)
         if known is None:
             out, sent = through(call, signal)
-            value, size, eps = self._measured(call, signal, out, sent)
+            value, size, share = self._measured(call, signal, out, sent)
         else:
             sent, bias = known
-            value, size, eps = *self._times(signal, bias), torch.finfo(signal.dtype).eps
-        self.found[self.order[call]] = (value, eps * size)
+            value, size, share = *self._times(signal, bias), _counts_as_zero(signal.dtype)
+        self.found[self.order[call]] = (value, share * size, share * size if known is None else 0 * size)
         forget(call)
         return sent
 
@@ -262,8 +277,9 @@ class _Meter(Biases):
         for sign, a, t in (*pairs, *((-1, b, i) for b, i in zip(sent, call.inputs, strict=True) if b is not None)):
             term, magnitude = dots(self._real(a), self._real(t), self.rows)
             value, size = value + sign * term, size + magnitude
-        eps = max(torch.finfo(t.dtype).eps for t in (*out, *call.inputs) if holds_numbers(t))
-        return value, size, eps
+        # of both widths together the lower one rounds
+        kinds = [t.dtype for t in (*out, *call.inputs) if holds_numbers(t)]
+        return value, size, _counts_as_zero(max(kinds, key=lambda kind: torch.finfo(kind).eps))
 
     def _real(self, t: Tensor) -> Tensor:
         """Give complex numbers as pairs: that is how their gradients are defined."""

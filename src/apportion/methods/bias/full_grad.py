@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Kind, Paper, Principle, Total
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.bias_terms import bias_terms
+from apportion.parts.bias_terms import bias_terms, wide
 
 PAPER = Paper(
     "Srinivas, Fleuret",
@@ -72,11 +71,10 @@ class FullGrad(Explainer):
 
     def explain(self, q: Question) -> Attribution:
         found = bias_terms(q, q.x, torch.arange(len(q), device=q.device))
-        parts = list(found.layers.values())
-        biases = tree.total(parts) if parts else torch.zeros_like(found.value)
-        return q.attribution(
-            self, found.input, claimed_total=found.value - biases, value=found.value, parts=found.layers
-        )
+        value = wide(found.value)
+        biases = sum((wide(part) for part in found.layers.values()), torch.zeros_like(value))
+        claimed = (value - biases).to(found.value.dtype)
+        return q.attribution(self, found.input, claimed_total=claimed, value=found.value, parts=found.layers)
 
     def passes(self, q: Question | None = None) -> Passes:
         return Passes(2, 2, exact=False)
