@@ -162,7 +162,7 @@ def bias_report(
         classes: the classes to split; all unless given. Accuracies are among these.
 
     Raises:
-        ConfigError: another score than `Logit`, or a class twice.
+        ConfigError: a model that is not in a field, another score than `Logit`, or a class twice.
         InputError: no example, labels for some batches only, or a label that is not among the classes.
 
     >>> import torch, apportion as ap
@@ -174,6 +174,8 @@ def bias_report(
     >>> print(str(report).splitlines()[0])
     BiasReport of 2 example(s), 2 class(es): f = ∇f·x + bias part
     """
+    if not isinstance(field, Field):
+        raise ConfigError(f"bias_report of {kind_of(field)}", "a field", "write ap.bias_report(ap.Field(model), data)")
     if type(field.score) is not Logit:
         raise ConfigError(
             f"bias_report of {type(field.score).__name__}", "Logit, which is what biases add to", "use Field(model)"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apportion.core import tree
+from apportion.core.errors import ConfigError, kind_of
 from apportion.core.field import Field
 from apportion.core.ops import LAYERS, Op
 from apportion.core.protocols import RulePass
@@ -81,6 +82,7 @@ def audit(model: Any, x: Tree, rules: Rules | None = None) -> Audit:
 
     Raises:
         RuleError: a TorchScript module, into which nothing can see.
+        ConfigError: something else in the place of a rule set.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU())
     >>> print(audit(net, torch.ones(1, 2), Rules((("layer", Plain()),))))
@@ -90,6 +92,10 @@ def audit(model: Any, x: Tree, rules: Rules | None = None) -> Audit:
     getitem    torch.Tensor.__getitem__                 1      affine          affine
     1 call(s) without a rule
     """
+    if rules is not None and not isinstance(rules, Rules):
+        raise ConfigError(
+            f"{kind_of(rules)} as rules", "a rule set", "give ap.rules.epsilon(), say; of a method give its `rules`"
+        )
     field = model if isinstance(model, Field) else Field(model)
     q = field.bind(x)
     first = torch.zeros(1, dtype=torch.long)

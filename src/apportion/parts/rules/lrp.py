@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from apportion.core.errors import RuleError
+from apportion.core.errors import ConfigError, RuleError
 from apportion.core.ops import LAYERS, Status
 from apportion.parts.rules.relu import RELU6_CAP
 from apportion.parts.rules.rule import Call, Rule, Signals, to_first
@@ -47,6 +47,8 @@ class Epsilon(Rule):
 
     epsilon: float = 1e-6
 
+    _not_negative: ClassVar[tuple[str, ...]] = ("epsilon",)
+
     def back(self, call: Call, signal: Any) -> Signals:
         if call.op.status is Status.MULTILINEAR and sum(call.carrying) > 1:
             raise RuleError(
@@ -78,6 +80,15 @@ class AlphaBeta(Rule):
     beta: float = 1.0
     bias: bool = False
     redistribute: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if abs(self.alpha - self.beta - 1) > 1e-6:
+            raise ConfigError(
+                f"alpha={self.alpha}, beta={self.beta}",
+                "alpha - beta = 1, so that relevance is conserved",
+                "give beta=alpha - 1",
+            )
 
     def back(self, call: Call, signal: Any) -> Signals:
         x, weight, linear = linear_parts(call)
@@ -146,6 +157,8 @@ class Gamma(Rule):
 
     gamma: float = 0.25
 
+    _not_negative: ClassVar[tuple[str, ...]] = ("gamma",)
+
     def forward(self, call: Call) -> Any:
         if bool((call.inputs[0] < 0).any()):
             call.note("LRP-γ met negative inputs, for which it favours negative contributions: take GeneralizedGamma")
@@ -170,6 +183,8 @@ class GeneralizedGamma(Rule):
     """
 
     gamma: float = 0.25
+
+    _not_negative: ClassVar[tuple[str, ...]] = ("gamma",)
 
     def back(self, call: Call, signal: Any) -> Signals:
         x, weight, linear = linear_parts(call)
@@ -335,6 +350,18 @@ class ZBox(Rule):
 
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lows, highs = (v if isinstance(v, tuple) else (v,) for v in (self.low, self.high))
+        count = max(len(lows), len(highs))
+        lows, highs = (v * count if len(v) == 1 else v for v in (lows, highs))
+        if len(lows) != len(highs) or any(low > high for low, high in zip(lows, highs, strict=True)):
+            raise ConfigError(
+                f"ZBox({self.low}, {self.high})",
+                "low at most high, in every channel",
+                "give the lowest input first, then the highest",
+            )
 
     @property
     def relevance(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -151,6 +151,8 @@ class SoftplusReLU(Rule):
     """
 
     beta: float = 10.0
+
+    _positive: ClassVar[tuple[str, ...]] = ("beta",)
 
     @property
     def surrogate(self) -> bool:

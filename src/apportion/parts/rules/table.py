@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apportion.core import ops
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, nearest
+from apportion.core.errors import ConfigError, kind_of, nearest
 from apportion.core.ops import ELEMENTWISE, LAYERS
 from apportion.core.protocols import RulePass
 from apportion.core.tree import Tree
@@ -55,6 +55,8 @@ class Rules(Configurable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_entries("table", self.table, ("an operation",))
+        _check_entries("named", self.named, ("a pattern", "an operation"))
         if self.last is not None and (self.last.relevance or self.last.surrogate):
             raise ConfigError(
                 f"last={self.last}", "a rule that gives gradients and leaves the forward as it is", "use Epsilon()"
@@ -177,6 +179,21 @@ class Rules(Configurable):
         """Send one chunk forward and back; see `Question.backward`."""
         options: dict[str, Any] = {"start": start, "record": record, "differentiable": differentiable}
         return run(self, forward, z, reference, **options)
+
+
+def _check_entries(option: str, entries: Any, names: tuple[str, ...]) -> None:
+    """Insist on tuples of names that end with a rule."""
+    expected = f"a tuple of entries ({', '.join(names)}, a rule)"
+    example = "(" + ", ".join(['"features.*"', '"relu"'][-len(names) :]) + ", Guided())"
+    for entry in entries:
+        if not isinstance(entry, tuple | list) or len(entry) != len(names) + 1:
+            raise ConfigError(f"{entry!r} in {option}", expected, f"give {option}=({example},), with the last comma")
+        *given, rule = entry
+        if not all(isinstance(name, str) for name in given):
+            raise ConfigError(f"{entry!r} in {option}", expected, f"give names as strings: {example}")
+        if not isinstance(rule, Rule):
+            what = repr(rule) if isinstance(rule, str | type) else kind_of(rule)
+            raise ConfigError(f"{what} as a rule in {option}", "an instance of a rule", f"write {example}")
 
 
 def _group(kind: str) -> str:
