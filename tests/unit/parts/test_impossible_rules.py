@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import apportion as ap
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, RuleError
 from apportion.parts.rules import Epsilon, Gamma, Plain, Rules, ZBox
 
 IMPOSSIBLE = {
@@ -35,3 +35,10 @@ IMPOSSIBLE = {
 def test_impossible_options_are_refused(what: str) -> None:
     with pytest.raises(ConfigError):
         IMPOSSIBLE[what]()
+
+
+def test_lrp_on_a_transformer_names_the_rules_for_it() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    with pytest.raises(RuleError, match="attn_lrp"):
+        ap.LRP()(ap.Field(net), torch.randn(1, 4), target=0)
+    ap.LRP(rules=ap.rules.attn_lrp())(ap.Field(net), torch.randn(1, 4), target=0)

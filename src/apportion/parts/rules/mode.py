@@ -39,6 +39,8 @@ VIEWS = frozenset(
     atleast_1d atleast_2d atleast_3d""".split()
 )
 """Operations whose output may share memory with their input: they run as they are, so that it does."""
+_TRANSFORMERS = ("softmax", "attention", "layernorm", "layer_norm", "rmsnorm", "rms_norm")
+"""Parts of the names of operations and modules that the transformers' rule sets are for."""
 _WHOLE = frozenset(
     """reshape view flatten unflatten permute transpose swapaxes movedim squeeze unsqueeze contiguous clone
     view_as reshape_as alias _unsafe_view to type type_as T mT t""".split()
@@ -560,10 +562,13 @@ class RuleMode(TorchFunctionMode):
                 "a constant there: with one computed from the signal the operation is not affine",
                 "write relu(h) for h * (h > 0) and the like, or take the derivative with otherwise=Plain()",
             )
+        fix = "add it to the rule set's table, or give Rules(..., otherwise=Plain()) to take its derivative"
+        if any(part in f"{name} {where}".lower() for part in _TRANSFORMERS):
+            fix += "; for LRP on a transformer take ap.LRP(rules=ap.rules.attn_lrp()) or ap.rules.cp_lrp()"
         return RuleError(
             f"the operation {name} in {where} carries gradient and has no rule",
             "a rule for it, or an affine operation",
-            "add it to the rule set's table, or give Rules(..., otherwise=Plain()) to take its derivative",
+            fix,
         )
 
     def _ruled(
