@@ -381,7 +381,7 @@ class Field:
         def weigh(t: Tensor) -> Tensor:
             storage = t.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-            return t
+            return t.detach()  # a node that keeps its own output would never be freed
 
         first = torch.zeros(1, dtype=torch.long)
         module = self.twin().module

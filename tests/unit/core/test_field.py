@@ -1,5 +1,6 @@
 """Fields: chunks, memory, inputs and further arguments, normalization, what surrounds a call."""
 
+import gc
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
@@ -426,3 +427,15 @@ def test_a_state_beside_the_outputs_is_not_taken_for_rows() -> None:
     lstm = nn.LSTM(4, 3, batch_first=True)
     a = ap.Gradient()(ap.Field(lstm, lambda out: out[0].sum((1, 2))), torch.randn(2, 5, 4))
     assert a.values.shape == (2, 5, 4)
+
+
+def test_fields_are_freed_with_what_they_ran() -> None:
+    def tensors() -> int:
+        for _ in range(5):
+            net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+            ap.Gradient()(ap.Field(net), torch.ones(1, 3), target=0)
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    tensors()
+    assert tensors() == tensors()
