@@ -209,3 +209,8 @@ def is_dense(tensor: Tensor) -> bool:
 def all_finite(tree: Tree) -> bool:
     """Tell whether every floating-point leaf is finite."""
     return all(bool(torch.isfinite(leaf).all()) for leaf in leaves(tree) if leaf.is_floating_point())
+
+
+def wide(t: Tensor) -> Tensor:
+    """Sums of many terms that nearly cancel need all digits there are."""
+    return t if t.device.type == "mps" else t.double()

@@ -110,8 +110,8 @@ def _missing(found: Terms) -> Tensor:
 
 def _terms(q: Question, rows: Tree, owner: Owner) -> Terms:
     done = q.backward(rows, owner, _BiasRules())
-    at_input, each = tree.apply(wide, done.relevance), _by_module(done)
-    value, size = wide(done.value), tree.total(tree.apply(torch.abs, at_input))
+    at_input, each = tree.apply(tree.wide, done.relevance), _by_module(done)
+    value, size = tree.wide(done.value), tree.total(tree.apply(torch.abs, at_input))
     rest = value - tree.total(at_input) - sum((t.value for t in each), torch.zeros_like(value))
     noise = sum((t.noise for t in each), _counts_as_zero(done.value.dtype) * (size + value.abs()))
     layers = {t.module: t.value for t in each if bool((t.value.abs() > t.doubt).any())}
@@ -133,7 +133,7 @@ def _by_module(done: Backward) -> list[Term]:
     none: list[tuple[Tensor, ...]] = []
     for tape in done.tape:
         (meter,) = cast(list[_Meter], tape)
-        zero = wide(done.value.new_zeros(meter.rows))
+        zero = tree.wide(done.value.new_zeros(meter.rows))
         sums: dict[str, tuple[Tensor, ...]] = {}
         for t in meter.terms:
             before = sums.get(t.module, (zero, zero, zero))
@@ -343,11 +343,6 @@ def through(call: Call, signal: Any) -> tuple[list[Tensor], Signals]:
     return [o.detach() for o in out], tuple(next(it) if c else None for c in call.carrying)
 
 
-def wide(t: Tensor) -> Tensor:
-    """Sums of many terms that nearly cancel need all digits there are."""
-    return t if t.device.type == "mps" else t.double()
-
-
 def product(signal: Tensor, value: Tensor) -> Tensor:
     """Multiply; a signal of 0 makes 0 of masked scores too, which are -inf."""
     out = signal * value
@@ -368,7 +363,7 @@ def dots(signal: Tensor, value: Tensor, rows: int) -> tuple[Float[Tensor, " R"],
     sums: list[tuple[Tensor, Tensor]] = []
     for s, v in zip(a.split(step), b.split(step), strict=True):
         term = product(s, v).reshape(len(s), -1)
-        sums.append((wide(term.sum(1)), wide(term.abs_().sum(1))))  # torch sums pairwise
+        sums.append((tree.wide(term.sum(1)), tree.wide(term.abs_().sum(1))))  # torch sums pairwise
     total, size = (torch.cat(each) for each in zip(*sums, strict=True))
     return (total, size) if known else ((total / rows).expand(rows), (size / rows).expand(rows))
 

@@ -15,7 +15,6 @@ from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.tree import Tree
 from apportion.parts.baselines import Baseline, Noise, Zero
-from apportion.parts.bias_terms import wide
 from apportion.parts.rules.deep_lift import deep_lift_rescale
 from apportion.parts.rules.reveal_cancel import deep_lift_reveal_cancel
 from apportion.parts.rules.table import Rules
@@ -102,7 +101,7 @@ def per_reference(q: Question, baseline: Baseline, rules: Rules) -> tuple[Tree, 
 
 def _check_sum(q: Question, maps: Tree, rises: Tensor, values: Tensor) -> None:
     """Warn where maps miss the score differences: rules that compare share them out but for rounding."""
-    leaves = [wide(m.detach()).flatten(2) for m in tree.leaves(maps)]
+    leaves = [tree.wide(m.detach()).flatten(2) for m in tree.leaves(maps)]
     total, size = (torch.stack([f(m).sum(2) for m in leaves]).sum(0) for f in (torch.clone, torch.abs))
     kinds = [torch.finfo(t.dtype) for t in (values, *tree.leaves(maps))]
     if torch.is_autocast_enabled(values.device.type):

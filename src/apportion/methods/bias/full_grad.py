@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Kind, Paper, Principle, Total
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.bias_terms import bias_terms, wide
+from apportion.parts.bias_terms import bias_terms
 
 PAPER = Paper(
     "Srinivas, Fleuret",
@@ -71,8 +72,8 @@ class FullGrad(Explainer):
 
     def explain(self, q: Question) -> Attribution:
         found = bias_terms(q, q.x, torch.arange(len(q), device=q.device))
-        value = wide(found.value)
-        biases = sum((wide(part) for part in found.layers.values()), torch.zeros_like(value))
+        value = tree.wide(found.value)
+        biases = sum((tree.wide(part) for part in found.layers.values()), torch.zeros_like(value))
         claimed = (value - biases).to(found.value.dtype)
         return q.attribution(self, found.input, claimed_total=claimed, value=found.value, parts=found.layers)
 

@@ -393,12 +393,12 @@ def linear_parts(call: Call) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor],
     """Give input, weight and bias-free map (input, weight) -> output of a linear layer.
 
     Raises:
-        RuleError: the call is not a layer with a constant weight.
+        RuleError: the call is not a layer with a constant weight and bias.
     """
-    if call.op.kind not in LAYERS or len(call.inputs) < 2 or call.carrying[1]:
+    if call.op.kind not in LAYERS or len(call.inputs) < 2 or any(call.carrying[1:]):
         raise RuleError(
             f"a rule for linear layers on {call.op.kind} in {call.module or 'the model'}",
-            "a linear layer or convolution with constant weights",
+            "a linear layer or convolution with constant weights and bias",
             "give that operation another rule",
         )
     x, weight = call.inputs[0], call.inputs[1].detach()

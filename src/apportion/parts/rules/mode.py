@@ -52,6 +52,8 @@ _MOVES = _WHOLE | frozenset(
 )
 """Operations of which each element of the output is an element of the input, and none twice; indices apart."""
 _RELUS = ("relu", "relu6")
+_PRODUCTS = frozenset("einsum tensordot inner matmul baddbmm addbmm bilinear".split())
+"""Products that sum: with a constant factor they are linear layers, but not in a spelling known as one."""
 _COPIES = frozenset("contiguous clone alias".split())
 """Operations that leave every element where and what it was."""
 _SETTERS = frozenset({torch.Tensor.__setitem__})
@@ -345,6 +347,8 @@ class RuleMode(TorchFunctionMode):
         folded = self._folded(op, func, args, kwargs, tensors, why)
         if folded is not None:
             return folded
+        if rule is None and op.kind in _PRODUCTS and len(tensors) > 1 and self.rules.names(LAYERS):
+            self._product_seen(func)
         self._note(op.kind, func, rule, why)
         self.applied.add((id(rule), why))
         zeros = zeros_added(op.kind, args, kwargs) if self.pads else None
@@ -379,6 +383,13 @@ class RuleMode(TorchFunctionMode):
         if self.spelled_out is not None:
             self.spelled_out.see(out, root, gate)
         return out
+
+    def _product_seen(self, func: Any) -> None:
+        """Say that a product, which may be a layer in another spelling, did not follow the rule of layers."""
+        self.warnings[
+            f"{spelled_as(func)} in {self.where() or 'the model'} multiplies by constants and follows its derivative: "
+            "the rules of layers know linear layers, convolutions and products with a matrix"
+        ] = None
 
     def _note(self, kind: str, func: Any, rule: Rule | None, why: str) -> None:
         """Take note of a choice; nothing, but in an audit."""
