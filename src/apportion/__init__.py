@@ -28,7 +28,9 @@ from apportion.core.score import (
 )
 from apportion.core.sharing import AtX
 from apportion.core.site import At, AtOp, Input, Site, SiteInfo
+from apportion.effect_curves import EffectCurves, effect_curves
 from apportion.methods import (
+    ACE,
     AGI,
     BIG,
     CAM,
@@ -77,6 +79,7 @@ from apportion.methods import (
 )
 from apportion.one_call import explain
 from apportion.parts import accumulate, baselines, grids, noise, paths, quadrature, rules
+from apportion.parts.feature_moments import FeatureMoments
 from apportion.parts.masks import fills, groups
 from apportion.path_profile import PathProfile, path_profile
 from apportion.regions import Regions, regions
@@ -86,6 +89,7 @@ __version__ = "0.1.0"
 methods = _list_methods  # after the imports: the folder of the same name has been bound by now
 
 __all__ = [
+    "ACE",
     "AGI",
     "BIG",
     "CAM",
@@ -115,11 +119,13 @@ __all__ = [
     "DeepSHAP",
     "DeepTaylor",
     "Domain",
+    "EffectCurves",
     "EigenCAM",
     "ExcitationBackprop",
     "ExpectedGradients",
     "Explainer",
     "Family",
+    "FeatureMoments",
     "Field",
     "FullGrad",
     "FullGradSaliency",
@@ -174,6 +180,7 @@ __all__ = [
     "accumulate",
     "baselines",
     "bias_report",
+    "effect_curves",
     "explain",
     "fills",
     "grids",

@@ -110,6 +110,7 @@ class Need(Enum):
     RELU = "a network without activations other than ReLU and ReLU6"
     NONNEGATIVE = "inputs that are not negative"
     DATA = "examples to learn from first"
+    VECTORS = "examples that are rows of features, without further axes"
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ from apportion.methods.path.path_method import PathMethod
 from apportion.methods.path.samp import SAMP
 from apportion.methods.path.spi import SPI, SPIProbability
 from apportion.methods.path.split_ig import SplitIG
+from apportion.methods.removal.ace import ACE
 
 __all__ = [
+    "ACE",
     "AGI",
     "BIG",
     "CAM",

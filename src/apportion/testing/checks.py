@@ -50,6 +50,8 @@ def cases(explainer: Explainer) -> list[Case]:
     generator = torch.Generator().manual_seed(2)
     pictures = torch.rand(5, 2, 8, 8, generator=generator, dtype=torch.float64)
     out = [Case("convolutional", planted.conv_net(), pictures, 2)]
+    if Need.VECTORS in explainer.card.needs:
+        out = []
     if Need.SPATIAL not in explainer.card.needs:
         out.append(Case("dense", planted.dense_net(relu=Need.RELU in explainer.card.needs), _points(explainer), 2))
     return out
