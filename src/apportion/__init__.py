@@ -80,7 +80,7 @@ from apportion.methods import (
 from apportion.one_call import explain
 from apportion.parts import accumulate, baselines, grids, noise, paths, quadrature, rules
 from apportion.parts.feature_moments import FeatureMoments
-from apportion.parts.masks import fills, groups
+from apportion.parts.masks import fills, groups, samplers
 from apportion.path_profile import PathProfile, path_profile
 from apportion.regions import Regions, regions
 
@@ -197,5 +197,6 @@ __all__ = [
     "regions",
     "register",
     "rules",
+    "samplers",
     "testing",
 ]

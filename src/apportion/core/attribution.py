@@ -119,6 +119,7 @@ class Attribution:
         tensors: tensors the configurations name by digest.
         engine: how the passes ran: in which precision, with what folded, how far from float32.
         unit: what the values are in, empty for numbers without a unit; None for what the kind implies.
+        groups: of values on groups, which element is in which: integers [1 | B, ...] shaped as the input, -1 for none.
     """
 
     values: Tree
@@ -140,6 +141,7 @@ class Attribution:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
     unit: str | None = None
+    groups: Tree = None
 
     def __post_init__(self) -> None:
         if self.kind is Kind.SENSITIVITY and self.claimed_total is not None:
@@ -296,17 +298,63 @@ class Attribution:
             )
         sums: Tensor | None = None
         labels = [
-            torch.as_tensor(one).to(v.device).expand_as(v)
+            torch.as_tensor(one).to(v.device).expand(len(one), *v.shape[1:])
             for one, v in zip(tree.leaves(groups.labels(self.values)), tree.leaves(self.values), strict=True)
         ]
         players = 1 + max(int(one.max()) for one in labels)
         covered = all(bool((one >= 0).all()) for one in labels)
         for one, v in zip(labels, tree.leaves(self.values), strict=True):
-            flat = one.flatten(1)
+            flat = one.expand_as(v).flatten(1)
             part = v.new_zeros(len(v), players + 1).scatter_add_(1, flat.masked_fill(flat < 0, players), v.flatten(1))
             sums = part if sums is None else sums + part
         assert sums is not None  # a tree has a leaf
-        return self._after("pool", sums[:, :players], keeps_total=covered, domain=Domain.GROUPS)
+        done = self._after("pool", sums[:, :players], keeps_total=covered, domain=Domain.GROUPS)
+        return replace(done, groups=tree.rebuild(self.values, labels))
+
+    def spread(self, *, share: bool = False) -> Attribution:
+        """Give each element the value of its group; 0 to elements in none.
+
+        Args:
+            share: divide by the number of elements of the group, which keeps totals.
+
+        Returns:
+            Values shaped as what was explained.
+
+        Raises:
+            InputError: values that are not on groups.
+
+        >>> import apportion as ap
+        >>> field, halves = ap.Field(lambda x: x.sum(1)), ap.groups.Labels(torch.tensor([0, 0, 0, 1]))
+        >>> a = ap.Gradient()(field, torch.ones(1, 4)).pool(halves)
+        >>> a.values, a.spread(share=True).values
+        (tensor([[3., 1.]]), tensor([[1., 1., 1., 1.]]))
+        """
+        if self.groups is None or self.domain is not Domain.GROUPS or not isinstance(self.values, Tensor):
+            raise InputError(
+                f"values on the domain {self.domain.value!r}",
+                "values on groups, with their labels",
+                "give a method groups=..., or pool values first",
+            )
+        values = self.values
+
+        def laid(label: Tensor) -> Tensor:
+            flat = label.expand(len(values), *label.shape[1:]).flatten(1)
+            return flat.masked_fill(flat < 0, values.shape[1])
+
+        flat = [laid(label) for label in tree.leaves(self.groups)]
+        if share:
+            size = values.new_zeros(len(values), values.shape[1] + 1)
+            for f in flat:
+                size.scatter_add_(1, f, torch.ones_like(f, dtype=size.dtype))
+            values = values / size[:, :-1].clamp(min=1)
+        padded = torch.cat([values, torch.zeros_like(values[:, :1])], 1)
+        pairs = zip(flat, tree.leaves(self.groups), strict=True)
+        maps = [padded.gather(1, f).reshape(len(f), *label.shape[1:]) for f, label in pairs]
+        note = "spread(share=True)" if share else "spread"
+        at_input = self.site in ({}, {"type": "Input"})
+        domain = Domain.INPUT if at_input else Domain.SITE
+        done = self._after(note, tree.rebuild(self.groups, maps), keeps_total=share, domain=domain)
+        return replace(done, groups=None)
 
     def resize(self, size: tuple[int, ...]) -> Attribution:
         """Interpolate maps on a site's grid to another size, bilinearly; nothing is claimed of their sum.
@@ -349,7 +397,7 @@ class Attribution:
                 return tree.apply(go, value)
             return value
 
-        names = ("values", "value", "claimed_total", "cost", "references", "parts", "target")
+        names = ("values", "value", "claimed_total", "cost", "references", "parts", "target", "groups")
         return replace(self, **{n: go(getattr(self, n)) for n in names})
 
     # -- storage ----------------------------------------------------------------------------------

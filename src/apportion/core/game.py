@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.attribution import Groups
+from apportion.core.attribution import Groups, References
 from apportion.core.calls import take
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import ConfigError, InputError, kind_of
+from apportion.core.progress import tick
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.score import check_scores
+from apportion.core.streams import _GOLDEN, _mix
 from apportion.core.tree import Tree
 
 Masks = Bool[Tensor, "*b S P"] | Float[Tensor, "*b S P"]
+
+_AT_ONCE = 1 << 22
+"""Entries of masks held at once."""
+_REMEMBERED = 1 << 25
+"""Bytes of coalitions that are remembered; beyond, a repeated one is evaluated again."""
+_LOOKS = 8
+"""Blocks in which it is looked whether the fill changes anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Draws of a fill that count differently; those of weight 0 are not evaluated.
+
+    Attributes:
+        rows: [R, k, ...] values.
+        weight: [R, k], each row with sum 1.
+    """
+
+    rows: Tree
+    weight: Float[Tensor, "R k"]
 
 
 @runtime_checkable
 class Fill(Protocol):
     """Replaces what a mask removes; may depend on the mask and return several draws."""
 
-    def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"], /) -> Tree:
+    def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"], /) -> Tree | Weighted:
         """Fill rows.
 
         Args:
             q: the question, for its examples and random streams.
             mask: per element, 1 where the example is kept; shaped as rows.
             owner: the example each row belongs to.
-            draw: a number that tells the rows of one owner apart.
+            draw: a number for the random streams, the same wherever the same coalition is met.
 
         Returns:
             What stands where the mask is 0: [R, k, ...] for k draws.
@@ -40,18 +65,71 @@ class Fill(Protocol):
         ...
 
 
+@runtime_checkable
+class Windows(Protocol):
+    """Players that may overlap: an element is kept where all windows over it are."""
+
+    def count(self, like: Tree) -> int:
+        """Count the windows."""
+        ...
+
+    def kept(self, mask: Bool[Tensor, "R P"], like: Tree) -> Tree:
+        """Tell of each element whether it is kept, in a shape that broadcasts to rows of `like`."""
+        ...
+
+    def total(self, values: Float[Tensor, "B P"], like: Tree) -> Tree:
+        """Sum, for each element, the numbers of the windows over it; shaped as `like`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Coalitions of every example, made when they are needed.
+
+    Attributes:
+        size: how many for each example.
+        make: takes numbers [s] below `size` and gives their masks, [s, P] or [B, s, P].
+        where: which of them each example is asked, [B, size]; all unless given.
+        weight: the weight of each, [size] or [B, size], where the sampler weighs them.
+        order: for permutations, [B, m, P]: the players in order; those an example does not have come last.
+    """
+
+    size: int
+    make: Callable[[Tensor], Tensor]
+    where: Tensor | None = None
+    weight: Tensor | None = None
+    order: Tensor | None = None
+
+    @property
+    def masks(self) -> Tensor:
+        """All masks at once, [size, P] or [B, size, P]."""
+        return self.make(torch.arange(self.size))
+
+    def among(self, active: Bool[Tensor, " B"]) -> Block:
+        """Ask some of the examples only."""
+        active = active.cpu()[:, None]
+        return replace(self, where=active.expand(-1, self.size) if self.where is None else self.where & active)
+
+
 class Game:
     """v(S): the score of each example with the players in S kept and the rest filled.
 
+    A coalition of an example is evaluated once, however often it is asked, also with a fill that draws random
+    numbers: they are keyed by the coalition, so that v is one function of S. v of all players is f(x).
+
     Attributes:
         question: the examples and what is asked of them.
-        players: the number of players.
+        players: the number of players, the largest over the examples.
+        sizes: the number of players of each example; the columns of a mask beyond it say nothing.
+        labels: each element's player, [1 | B, ...]; None for windows, which overlap.
+        asked: coalitions asked of each example so far.
+        evaluated: those that were evaluated, without the empty and the full one.
     """
 
     def __init__(
         self,
         question: Question,
-        groups: Groups,
+        groups: Groups | Windows,
         fill: Fill,
         reduce: Literal["score_of_mean", "mean_of_score"] = "mean_of_score",
     ) -> None:
@@ -65,7 +143,7 @@ class Game:
 
         Raises:
             ConfigError: an unknown reduction.
-            InputError: labels that do not fit the input.
+            InputError: labels that do not fit the input, or leave out a number.
         """
         if reduce not in ("score_of_mean", "mean_of_score"):
             raise ConfigError(
@@ -76,65 +154,213 @@ class Game:
         for part, what in ((groups, "groups"), (fill, "fill")):
             if isinstance(part, type):
                 raise ConfigError(f"the class {part.__name__} as {what}", "an instance", f"write {part.__name__}()")
-        self.question, self.fill, self.reduce = question, fill, reduce
-        self._labels = groups.labels(question.x)
-        for label, x in zip(tree.leaves(self._labels), tree.leaves(question.x), strict=True):
-            try:
-                label.expand_as(x)
-            except RuntimeError as error:
-                raise InputError(
-                    f"group labels of shape {tuple(label.shape)} for input {tuple(x.shape)}",
-                    "broadcastable shapes",
-                    "give labels of the input's shape, with 1 where they are shared",
-                ) from error
-        self.players = 1 + max(int(label.max()) for label in tree.leaves(self._labels))
+        if not isinstance(groups, Groups | Windows):
+            raise ConfigError(f"{kind_of(groups)} as groups", "one of ap.groups", "write ap.groups.Elements()")
+        if not callable(fill):
+            raise ConfigError(f"{kind_of(fill)} as fill", "one of ap.fills", "write ap.fills.Baselines()")
+        self.question, self.groups, self.fill, self.reduce = question, groups, fill, reduce
+        batch = len(question)
+        self.labels: Tree = None
+        if isinstance(groups, Groups):
+            self.labels = groups.labels(question.x)
+            present = _present(question.x, self.labels)
+            self.players = present.shape[1] - 1
+            self.sizes = (present[:, :-1] * torch.arange(1, self.players + 1)).amax(1)
+            _check_used(present[:, :-1], self.sizes)
+            covered = ~present[:, -1]
+        else:
+            self.players = groups.count(question.x)
+            self.sizes = torch.full((batch,), self.players)
+            every = groups.kept(torch.zeros(1, self.players, dtype=torch.bool), question.x)
+            covered = torch.tensor([not any(bool(leaf.any()) for leaf in tree.leaves(every))]).expand(batch)
+        self._covered = bool(covered.all())
+        self.own: Tensor = torch.arange(self.players) < self.sizes[:, None]
+        self.asked = torch.zeros(batch, dtype=torch.long)
+        self.evaluated = torch.zeros(batch, dtype=torch.long)
+        self.removed, self.changed = torch.zeros_like(self.own), torch.zeros_like(self.own)
+        self._looked = 0
+        self._place: dict[bytes, int] = {}
+        self._held = 0
+        self._known: Tensor | None = None
 
-    def value(self, masks: Tensor | Iterable[Tensor]) -> Float[Tensor, "B S"]:
+    @property
+    def is_ragged(self) -> bool:
+        """Whether examples differ in the number of their players."""
+        return bool((self.sizes != self.players).any())
+
+    @cached_property
+    def references(self) -> References | None:
+        """The baselines and the score there, where the fill puts baselines and every element is some player's."""
+        of = getattr(self.fill, "references", None)
+        return of(self.question) if of is not None and self._covered else None
+
+    @property
+    def per_block(self) -> int:
+        """How many coalitions samplers put into a block: by the size of an example, whatever the batch."""
+        elements = sum(leaf[0].numel() for leaf in tree.leaves(self.question.x))
+        return min(1024, max(64, _AT_ONCE // max(elements, 1)))
+
+    def value(
+        self, masks: Tensor | Block | Iterable[Tensor | Block], where: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "B S"]:
         """Play coalitions.
 
         Args:
-            masks: [S, P] for all examples or [B, S, P]; Boolean, or soft in [0, 1]; or an iterator of such.
+            masks: [S, P] for all examples or [B, S, P]; Boolean, or soft in [0, 1]; a sampler's block; or an
+                iterator of such.
+            where: which of them to play for each example; the others get 0.
 
         Returns:
             The score of each example under each mask, in units of the score.
-        """
-        batch, q = len(self.question), self.question
-        found: list[Tensor] = []
-        first = 0
-        for block in [masks] if isinstance(masks, Tensor) else masks:
-            found.append(self._block(block, first))
-            first += block.shape[-2]
-        return torch.cat(found, 1) if found else torch.zeros(batch, 0, device=q.device)
 
-    def _block(self, masks: Tensor, first: int) -> Tensor:
-        """Play one block, whose masks are numbered from `first`: fills do not depend on the blocking."""
-        q, batch = self.question, len(self.question)
+        Raises:
+            InputError: masks of another shape or range; a fill that puts the example itself in place of every player.
+        """
+        if not isinstance(masks, Tensor | Block):
+            found = [self.value(block) for block in masks]
+            return torch.cat(found, 1) if found else self._none()
+        if isinstance(masks, Block):
+            block, count, make = masks, masks.size, masks.make
+            where = block.where if where is None else where
+        else:
+            self._check(masks)
+            whole = _coalitions(masks)
+            count, make = masks.shape[-2], lambda at: whole[..., at, :]
+        batch, out = len(self.question), []
+        step = max(1, _AT_ONCE // max(1, batch * self.players))
+        for start in range(0, count, step):
+            at = torch.arange(start, min(start + step, count))
+            part = make(at).cpu()
+            if isinstance(masks, Block):
+                self._check(part)
+                part = _coalitions(part)
+            part = part.expand(batch, -1, -1)
+            out.append(self._part(part, None if where is None else where[:, at].cpu()))
+        return torch.cat(out, 1) if out else self._none()
+
+    def _none(self) -> Tensor:
+        return torch.zeros(len(self.question), 0, device=self.question.device)
+
+    def _check(self, masks: Tensor) -> None:
+        batch = len(self.question)
         if masks.shape[-1] != self.players or masks.ndim not in (2, 3) or (masks.ndim == 3 and len(masks) != batch):
             raise InputError(
                 f"masks of shape {tuple(masks.shape)}",
                 f"(S, {self.players}) or ({batch}, S, {self.players})",
                 "give one column per player",
             )
-        if masks.dtype != torch.bool and not bool(((masks >= 0) & (masks <= 1)).all()):
+        if masks.dtype == torch.bool:
+            return
+        if not bool(((masks >= 0) & (masks <= 1)).all()):
             raise InputError(
                 f"masks between {float(masks.min()):.4g} and {float(masks.max()):.4g}",
                 "Boolean, or soft in [0, 1]",
                 "scale soft masks to [0, 1]",
             )
-        masks = masks.to(q.device)
-        count = masks.shape[-2]
-        out = []
-        for step, owner in q.grid(count, "coalitions"):
-            mask = masks[step] if masks.ndim == 2 else masks[owner, step]
-            out.append(self._play(mask, owner, first + step))
-        return torch.cat(out).reshape(count, batch).T if out else torch.zeros(batch, 0, device=q.device)
+
+    def _part(self, masks: Tensor, where: Tensor | None) -> Tensor:
+        """Play [B, s, P] masks."""
+        batch, count, _ = masks.shape
+        asked = torch.ones(batch, count, dtype=torch.bool) if where is None else where
+        self.asked += asked.sum(1)
+        owner, step = asked.nonzero(as_tuple=True)
+        flat = masks[owner, step]
+        flat = flat & self.own[owner] if flat.dtype == torch.bool else flat.masked_fill(~self.own[owner], 0)
+        found = self._remembered(flat, owner) if flat.dtype == torch.bool else self._played(flat, owner)
+        if where is None:
+            return found.reshape(batch, count)
+        at = (owner * count + step).to(found.device)
+        return found.new_zeros(batch * count).index_copy(0, at, found).reshape(batch, count)
+
+    def _remembered(self, masks: Tensor, owner: Tensor) -> Tensor:
+        """Give the values of coalitions, evaluating those not met before."""
+        packed = np.packbits(masks.numpy(), axis=1)
+        keys = np.concatenate([owner.numpy().astype("<u4")[:, None].view(np.uint8), packed], 1)
+        raw, width = keys.tobytes(), keys.shape[1]
+        base = len(self._place)
+        fresh: dict[bytes, int] = {}
+        first, place = [], []
+        for row in range(len(keys)):
+            key = raw[row * width : (row + 1) * width]
+            at = self._place.get(key)
+            if at is None:
+                at = fresh.setdefault(key, base + len(fresh))
+                if at == base + len(first):
+                    first.append(row)
+            place.append(at)
+        pool = self._known
+        if first:
+            new = self._new(masks[first], owner[first])
+            pool = new if pool is None else torch.cat([pool, new])
+            room = max(0, _REMEMBERED - self._held) // (width + 100)  # what a dict takes for one
+            self._place.update(list(fresh.items())[:room])
+            self._held += min(room, len(fresh)) * (width + 100)
+            self._known = pool[: len(self._place)]
+        return self._none()[:0].reshape(-1) if pool is None else pool[torch.tensor(place, device=pool.device)]
+
+    def _new(self, masks: Tensor, owner: Tensor) -> Tensor:
+        """Evaluate coalitions; what all of the players give is known, and often what none does."""
+        full, empty = (masks == self.own[owner]).all(1), ~masks.any(1)
+        known = empty & ~full if bool(empty.any()) and self._empty is not None else torch.zeros_like(full)
+        rest = ~(full | known)
+        q, found, order = self.question, [], []
+        for at in (full, known):
+            if bool(at.any()):
+                values = q.fx if at is full else self._empty
+                assert values is not None
+                found.append(values[owner[at].to(q.device)])
+                order.append(at.nonzero()[:, 0])
+        if bool(rest.any()):
+            found.append(self._played(masks[rest], owner[rest]))
+            order.append(rest.nonzero()[:, 0])
+        return torch.cat(found)[torch.cat(order).argsort().to(q.device)]
+
+    @property
+    def _empty(self) -> Tensor | None:
+        """What no player gives, where the baselines' scores tell."""
+        known = self.references
+        if known is None or (self.reduce != "mean_of_score" and known.value.shape[1] > 1):
+            return None
+        return known.value.mean(1)
+
+    def _played(self, masks: Tensor, owner: Tensor) -> Tensor:
+        """Run the model on coalitions, a pass of rows at a time."""
+        q, out, start = self.question, [], 0
+        inner = masks.bool().any(1) & ~(masks == self.own[owner]).all(1)
+        self.evaluated += torch.bincount(owner[inner], minlength=len(q))
+        draw = torch.from_numpy(_hashed(masks))
+        while start < len(owner):
+            size = max(1, q.field.chunk // int(getattr(self.fill, "draws", 1)))
+            at = slice(start, start + size)
+            out.append(self._play(masks[at], owner[at].to(q.device), draw[at]))
+            start = min(start + size, len(owner))
+            tick("coalitions", start, len(owner))
+        self._check_changed()
+        return torch.cat(out) if out else self._none()[:0].reshape(-1)
 
     def rows(self, mask: Masks, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         """Make the masked points themselves, [R, k, ...], as the game plays them."""
+        return self._points(mask.to(self.question.device), owner, draw)[0]
+
+    def elements(self, mask: Tensor, owner: Owner) -> Tree:
+        """Give each element its player's mask, shaped as rows; an element without a player is kept."""
+        q = self.question
+        like = tree.index(q.x, owner)
+        if self.labels is not None:
+            return tree.apply(lambda label, leaf: _spread(mask, label, owner, leaf), self.labels, like)
+        if mask.dtype != torch.bool:
+            raise InputError("soft masks of windows", "Boolean masks", "use groups that do not overlap")
+        assert isinstance(self.groups, Windows)
+        return tree.apply(lambda kept, leaf: kept.expand_as(leaf), self.groups.kept(mask, q.x), like)
+
+    def _points(self, mask: Tensor, owner: Owner, draw: Tensor) -> tuple[Tree, Tensor | None]:
         q = self.question
         x = tree.index(q.x, owner)
-        element = tree.apply(lambda label, leaf: _spread(mask, label, owner, leaf), self._labels, x)
+        known = mask if mask.dtype == torch.bool else mask.to(tree.leaves(x)[0].dtype)
+        absent = ~self.own.to(mask.device)[owner]
+        element = self.elements(known | absent if mask.dtype == torch.bool else known.masked_fill(absent, 1), owner)
         filled = self.fill(q, element, owner, draw)
+        filled, weight = (filled.rows, filled.weight) if isinstance(filled, Weighted) else (filled, None)
 
         def blend(leaf: Tensor, m: Tensor, other: Tensor) -> Tensor:
             if m.dtype == torch.bool:
@@ -142,34 +368,143 @@ class Game:
             m = m[:, None].to(leaf.dtype)
             return m * leaf[:, None] + (1 - m) * other
 
-        return tree.apply(blend, x, element, filled)
+        points = tree.apply(blend, x, element, filled)
+        if self._looked < _LOOKS:
+            self._look(x, points, mask, owner)
+        return points, weight
 
     def _play(self, mask: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         q = self.question
-        points = self.rows(mask, owner, draw)
-        draws = tree.leaves(points)[0].shape[1]
+        points, weight = self._points(mask.to(q.device), owner, draw)
+        count, draws = tree.leaves(points)[0].shape[:2]
         flat = tree.apply(lambda p: p.flatten(0, 1), points)
-        each = owner.repeat_interleave(draws)
+        row = torch.arange(count, device=q.device).repeat_interleave(draws)
+        share = None
+        if weight is not None:
+            at = weight.flatten().nonzero()[:, 0]
+            flat, row, share = tree.index(flat, at), row[at], weight.flatten()[at]
+        each = owner[row]
+
+        def mean(t: Tensor) -> Tensor:
+            if share is None:
+                return t if draws == 1 else t.reshape(count, draws, *t.shape[1:]).mean(1)
+            return t.new_zeros(count, *t.shape[1:]).index_add(0, row, t * tree.per_row(share, t))
+
         if draws == 1 or self.reduce == "mean_of_score":
-            return q.value(flat, each).reshape(-1, draws).mean(1)
-        outputs = q.outputs(flat, each)
+            return mean(q.value(flat, each))
+        outputs = tree.map_tensors(
+            lambda t: mean(t) if t.is_floating_point() and t.ndim and t.shape[0] == len(each) else t,
+            q.outputs(flat, each),
+        )
+        return check_scores(q.field.score(outputs, take(q.target, owner)), count, q.field.score)
 
-        def average(t: Tensor) -> Tensor:
-            of_rows = t.is_floating_point() and t.ndim and t.shape[0] == len(each)
-            return t.reshape(-1, draws, *t.shape[1:]).mean(1) if of_rows else t
+    # -- does the fill remove anything? -----------------------------------------------------------
 
-        mean = tree.map_tensors(average, outputs)
-        return check_scores(q.field.score(mean, take(q.target, owner)), len(owner), q.field.score)
+    def _look(self, x: Tree, points: Tree, mask: Tensor, owner: Tensor) -> None:
+        """Note which players the fill has changed something of, while there are any it was not seen to change."""
+        self._looked += 1
+        gone = (mask < 0.5 if mask.dtype != torch.bool else ~mask).cpu() & self.own[owner.cpu()]
+        pending = gone & ~self.changed[owner.cpu()]
+        if self.labels is None:  # of windows, only one that is absent alone can be told
+            pending &= gone.sum(1, keepdim=True) == 1
+        rows = pending.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return
+        at, of = rows.to(owner.device), owner[rows.to(owner.device)]
+        moved = torch.zeros(len(rows), self.players + 1, dtype=torch.int32, device=owner.device)
+        labels = x if self.labels is None else self.labels
+        for leaf, point, label in zip(*(tree.leaves(t) for t in (x, points, labels)), strict=True):
+            differs = (point[at] != leaf[at][:, None]).any(1).flatten(1)
+            if self.labels is None:
+                moved += differs.any(1, keepdim=True)
+                continue
+            label = label.to(owner.device)
+            whose = label.expand(len(label), *leaf.shape[1:])
+            whose = (whose.expand_as(leaf[at]) if len(label) == 1 else whose[of]).flatten(1)
+            moved.scatter_add_(1, whose.masked_fill(whose < 0, self.players), differs.to(torch.int32))
+        who = of.cpu()
+        for into, found in ((self.removed, pending[rows]), (self.changed, moved[:, :-1].cpu().bool() & pending[rows])):
+            into |= torch.zeros(into.shape, dtype=torch.int32).index_add_(0, who, found.int()).bool()
+
+    @property
+    def unchanged(self) -> Bool[Tensor, "B P"]:
+        """Players that were removed, and stood there as before: the fill gives what the example has."""
+        return self.removed & ~self.changed
+
+    def _check_changed(self) -> None:
+        same = (self.unchanged | ~self.own).all(1) & (self.sizes > 0)
+        if self._looked and bool(same.any()):
+            example = int(same.nonzero()[0])
+            raise InputError(
+                f"a fill ({type(self.fill).__name__}) that returns example {example} unchanged, for every one of its "
+                f"{int(self.sizes[example])} player(s)",
+                "something else than the example where players are absent",
+                "choose a fill that differs from it, such as ap.fills.Baselines(ap.baselines.Noise())",
+            )
+
+
+def _coalitions(masks: Tensor) -> Tensor:
+    """Take numbers that are all 0 or 1 as coalitions."""
+    masks = masks.cpu()
+    if masks.dtype == torch.bool or not bool(((masks == 0) | (masks == 1)).all()):
+        return masks
+    return masks.bool()
+
+
+def _hashed(masks: Tensor) -> np.ndarray:
+    """Number coalitions by what they are; absent players behind the last one present change nothing."""
+    raw = masks.numpy()
+    raw = np.packbits(raw, axis=1) if raw.dtype == bool else np.ascontiguousarray(raw, "<f4").view(np.uint8)
+    raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 8)))
+    words = np.ascontiguousarray(raw).view("<u8")
+    place = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * _GOLDEN
+    mixed = np.where(words == 0, np.uint64(0), _mix(words + place))
+    return (_mix(mixed.sum(1, dtype=np.uint64)) >> np.uint64(1)).astype(np.int64)
+
+
+def _present(x: Tree, labels: Tree) -> Tensor:
+    """Tell which players each example has, and in the last column whether it has elements of none, [B, P + 1]."""
+    flat = []
+    for label, leaf in zip(tree.leaves(labels), tree.leaves(x), strict=True):
+        try:
+            label.expand_as(leaf)
+        except RuntimeError as error:
+            raise InputError(
+                f"group labels of shape {tuple(label.shape)} for input {tuple(leaf.shape)}",
+                "broadcastable shapes",
+                "give labels of the input's shape, with 1 where they are shared",
+            ) from error
+        flat.append(label.cpu().reshape(len(label), -1))
+    batch, players = tree.rows(x), 1 + max(int(f.max()) for f in flat)
+    out = torch.zeros(batch, players + 1, dtype=torch.bool)
+    for f in flat:
+        f = f.masked_fill(f < 0, players)
+        out |= torch.zeros(len(f), players + 1, dtype=torch.bool).scatter_(1, f, True)
+    return out
+
+
+def _check_used(present: Tensor, sizes: Tensor) -> None:
+    empty = ~present & (torch.arange(present.shape[1]) < sizes[:, None])
+    if bool(empty.any()):
+        example = int(empty.any(1).nonzero()[0])
+        raise InputError(
+            f"groups {empty[example].nonzero()[:, 0].tolist()[:8]} without an element in example {example}",
+            f"every number below {int(sizes[example])}, the largest label and 1, on some element",
+            "number the groups without gaps: torch.unique(labels, return_inverse=True)[1]",
+        )
 
 
 def _spread(mask: Tensor, label: Tensor, owner: Tensor, like: Tensor) -> Tensor:
     """Give each element its player's mask; elements of no player (-1) are always kept."""
     label = label.to(mask.device)
-    rows = label.expand(len(mask), *label.shape[1:]) if label.shape[0] == 1 else label[owner]
     padded = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    flat = rows.flatten(1)
-    taken = padded.gather(1, flat.masked_fill(flat < 0, mask.shape[1]))
-    return taken.reshape(rows.shape).expand_as(like)
+    if label.shape[0] == 1:
+        flat = label.flatten()
+        taken = padded.index_select(1, flat.masked_fill(flat < 0, mask.shape[1]))
+    else:
+        rows = label[owner].flatten(1)
+        taken = padded.gather(1, rows.masked_fill(rows < 0, mask.shape[1]))
+    return taken.reshape(len(mask), *label.shape[1:]).expand_as(like)
 
 
-__all__ = ["Fill", "Game"]
+__all__ = ["Block", "Fill", "Game", "Weighted", "Windows"]

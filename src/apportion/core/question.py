@@ -121,6 +121,7 @@ class Question(Evaluation, Looks, Referenced):
         value: Tensor | None = None,
         references: References | None = None,
         parts: Mapping[str, Tree] | None = None,
+        groups: Tree = None,
     ) -> Attribution:
         """Wrap values with everything this question knows.
 
@@ -132,6 +133,7 @@ class Question(Evaluation, Looks, Referenced):
             value: f(x), where the method's own passes gave it.
             references: the baselines used.
             parts: named companions.
+            groups: the labels of values on groups.
         """
         if value is not None:
             self._at_x = value
@@ -161,6 +163,7 @@ class Question(Evaluation, Looks, Referenced):
             references=references,
             tensors=tensors,
             engine=self.field.engine if root else {},
+            groups=groups,
         )
 
 

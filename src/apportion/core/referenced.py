@@ -32,7 +32,7 @@ class Referenced(Calls):
         key = id(baseline)
         if key not in self._references:
             root = self._root
-            made = root.share(("references", baseline), lambda: root.references_at(root._baseline_rows(baseline)))
+            made = root.share(("references", baseline), lambda: root.references_at(root.baseline_rows(baseline)))
             self._references[key] = (baseline, made)
         made = self._references[key][1]
         if self is self._root:

@@ -861,11 +861,11 @@ def test_games() -> None:
         with clear(errors.InputError, "Boolean, or soft in [0, 1]"):
             game.value(torch.full((1, 3), wrong))
     with clear(errors.InputError, "background", "float32"):
-        ap.Game(q, ap.groups.Elements(), ap.fills.Marginal(torch.zeros(2, 3))).value(torch.ones(1, 3))
+        ap.Game(q, ap.groups.Elements(), ap.fills.Marginal(torch.zeros(2, 3))).value(torch.zeros(1, 3))
     with clear(errors.InputError, "background"):
-        ap.Game(q, ap.groups.Elements(), ap.fills.Marginal(torch.zeros(2, 4, dtype=DOUBLE))).value(torch.ones(1, 3))
+        ap.Game(q, ap.groups.Elements(), ap.fills.Marginal(torch.zeros(2, 4, dtype=DOUBLE))).value(torch.zeros(1, 3))
     with clear(errors.InputError, "list", "Tensor"):
-        ap.Game(q, ap.groups.Elements(), ap.fills.Marginal([0.0])).value(torch.ones(1, 3))
+        ap.Game(q, ap.groups.Elements(), ap.fills.Marginal([0.0])).value(torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
+from math import comb
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 import apportion as ap
+from apportion.core import game as core_game
+from apportion.core.errors import InputError
+from apportion.core.game import Weighted
 from apportion.core.protocols import Owner
 
 DOUBLE = torch.float64
@@ -44,7 +48,9 @@ def test_values_against_brute_force(x: Tensor, chunk: Any) -> None:
             assert found[b, s] == pytest.approx(model(point)[0, min(b, 1)].item(), abs=1e-14)
     assert torch.allclose(found[:, -1], q.fx)
     cost = ap.Gradient().explain(q).cost
-    assert cost.forward.tolist() == [16 + 1 + 1] * 3  # coalitions, baseline, gradient
+    assert cost.forward.tolist() == [14 + 1 + 1] * 3  # coalitions, the empty one by the baseline, gradient
+    assert game.asked.tolist() == [16] * 3
+    assert game.evaluated.tolist() == [14] * 3
 
 
 def test_spellings_of_masks_agree(x: Tensor) -> None:
@@ -170,7 +176,8 @@ def test_fills_do_not_depend_on_chunks_or_blocks(x: Tensor) -> None:
             blocks = (masks[i : i + size] for i in range(0, 9, size))
             assert torch.allclose(game.value(blocks), want, atol=1e-14)
     same = games[2].value(masks[:1].expand(9, 4))
-    assert len({round(v, 12) for v in same[0].tolist()}) == 9  # each coalition has a draw of its own
+    assert same[0].unique().numel() == 1  # v is one function of the coalition
+    assert len(set(games[2].value(all_masks(4)[1:-1])[0].tolist())) == 14  # others draw others
     alone = ap.Game(ap.Field(model).bind(x[1:2], target=1), ap.groups.Elements(), Random())
     assert torch.allclose(alone.value(masks)[0], want[1], atol=1e-14)
 
@@ -182,3 +189,114 @@ def test_games_of_inner_sites(x: Tensor) -> None:
     assert game.players == 3
     want = net[2](q.x * torch.tensor([1, 0, 1]))[:, 1]
     assert torch.allclose(game.value(torch.tensor([[1.0, 0.0, 1.0]]))[:, 0], want.detach(), atol=1e-14)
+
+
+def test_repeated_coalitions_are_evaluated_once(x: Tensor) -> None:
+    q = ap.Field(model).bind(x, target=[0, 1, 1])
+    game = ap.Game(q, ap.groups.Elements(), ap.fills.Baselines())
+    masks = all_masks(4)[torch.randint(16, (200,))]
+    found = game.value(masks)
+    assert torch.equal(game.value(masks), found)
+    distinct = len({tuple(m) for m in masks.tolist() if 0 < sum(m) < 4})
+    assert game.evaluated.tolist() == [distinct] * 3
+    assert game.asked.tolist() == [400] * 3
+    assert q.cost.forward.tolist() == [distinct + 1] * 3
+    plain = ap.Game(ap.Field(model).bind(x, target=[0, 1, 1]), ap.groups.Elements(), ap.fills.Baselines())
+    for s in range(200):
+        assert torch.allclose(plain.value(masks[s : s + 1])[:, 0], found[:, s], atol=1e-14)
+
+
+def test_deduplication_saves_what_theory_says() -> None:
+    """Of m uniform coalitions of 12 players, 4096 (1 - (1 - 1/4096)^m) are distinct on average."""
+    x = torch.randn(4, 12, dtype=DOUBLE)
+    q = ap.Field(lambda x: x.prod(1)).bind(x, ids=range(4))
+    game = ap.Game(q, ap.groups.Elements(), ap.fills.Baselines())
+    m = 3000
+    for block in ap.samplers.Bernoulli().blocks(game, m):
+        game.value(block)
+    want = 4096 * (1 - (1 - 1 / 4096) ** m)
+    share = (1 - 1 / 4096) ** m
+    deviation = (4096 * share * (1 - share * (1 + m / 4096))) ** 0.5  # of the number of empty cells
+    assert ((game.evaluated - want).abs() < 4 * deviation + 2).all()
+    # chains meet often where they are thin: of 300 orders at most 12 coalitions of 1, and 12 of 11, are new
+    chains = ap.Game(q, ap.groups.Elements(), ap.fills.Baselines())
+    budget = 300 * 11
+    for block in ap.samplers.Permutations().blocks(chains, budget):
+        chains.value(block)
+    expected = sum(comb(12, s) * (1 - (1 - 1 / comb(12, s)) ** 300) for s in range(1, 12))
+    assert ((chains.evaluated - expected).abs() < 4 * expected**0.5).all()
+    assert (chains.evaluated < 0.75 * budget).all()
+
+
+def test_what_is_remembered_is_bounded(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_game, "_REMEMBERED", 1100)
+    q = ap.Field(model).bind(x, target=0)
+    game = ap.Game(q, ap.groups.Elements(), ap.fills.Baselines())
+    masks = all_masks(4)
+    want = game.value(masks)
+    assert len(game._place) == 10
+    assert torch.equal(game.value(masks), want)
+    assert game.evaluated.tolist()[2] > 14
+
+
+def test_ragged_players_beyond_an_example_say_nothing(x: Tensor) -> None:
+    labels = torch.tensor([[0, 0, 1, 1], [2, 1, 0, -1], [0, 0, 0, 0]])
+    q = ap.Field(model).bind(x, target=1)
+    game = ap.Game(q, ap.groups.Labels(labels), ap.fills.Baselines())
+    assert game.sizes.tolist() == [2, 3, 1]
+    assert game.is_ragged
+    game.value(all_masks(3))
+    assert game.evaluated.tolist() == [2, 6, 0]
+    noisy = ap.Game(q, ap.groups.Labels(labels), Random())
+    alone = ap.Game(ap.Field(model).bind(x[:1], target=1), ap.groups.Labels(labels[:1]), Random())
+    own = torch.tensor([[False, False], [False, True], [True, False]])
+    more = torch.cat([own, torch.tensor([[True], [False], [True]])], 1)
+    assert torch.allclose(noisy.value(more)[:1], alone.value(own), atol=1e-14)
+
+
+def test_where_asks_of_some_examples(x: Tensor) -> None:
+    q = ap.Field(model).bind(x, target=1)
+    game = ap.Game(q, ap.groups.Elements(), ap.fills.Marginal(torch.randn(3, 4, dtype=DOUBLE)))
+    masks = all_masks(4)
+    where = torch.rand(3, 16) > 0.5
+    part = game.value(masks, where)
+    assert game.asked.tolist() == where.sum(1).tolist()
+    assert torch.equal(part, torch.where(where, game.value(masks), 0))
+
+
+def test_draws_that_weigh_differently(x: Tensor) -> None:
+    data, weight = torch.randn(3, 4, dtype=DOUBLE), torch.tensor([0.25, 0.0, 0.75], dtype=DOUBLE)
+
+    class Table:
+        def __call__(self, q: ap.Question, mask: Any, owner: Owner, draw: Tensor) -> Weighted:
+            return Weighted(data.expand(len(owner), 3, 4), weight.expand(len(owner), 3))
+
+    for reduce in REDUCTIONS:
+        q = ap.Field(model, ap.LogProbability()).bind(x, target=1)
+        game = ap.Game(q, ap.groups.Elements(), Table(), reduce)
+        found = game.value(all_masks(4))
+        for b in range(3):
+            for s, mask in enumerate(all_masks(4)):
+                z = model(torch.where(mask, x[b], data))
+                p = (weight @ z).log_softmax(0) if reduce == "score_of_mean" else weight @ z.log_softmax(1)
+                assert found[b, s] == pytest.approx(p[1].item(), abs=1e-12)
+        assert q.cost.forward.tolist() == [2 * 15] * 3  # two of three draws, all but the full coalition
+
+
+def test_empty_groups(x: Tensor) -> None:
+    q = ap.Field(model).bind(x, target=1)
+    with pytest.raises(InputError, match=r"groups \[1\] without an element in example 0") as caught:
+        ap.Game(q, ap.groups.Labels(torch.tensor([0, 0, 2, 2])), ap.fills.Baselines())
+    assert "return_inverse" in str(caught.value)
+
+
+def test_a_fill_that_changes_nothing(x: Tensor) -> None:
+    q = ap.Field(model).bind(x, target=1)
+    game = ap.Game(q, ap.groups.Elements(), ap.fills.Baselines(ap.baselines.Given(x)))
+    with pytest.raises(InputError, match="example 0 unchanged, for every one of its 4 player"):
+        game.value(~torch.eye(4, dtype=torch.bool))
+    y = x.clone()
+    y[1, 2] = 0
+    some = ap.Game(ap.Field(model).bind(y, target=1), ap.groups.Elements(), ap.fills.Baselines())
+    some.value(~torch.eye(4, dtype=torch.bool))
+    assert some.unchanged.nonzero().tolist() == [[1, 2]]
