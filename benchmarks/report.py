@@ -14,6 +14,7 @@ Found = dict[str, Any]
 TITLES = {
     "overhead": "The gradient through a field, over bare loops",
     "ig": "Integrated gradients",
+    "compile": "Passes without gradient, compiled",
     "peers": "Other libraries on the same work",
     "methods": "Every method over its own passes",
     "memory": "Peak memory of integrated gradients",

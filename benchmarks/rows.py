@@ -76,6 +76,7 @@ def rows(setting: Setting) -> list[Row]:
     return [
         *overhead(setting),
         *integrated(setting),
+        *forward_only(setting),
         *against(setting),
         *of_methods(setting),
         *scaling(setting),
@@ -234,6 +235,31 @@ def integrated(setting: Setting) -> Iterator[Row]:
 def captum_ig(steps: int) -> Make:
     """Make Captum's, in batches as large as ours."""
     return peers.captum("IntegratedGradients", n_steps=steps, internal_batch_size=INNER)
+
+
+# -- passes without gradient ------------------------------------------------------------------------
+
+
+def forward_only(setting: Setting) -> Iterator[Row]:
+    """Compare Score-CAM with passes compiled, as by default, and as the model says; compiling is not timed."""
+
+    def ratios(passes: Mapping[str, Passes], judged: Judged) -> list[Told]:
+        default, others = {"apportion": 1.0}, ("apportion, compiled", "apportion, fast=False")
+        return [
+            Ratio("times faster than by default", default, {others[0]: 1}),
+            Ratio("times faster than as the model says", {others[1]: 1}, {others[0]: 1}),
+        ]
+
+    for name, size in (("small", 32),) if setting.short else (("lite0", 96), ("resnet18", 96)):
+        explain = ap.ScoreCAM() if setting.short else ap.ScoreCAM(layer=ap.At(LAYERS[name]))
+        options: dict[str, dict[str, Any]] = {
+            "apportion": {},
+            "apportion, compiled": {"compile": not setting.short},
+            "apportion, fast=False": {"fast": False},
+        }
+        made = {k: mine(explain, batch_size=INNER, **o) for k, o in options.items()}
+        exact = lambda net, explain=explain: mine(explain, batch_size=INNER)(net.double())  # noqa: E731
+        yield Row(f"compile/{name}, Score-CAM", setting.net(name, 1, size), made, ratios, True, exact, seconds=60)
 
 
 # -- other libraries --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from apportion.core.tree import Tree
 Method = str | Explainer
 
 
-def explain(
+def explain(  # noqa: PLR0913 (a field and its question, in one call)
     model: Any,
     x: Tree,
     method: Method | Sequence[Method],
@@ -33,6 +33,7 @@ def explain(
     batch_size: int | Literal["auto"] = "auto",
     allow_unused: bool = False,
     fast: bool = True,
+    compile: bool = False,
     ids: Sequence[Any] | None = None,
     seed: int = 0,
     differentiable: bool = False,
@@ -53,6 +54,7 @@ def explain(
         batch_size: rows per pass.
         allow_unused: give zeros for an input the score does not depend on.
         fast: fold batch-norms and lay pictures out channels last.
+        compile: compile passes without gradient.
         ids: names of the examples, which key their random numbers.
         seed: of all random numbers.
         differentiable: keep the graph of the values back to x.
@@ -81,6 +83,7 @@ def explain(
         batch_size=batch_size,
         allow_unused=allow_unused,
         fast=fast,
+        compile=compile,
     )
 
     asked: dict[str, Any] = {"target": target, "ids": ids, "seed": seed}

@@ -38,6 +38,7 @@ MISTAKES: dict[str, tuple[Callable[[ap.Field], Any], str]] = {
     "to a word": (lambda f: MAP.resize("a"), "positive ints"),  # pyright: ignore[reportArgumentType]
     "to a negative size": (lambda f: MAP.resize((-1, 2)), "positive ints"),
     "to a fraction": (lambda f: MAP.resize((4.5, 2)), "positive ints"),  # pyright: ignore[reportArgumentType]
+    "compile in words": (lambda f: ap.Field(f.model, compile="no"), "True or False"),  # pyright: ignore[reportArgumentType]
     "fast in words": (lambda f: ap.Field(f.model, fast="no"), "True or False"),  # pyright: ignore[reportArgumentType]
     "unused in words": (lambda f: ap.explain(f.model, X, "gradient", allow_unused="no"), "True or False"),  # pyright: ignore
 }

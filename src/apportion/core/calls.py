@@ -38,7 +38,11 @@ class Calls(Bound):
             if detach and not self.differentiable:
                 rows, owner = tree.apply(lambda t: tree.ordinary(t.detach()), (rows, owner))
             examples = owner if self is self._root else self._in_root[owner]
-            return self._runner.chunks(body, rows, owner, examples, count)
+            try:
+                return self._runner.chunks(body, rows, owner, examples, count)
+            finally:
+                self._root._checks += self._runner.compared
+                self._runner.compared = 0
 
     def _assert_finite(self, t: Tensor, what: str, owner: Tensor, do: str = "") -> None:
         if not tree.is_finite(t):

@@ -118,6 +118,7 @@ class Field:
         batch_size: int | Literal["auto"] = "auto",
         allow_unused: bool = False,
         fast: bool = True,
+        compile: bool = False,
     ) -> None:
         """State the question.
 
@@ -135,6 +136,8 @@ class Field:
             batch_size: rows per pass; "auto" fits memory and backs off when it runs out.
             allow_unused: give zeros, with a warning, for an input the score does not depend on.
             fast: fold batch-norms and lay pictures out channels last where that only changes the rounding.
+            compile: run passes without gradient through torch.compile, which takes long once for each thread and
+                number of rows; what it gives is compared with the model's own outputs.
 
         Raises:
             ConfigError: an impossible option.
@@ -153,9 +156,15 @@ class Field:
         if batch_size != "auto" and not (whole and batch_size >= 1):
             raise ConfigError(f"batch_size={batch_size!r}", "a positive int or 'auto'", "leave it out for 'auto'")
         check_precision(precision)
-        for name, given in (("allow_unused", allow_unused), ("fast", fast)):
+        for name, given in (("allow_unused", allow_unused), ("fast", fast), ("compile", compile)):
             if not isinstance(given, bool):
                 raise ConfigError(f"{name}={given!r}", "True or False", f"write {name}=True or {name}=False")
+        if compile and isinstance(precision, str):
+            raise ConfigError(
+                f"compile=True with precision={precision!r}",
+                "one of the two: compiled passes are held to the model's own digits",
+                "leave one out",
+            )
         if bounds is not None and not _is_range(bounds):
             raise ConfigError(
                 f"bounds={bounds!r}",
@@ -174,7 +183,7 @@ class Field:
         self.normalize = normalize
         self.precision: torch.dtype | None = None if isinstance(precision, str) else precision
         self.lowered: Any = precision if isinstance(precision, str) else None
-        self.allow_unused, self.fast = allow_unused, fast
+        self.allow_unused, self.fast, self.compile = allow_unused, fast, compile
         self._batch_size = batch_size
         self._chunk: int | None = None if batch_size == "auto" else batch_size
         self._fits: dict[Any, int] = {}
@@ -242,6 +251,8 @@ class Field:
             found |= {"precision": self.lowered, "deviation": getattr(self._local, "deviation", None)}
         elif self.precision is not None:
             found["precision"] = str(self.precision).removeprefix("torch.")
+        if self.compile:
+            found["compiled"] = [r for c in self.twin().compiled.values() if (r := c.record) is not None]
         return found
 
     @contextmanager

@@ -14,6 +14,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from apportion.core import fast, tree
+from apportion.core.compiled import Compiled
 from apportion.core.derivative import is_memory
 from apportion.core.errors import ApportionError, InputError, ModelError, NonFiniteError, OutOfMemoryError
 from apportion.core.field import Field, Shared
@@ -21,6 +22,7 @@ from apportion.core.frozen import Frozen
 from apportion.core.precision import lowered, tensor_cores, widened
 from apportion.core.site import Probe, Site, SiteInfo
 from apportion.core.tree import Tree
+from apportion.core.twin import Twin
 
 T = TypeVar("T")
 Examples = Int[Tensor, " R"]
@@ -49,6 +51,7 @@ class Runner:
         spent: rows sent forward, backward and for f(x), per example.
         warnings: messages recorded so far, each once.
         found_slopes: the sites where the score was seen to be more than steps.
+        compared: rows run as written to see that compiled passes give the same.
     """
 
     def __init__(self, field: Field, batch: int, device: torch.device) -> None:
@@ -63,7 +66,8 @@ class Runner:
         self.spent = {k: torch.zeros(batch, dtype=torch.long) for k in ("forward", "backward", "at_x")}
         self.warnings: dict[str, None] = {}
         self.found_slopes: set[str] = set()
-        self._batch = batch
+        self.compared = 0
+        self._batch, self._size = batch, 0
         self._extra = field.split_extra(batch)
 
     def call(
@@ -91,8 +95,6 @@ class Runner:
             SiteError: a site does not address one tensor of the pass.
         """
         twin, count = self.field.twin(), len(examples)
-        extra = tree.apply(lambda v: _extra_rows(v, examples), self._extra[0])
-        named = tree.apply(lambda v: _extra_rows(v, examples), self._extra[1])
         looks = bool(read or override or trace)
         probe = Probe(twin.module, read, override or {}, differentiate=differentiate, trace=trace) if looks else None
         watched = looks or _is_watched()
@@ -100,14 +102,26 @@ class Runner:
         def digits() -> AbstractContextManager[object]:
             return nullcontext() if self.field.is_full else lowered(self.field.lowered, self.device)
 
-        def run(mode: AbstractContextManager[object], rows: Tree) -> Any:
+        def run(
+            mode: AbstractContextManager[object],
+            rows: Tree,
+            whose: Tensor = examples,
+            via: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda call: call,
+        ) -> Any:
             args, kwargs = _arguments(rows)
+            extra = tree.apply(lambda v: _extra_rows(v, whose), self._extra[0])
+            named = tree.apply(lambda v: _extra_rows(v, whose), self._extra[1])
             with twin.running() as call, digits(), mode, probe or nullcontext():
-                outputs = call(*args, *extra, **kwargs, **named)
+                outputs = via(call)(*args, *extra, **kwargs, **named)
             return outputs if self.field.is_full else widened(outputs)
 
+        compiled = None if watched else self._compiled(twin, z, count)
         try:
-            outputs = fast.run(twin, run, z, watched=watched)
+            if compiled is None:
+                outputs = fast.run(twin, run, z, watched=watched)
+            else:
+                outputs, compared = compiled.run(run, z, examples, type(self.field.model).__name__)
+                self.compared += compared
         except ApportionError:
             raise
         except Exception as error:
@@ -123,6 +137,15 @@ class Runner:
                 "return one row of outputs per example",
             )
         return Called(outputs, {}, []) if probe is None else Called(outputs, probe.values, probe.seen)
+
+    def _compiled(self, twin: Twin, z: Tree, count: int) -> Compiled | None:
+        """Give the compiled pass for some rows, where they fill half a pass and none of them is differentiated."""
+        if not self.field.compile or torch.is_grad_enabled() or not count <= self._size <= 2 * count:
+            return None
+        key = (self._size, *[(tuple(t.shape[1:]), t.dtype) for t in tree.leaves(z)])
+        if key not in twin.compiled:
+            twin.compiled[key] = Compiled(self._size, self.device)
+        return twin.compiled[key]
 
     def chunks(
         self, body: Callable[[Any, Tensor], T], rows: Tree, owner: Tensor, examples: Examples, count: dict[str, int]
@@ -149,6 +172,7 @@ class Runner:
         while start < total:
             size = min(self.field.chunk, total - start)
             whole, at = size == total, slice(start, start + size)
+            before, self._size = self._size, self.field.chunk
             try:
                 with tensor_cores(None if self.field.is_full else self.field.lowered):
                     out.append(body(rows if whole else tree.index(rows, at), owner if whole else owner[at]))
@@ -158,6 +182,8 @@ class Runner:
                 if not is_memory(error):
                     raise
                 self.refuse_smaller(size, error)
+            finally:
+                self._size = before
             self.back_off(size)  # only here has the error let go of the failed pass's tensors
         tally = torch.bincount(examples.cpu(), minlength=self._batch)
         for what, times in count.items():

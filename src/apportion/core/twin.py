@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from apportion.core.compiled import Compiled
 from apportion.core.errors import ModelError, kind_of
 from apportion.core.fast import Plan
 
@@ -139,6 +140,7 @@ class Twin:
         note: why this is not an aliasing copy, or None.
         plan: how passes may run faster; None until the first pass of a check has shown it.
         learns: whether the next pass is that one.
+        compiled: compiled passes, by the number and shapes of rows.
     """
 
     def __init__(self, model: Any, precision: torch.dtype | None) -> None:
@@ -154,6 +156,7 @@ class Twin:
         self.note: str | None = None
         self.plan: Plan | None = None
         self.learns = False
+        self.compiled: dict[Any, Compiled] = {}
         self.module: nn.Module | None = None
         self._call: Callable[..., Any] = model
         self._copies: list[tuple[Tensor, Tensor]] = []
