@@ -123,6 +123,7 @@ class GameMethod(Explainer):
 def elementwise(values: Float[Tensor, "B P"], like: Tree) -> Tree:
     """Put one value per element into the shape of the examples.
 
+    >>> import torch
     >>> elementwise(torch.arange(4.0)[None], (torch.zeros(1, 3), torch.zeros(1, 1)))
     (tensor([[0., 1., 2.]]), tensor([[3.]]))
     """

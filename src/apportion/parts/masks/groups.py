@@ -1,16 +1,22 @@
-"""Groups: partitions of the elements into players."""
+"""Groups: which elements are one player; partitions, and windows that overlap."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from apportion.core import tree
+from apportion.core.attribution import Groups
 from apportion.core.config import Configurable
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, kind_of
 from apportion.core.tree import Tree
+from apportion.parts.masks.columns import Columns, Correlated
+from apportion.parts.masks.segments import Felzenszwalb, QuickShift, Superpixels
+from apportion.parts.masks.windows import Patches
 
 
 @dataclass(frozen=True)
@@ -123,3 +129,141 @@ class Labels(Configurable):
         if max(int(label.max()) for label in tree.leaves(out)) < 0:
             raise InputError("group labels of which all are -1", "at least one player", "number the players from 0")
         return out
+
+
+def _positions(like: Tree, what: str) -> Tensor:
+    if not isinstance(like, Tensor) or like.ndim not in (2, 3):
+        shapes = [tuple(t.shape) for t in tree.leaves(like)]
+        raise InputError(
+            f"{what} of input {shapes}", "one tensor [B, T] or [B, T, features]", "explain the embedding, ap.At(name)"
+        )
+    return like
+
+
+def _fitting(given: Tensor, like: Tensor, what: str) -> Tensor:
+    if tuple(given.shape) != tuple(like.shape[:2]):
+        raise InputError(
+            f"{what} of shape {tuple(given.shape)} for input {tuple(like.shape)}",
+            f"shape {tuple(like.shape[:2])}",
+            "give one row for each example, as the tokenizer does",
+        )
+    given = given.to(like.device)
+    return given[..., None] if like.ndim == 3 else given
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+class RealTokens(Configurable):
+    """Each token a player with all its features; padding is none.
+
+    Attributes:
+        mask: [B, T], true for tokens that are real, as an attention mask; all unless given.
+
+    >>> RealTokens(torch.tensor([[1, 1, 0], [0, 1, 1]]).bool()).labels(torch.zeros(2, 3)).tolist()
+    [[0, 1, -1], [-1, 0, 1]]
+    """
+
+    mask: Bool[Tensor, "B T"] | None = None
+
+    def labels(self, like: Tree) -> Tree:
+        """Number the real tokens of each example."""
+        x = _positions(like, "tokens")
+        if self.mask is None:
+            every = torch.arange(x.shape[1], device=x.device)[None]
+            return every[..., None] if x.ndim == 3 else every
+        real = _fitting(self.mask.bool(), x, "a mask of tokens")
+        return (real.cumsum(1) - 1).masked_fill(~real, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Words(Configurable):
+    """The tokens of one word together.
+
+    Attributes:
+        word: [B, T], the same number for the tokens of one word, -1 for tokens of none, such as padding.
+
+    >>> words = Words.of([[None, 0, 0, 1], [0, 1, 2, None]])
+    >>> words.labels(torch.zeros(2, 4, 8))[..., 0].tolist()
+    [[-1, 0, 0, 1], [0, 1, 2, -1]]
+    """
+
+    word: Int[Tensor, "B T"]
+
+    @classmethod
+    def of(cls, word_ids: Sequence[Sequence[int | None]]) -> Words:
+        """Take what tokenizers give: `[encoding.word_ids(b) for b in range(B)]`."""
+        return cls(torch.tensor([[-1 if w is None else w for w in row] for row in word_ids]))
+
+    def labels(self, like: Tree) -> Tree:
+        """Number the words of each example, in order of their numbers."""
+        x = _positions(like, "words")
+        given = _fitting(self.word, x, "numbers of words")
+        out = torch.full_like(given, -1)
+        for b, row in enumerate(given):
+            real = row >= 0
+            out[b][real] = torch.unique(row[real], return_inverse=True)[1]
+        return out
+
+
+@dataclass(frozen=True)
+class EachInput(Configurable):
+    """Every input of a model of several a player as a whole.
+
+    >>> EachInput().labels((torch.zeros(1, 3), torch.zeros(1, 2, 2)))
+    (tensor([[0]]), tensor([[[1]]]))
+    """
+
+    def labels(self, like: Tree) -> Tree:
+        """Number the inputs."""
+        flat = [torch.full((1,) * t.ndim, i, device=t.device) for i, t in enumerate(tree.leaves(like))]
+        return tree.rebuild(like, flat)
+
+
+@dataclass(frozen=True)
+class PerInput(Configurable):
+    """Groups of its own for each input of a model of several, numbered on from one to the next.
+
+    Attributes:
+        parts: one for each input, in the order of the inputs.
+
+    Raises:
+        InputError: another number of inputs.
+
+    >>> mixed = PerInput((Squares(2), Elements()))
+    >>> [part.flatten().tolist() for part in mixed.labels((torch.zeros(1, 3, 2, 4), torch.zeros(1, 2)))]
+    [[0, 0, 1, 1, 0, 0, 1, 1], [2, 3]]
+    """
+
+    parts: tuple[Groups, ...]
+
+    def labels(self, like: Tree) -> Tree:
+        """Number the groups of all inputs."""
+        flat = tree.leaves(like)
+        if len(flat) != len(self.parts):
+            raise InputError(f"{len(self.parts)} groups for {len(flat)} input(s)", "one each", "see tree order of x")
+        start, out = torch.zeros(1, dtype=torch.long), []
+        for part, t in zip(self.parts, flat, strict=True):
+            if not isinstance(part, Groups):
+                raise InputError(f"{kind_of(part)} among groups", "partitions", "use ap.groups.Squares for patches")
+            label = part.labels(t)
+            first = start.to(label.device).reshape(-1, *[1] * (label.ndim - 1))
+            out.append(torch.where(label < 0, label, label + first))
+            start = start + 1 + label.cpu().flatten(1).amax(1)
+        return tree.rebuild(like, out)
+
+
+__all__ = [
+    "Columns",
+    "Correlated",
+    "EachInput",
+    "Elements",
+    "Felzenszwalb",
+    "Labels",
+    "Patches",
+    "PerInput",
+    "Pixels",
+    "QuickShift",
+    "RealTokens",
+    "Squares",
+    "Superpixels",
+    "Words",
+]
