@@ -21,9 +21,12 @@ class _Convolution(torch.autograd.Function):
     """A convolution with constant weights."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, func: Callable[..., Tensor], weight: Tensor, bias: Any, setting: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, func: Callable[..., Tensor], weight: Tensor, bias: Any, setting: Any, by_phase: bool
+    ) -> Tensor:
         ctx.save_for_backward(weight)
         out = func(x, weight, bias, *setting)
+        ctx.by_phase = by_phase and x.device.type == "cpu" and _has_cheap_phases(weight, *setting)
         last = out.ndim == 4 and not out.is_contiguous() and out.is_contiguous(memory_format=torch.channels_last)
         ctx.shape, ctx.setting = x.shape, setting
         ctx.format = torch.channels_last if last else torch.contiguous_format
@@ -34,6 +37,8 @@ class _Convolution(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         (grad,) = grads
         stride, padding, dilation, groups = ctx.setting
+        if ctx.by_phase:
+            return _gradient_by_phase(grad, weight, stride, padding, ctx.shape), None, None, None, None, None
         # its shape and layout are read, its numbers are not: memory that is never written to costs nothing
         shape_only = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format)
         back = torch.ops.aten.convolution_backward(
@@ -49,7 +54,53 @@ class _Convolution(torch.autograd.Function):
             groups,
             [True, False, False],
         )
-        return back[0], None, None, None, None
+        return back[0], None, None, None, None, None
+
+
+_BLOCK = 16
+"""Channels that oneDNN computes together: fewer cost as much."""
+
+
+def _has_cheap_phases(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Tell whether the gradient below takes less than half of the products of the usual one."""
+    if weight.ndim != 4 or groups != 1 or any(d != 1 for d in dilation):
+        return False
+    channels, (height, width) = weight.shape[1], weight.shape[2:]
+    taps = [len(_taps(k, s, p)) for k, s, p in zip((height, width), stride, padding, strict=True)]
+    usual = -(-channels // _BLOCK) * height * width
+    return 2 * -(-channels * stride[0] * stride[1] // _BLOCK) * taps[0] * taps[1] < usual
+
+
+def _taps(size: int, stride: int, padding: int) -> range:
+    """List how many strides before its place an output may lie that a pixel adds to."""
+    return range(-((stride - 1 + padding) // stride), (size - 1 - padding) // stride + 1)
+
+
+def _gradient_by_phase(grad: Tensor, weight: Tensor, stride: Any, padding: Any, shape: Any) -> Tensor:
+    """Take the gradient with respect to the few channels of a picture, where strides are large.
+
+    Pixels that lie equally far from the last multiple of the stride see the same weights. One convolution with
+    stride 1 gives them all as channels, which are then put in their places: 3 channels and stride 2 are 12, which
+    fill a processor's registers; 3 do not.
+    """
+    (high, wide), (out, channels) = stride, weight.shape[:2]
+    rows, columns = (_taps(k, s, p) for k, s, p in zip(weight.shape[2:], stride, padding, strict=True))
+    before = [-(s * taps[0] + p) for s, taps, p in zip(stride, (rows, columns), padding, strict=True)]
+    after = [s * len(t) - k - b for s, t, k, b in zip(stride, (rows, columns), weight.shape[2:], before, strict=True)]
+    whole = F.pad(weight, (before[1], after[1], before[0], after[0]))
+    split = whole.reshape(out, channels, len(rows), high, len(columns), wide).flip(2, 4)
+    phases = split.permute(1, 3, 5, 0, 2, 4).reshape(channels * high * wide, out, len(rows), len(columns))
+    edge = [
+        max(0, taps[-1], -(-size // s) - had - taps[0])
+        for taps, size, s, had in zip((rows, columns), shape[2:], stride, grad.shape[2:], strict=True)
+    ]
+    found = F.conv2d(grad, phases, None, 1, edge)
+    count, _, height, width = found.shape
+    placed = found.reshape(count, channels, high, wide, height, width).permute(0, 1, 4, 2, 5, 3)
+    placed = placed.reshape(count, channels, height * high, width * wide)
+    begin = [s * (e - taps[-1]) for s, e, taps in zip(stride, edge, (rows, columns), strict=True)]
+    end = [size - whole for size, whole in zip(shape[2:], placed.shape[2:], strict=True)]
+    return F.pad(placed, (-begin[1], end[1] + begin[1], -begin[0], end[0] + begin[0]))
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -79,11 +130,18 @@ FUNCTIONS: tuple[type, ...] = (_Convolution, _BatchNorm)
 """The autograd functions by which they run."""
 
 
-def run(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run one operation: a convolution or batch-norm with constant weights as above, all else as it is."""
+def run(func: Any, args: Any, kwargs: Any, *, by_phase: bool = False) -> Any:
+    """Run one operation: a convolution or batch-norm with constant weights as above, all else as it is.
+
+    Args:
+        func: the operation.
+        args: what it is called with.
+        kwargs: the same by name.
+        by_phase: whether a gradient may come from other products than torch's, where that is faster.
+    """
     found = None
     if (func in _DIMENSIONS or func is F.batch_norm) and not _autocast(args):
-        found = _batch_norm(*args, **kwargs) if func is F.batch_norm else _convolution(func, *args, **kwargs)
+        found = _batch_norm(*args, **kwargs) if func is F.batch_norm else _convolution(func, by_phase, *args, **kwargs)
     return func(*args, **kwargs) if found is None else found
 
 
@@ -105,6 +163,7 @@ def _each(value: Any, count: int) -> list[int] | None:
 
 def _convolution(
     func: Any,
+    by_phase: bool,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -117,7 +176,7 @@ def _convolution(
     setting = [_each(v, count) for v in (stride, padding, dilation)]
     if not input.requires_grad or not _constant(weight, bias) or None in setting or input.ndim != count + 2:
         return None
-    return _Convolution.apply(input, func, weight, bias, (*setting, groups))  # pyright: ignore[reportReturnType]
+    return _Convolution.apply(input, func, weight, bias, (*setting, groups), by_phase)  # pyright: ignore[reportReturnType]
 
 
 def _batch_norm(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apportion as ap
+from apportion.core import frozen
 from apportion.core.fast import Plan
 
 X = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -235,9 +236,19 @@ def test_the_record_says_how_it_ran() -> None:
     assert b.engine["passes"] == "as the model says; fast=False"
 
 
-def test_long_sums_are_not_channels_last() -> None:
+FRONTS: dict[str, tuple[list[nn.Module], list[bool]]] = {
+    "two convolutions": ([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3), nn.ReLU(inplace=True)], [False, False]),
+    "a pool": ([nn.Conv2d(3, 64, 3), nn.ReLU(), nn.MaxPool2d(2)], [False]),
+    "neither": ([nn.Conv2d(3, 64, 3), nn.ReLU()], [True]),
+    "a padded input": ([nn.Conv2d(3, 64, 3), nn.MaxPool2d(2), nn.ZeroPad2d(1)], [False]),
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_long_sums_are_not_channels_last(front: str) -> None:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 128, 3), nn.Conv2d(128, 128, 3), nn.Conv2d(128, 8, 1)]
+    layers, last = FRONTS[front]
+    layers = [*copy.deepcopy(layers), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 8, 1)]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     field = ap.Field(net)
     q = field.bind(X, target=1)
@@ -255,8 +266,11 @@ def test_long_sums_are_not_channels_last() -> None:
         if isinstance(layer, nn.Conv2d):
             layer.__class__ = Seen
     formats.append([])
-    q.value_and_grad(X, torch.arange(3))
-    assert formats == [[False, True, True]]
+    value, grad = q.value_and_grad(X, torch.arange(3))
+    assert formats == [[*last, True, True]]
+    plain, plain_grad = _plain(net)
+    assert torch.allclose(value, plain, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(grad, plain_grad, rtol=1e-4, atol=1e-7)
 
 
 def test_deep_networks_stay_as_near_to_double_precision() -> None:
@@ -287,3 +301,120 @@ def test_another_thread_runs_as_the_model_says_until_it_has_compared() -> None:
         value = pool.submit(lambda: [q.value(X, torch.arange(3)) for _ in range(2)][1]).result()
         assert torch.equal(value, _plain(model)[0])
         assert pool.submit(lambda: ap.Gradient()(field, X, target=1).engine["passes"]).result().startswith("2 batch")
+
+
+class Padded(Convolved):
+    """Pads by an operation of its own; `use` gets the picture before it, the padded one, and the convolution."""
+
+    def __init__(
+        self, edges: tuple[int, ...], conv: nn.Conv2d, use: Callable[..., Tensor] = lambda x, pad, conv: conv(pad)
+    ) -> None:
+        super().__init__()
+        self.edges, self.padded, self.use_pad = edges, conv.eval(), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x))) + 1
+        y = self.use_pad(y, F.pad(y, self.edges), self.padded)
+        return self.last(F.relu(y).mean((2, 3)))
+
+
+def _conv(size: int, **options: int) -> nn.Conv2d:
+    torch.manual_seed(1)
+    return nn.Conv2d(8, 8, size, **options)  # pyright: ignore[reportArgumentType]
+
+
+PADS: dict[str, tuple[tuple[int, ...], nn.Conv2d]] = {
+    "both sides": ((1, 1, 1, 1), _conv(3)),
+    "both sides, and by itself": ((1, 1, 2, 2), _conv(3, padding=1, stride=2)),
+    "one side": ((0, 1, 0, 1), _conv(3, stride=2, groups=8)),
+    "more left than right": ((2, 1, 1, 2), _conv(5, stride=2, groups=8)),
+    "far apart": ((0, 3, 2, 0), _conv(3, groups=8)),
+    "one side, of sums": ((0, 1, 0, 1), _conv(3, stride=2)),
+    "one side, dilated": ((0, 1, 0, 1), _conv(3, groups=8, dilation=2)),
+    "both sides, dilated": ((1, 1, 1, 1), _conv(3, dilation=2)),
+    "same": ((1, 1, 1, 1), _conv(3, padding="same")),  # pyright: ignore[reportArgumentType]
+    "less": ((-1, -1, 1, 1), _conv(3)),
+}
+
+
+@pytest.mark.parametrize("case", PADS)
+def test_convolutions_pad_themselves(case: str) -> None:
+    model = Padded(*PADS[case])
+    field, value, grad = _asked(model)
+    assert len(_plan(field).pads) == (case != "less")
+    assert not _plan(field).why_not
+    plain, plain_grad = _plain(model)
+    assert torch.allclose(value, plain, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(grad, plain_grad, rtol=1e-4, atol=1e-7)
+
+
+def _written(x: Tensor, pad: Tensor, conv: nn.Conv2d) -> Tensor:
+    x.mul_(2)
+    return conv(pad) + x.mean()
+
+
+PADDED_USES = {
+    "sum": lambda x, pad, conv: conv(pad) + pad.mean(),
+    "sum before": lambda x, pad, conv: pad.mean() + conv(pad),
+    "pool": lambda x, pad, conv: F.max_pool2d(pad, 2),
+    "two": lambda x, pad, conv: conv(pad) * conv(pad),
+}
+
+
+@pytest.mark.parametrize("use", PADDED_USES)
+def test_padded_pictures_that_are_used_otherwise_are_made(use: str) -> None:
+    model = Padded((1, 1, 1, 1), _conv(3), PADDED_USES[use])
+    field, value, grad = _asked(model, batch_size=1)
+    assert not _plan(field).pads
+    each = [_plain(model, x) for x in X.split(1)]
+    assert torch.allclose(value, torch.cat([v for v, _ in each]), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(grad, torch.cat([g for _, g in each]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_picture_that_is_written_to_after_it_was_padded() -> None:
+    model = Padded((1, 1, 1, 1), _conv(3), _written)
+    field, value, _ = _asked(model, batch_size=1)
+    assert _plan(field).why_not == "not folded: a picture was written to after it was padded"
+    assert torch.allclose(value, torch.cat([_plain(model, x)[0] for x in X.split(1)]), rtol=1e-5, atol=1e-6)
+
+
+STEMS = [
+    (7, 2, 3, 33),
+    (7, 2, 3, 34),
+    (16, 16, 0, 50),
+    (4, 4, 0, 32),
+    (5, 3, 4, 31),
+    (3, (2, 1), (1, 0), 20),
+    (8, 3, 1, 29),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "side"), STEMS)
+def test_the_gradient_of_few_channels_by_phase(size: int, stride: object, padding: object, side: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, size, stride, padding).double().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+    x = torch.randn(2, 3, side, side + 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn_like(conv(x))
+    (right,) = torch.autograd.grad((conv(x) * weights).sum(), x)
+    got = frozen._gradient_by_phase(weights, conv.weight, conv.stride, conv.padding, x.shape)
+    assert got.shape == right.shape
+    assert torch.allclose(got, right, rtol=1e-12, atol=1e-13)
+
+
+def test_by_phase_only_where_it_saves_products_and_passes_are_fast() -> None:
+    def cheap(conv: nn.Conv2d) -> bool:
+        return frozen._has_cheap_phases(conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    assert cheap(nn.Conv2d(3, 64, 7, 2, 3))
+    assert cheap(nn.Conv2d(3, 384, 16, 16))
+    assert not cheap(nn.Conv2d(3, 64, 7, 1, 3))
+    assert not cheap(nn.Conv2d(64, 128, 3, 2, 1))
+    assert not cheap(nn.Conv2d(3, 3, 7, 2, 3, groups=3))
+    assert not cheap(nn.Conv2d(3, 8, 7, 2, 3, dilation=2))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    plain = _plain(net)[1]
+    slow, fast = (_asked(net, fast=on)[2] for on in (False, True))
+    assert torch.equal(slow, plain)
+    assert not torch.equal(fast, plain)
+    assert torch.allclose(fast, plain, rtol=1e-4, atol=1e-7)
