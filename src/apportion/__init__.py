@@ -81,6 +81,7 @@ from apportion.one_call import explain
 from apportion.parts import accumulate, baselines, grids, noise, paths, quadrature, rules
 from apportion.parts.feature_moments import FeatureMoments
 from apportion.parts.masks import fills, groups, samplers
+from apportion.parts.masks.dividends import harsanyi
 from apportion.path_profile import PathProfile, path_profile
 from apportion.regions import Regions, regions
 
@@ -185,6 +186,7 @@ __all__ = [
     "fills",
     "grids",
     "groups",
+    "harsanyi",
     "keep_memory",
     "method",
     "methods",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -118,11 +119,44 @@ class LeaveOneOut(Sampler):
         return players if players > 1 else 0
 
 
+@dataclass(frozen=True)
+class Pairs(Sampler):
+    """All players but two, for each pair; or two alone. `Pairs.of(n)` tells which.
+
+    Attributes:
+        alone: keep the pair and remove the others.
+
+    >>> Pairs.of(3).tolist()
+    [[0, 1], [0, 2], [1, 2]]
+    """
+
+    alone: bool = False
+
+    @staticmethod
+    def of(players: int) -> Int[Tensor, "pairs 2"]:
+        """List the pairs, in the order of the coalitions."""
+        return torch.triu_indices(players, players, 1).T
+
+    def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
+        pairs, n = self.of(game.players), game.players
+
+        def make(at: Tensor) -> Tensor:
+            return (pairs[at][..., None] == torch.arange(n)).any(1) == self.alone
+
+        where = (pairs[:, 1] < game.sizes[:, None]) if game.is_ragged else None
+        if len(pairs):
+            yield Block(len(pairs), make, where)
+
+    def coalitions(self, players: int, budget: int | None = None) -> int:
+        return math.comb(players, 2) if players > 2 else 0
+
+
 def _uniform(game: Game, purpose: str, draws: Tensor, count: int) -> Float[Tensor, "B m c"]:
-    """Draw [B, m, count] numbers; the first of a draw do not depend on how many there are."""
-    batch, m = len(game.question), len(draws)
-    owner, draw = torch.arange(batch).repeat_interleave(m), draws.repeat(batch)
-    return game.question.stream(purpose).uniform(torch.zeros(1, count), owner, draw).reshape(batch, m, count)
+    """Draw [B, m, count] numbers for draws [m] or [B, m]; the first of a draw do not depend on how many there are."""
+    batch, m = len(game.question), draws.shape[-1]
+    owner = torch.arange(batch).repeat_interleave(m)
+    stream = game.question.stream(purpose)
+    return stream.uniform(torch.zeros(1, count), owner, draws.expand(batch, m).flatten()).reshape(batch, m, count)
 
 
 def _ranks(keys: Tensor) -> Int[Tensor, "B m P"]:
@@ -136,6 +170,10 @@ class Permutations(Sampler):
     A block of m orders has m (P + 1) coalitions, order by order. An order of n players costs n - 1 coalitions,
     since the empty and the full one are known.
 
+    Attributes:
+        antithetic: follow each order by its reverse.
+        rotated: follow each by all its rotations, so that every player comes once at every place (strata).
+
     >>> import apportion as ap
     >>> game = ap.Game(ap.Field(lambda x: x.prod(1)).bind(torch.ones(1, 3)), ap.groups.Elements(), ap.fills.Baselines())
     >>> block = next(Permutations().blocks(game, budget=2))
@@ -143,33 +181,52 @@ class Permutations(Sampler):
     (torch.Size([1, 1, 3]), [[0, 1, 2, 3]])
     """
 
+    antithetic: bool = False
+    rotated: bool = False
+
+    def _family(self, players: int) -> int:
+        """Count the orders made of each one drawn."""
+        return (players if self.rotated else 1) * (2 if self.antithetic else 1)
+
     def orders(self, players: int, budget: int | None) -> int:
         """Count the orders that a budget pays for, of so many players.
 
         Raises:
             ConfigError: none.
         """
-        cost = max(1, players - 1)
-        return needed(budget, cost, f"permutations of {players} player(s)") // cost
+        players = max(1, players)
+        family, cost = self._family(players), max(1, players - 1)
+        what = f"permutations of {players} player(s), {family} at a time"
+        return family * (needed(budget, family * cost, what) // (family * cost))
 
     def coalitions(self, players: int, budget: int | None = None) -> int:
         return self.orders(players, budget) * max(0, players - 1)
 
     def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
-        n = game.players
-        most = torch.tensor([self.orders(int(size), budget) for size in game.sizes])
+        n, sizes = game.players, game.sizes
+        most = torch.tensor([self.orders(int(size), budget) for size in sizes])
+        family = torch.tensor([self._family(max(1, int(size))) for size in sizes])[:, None]
         per = max(1, game.per_block // (1 << max(0, (n - 1).bit_length())))
         for start in range(0, int(most.max()), per):
-            draws = torch.arange(start, min(start + per, int(most.max())))
-            keys = _uniform(game, purpose, draws, n).masked_fill(~game.own[:, None], 2.0)
-            rank = _ranks(keys)
+            number = torch.arange(start, min(start + per, int(most.max())))
+            keys = _uniform(game, purpose, number // family, n).masked_fill(~game.own[:, None], 2.0)
+            rank = self._varied(_ranks(keys), number % family, sizes[:, None, None].clamp(min=1))
 
             def make(at: Tensor, rank: Tensor = rank) -> Tensor:
                 return rank[:, at // (n + 1)] < (at % (n + 1))[:, None]
 
-            live = draws < most[:, None]
+            live = number < most[:, None]
             where = None if bool(live.all()) else live.repeat_interleave(n + 1, 1)
-            yield Block(len(draws) * (n + 1), make, where, order=rank.argsort(-1))
+            yield Block(len(number) * (n + 1), make, where, order=rank.argsort(-1))
+
+    def _varied(self, rank: Tensor, which: Tensor, sizes: Tensor) -> Tensor:
+        """Make each order's place in its family of it, leaving players an example does not have at the end."""
+        place, turned = rank, which[..., None]
+        if self.rotated:
+            place, turned = (rank + turned) % sizes, turned // sizes
+        if self.antithetic:
+            place = torch.where(turned == 1, sizes - 1 - place, place)
+        return torch.where(rank < sizes, place, rank)
 
 
 @dataclass(frozen=True)
@@ -278,3 +335,62 @@ def shapley_kernel(players: int) -> Float[Tensor, " n"]:
         for s in range(1, players):
             out[s] = 1 / (s * (players - s)) / math.comb(players, s) / total
     return out
+
+
+@dataclass(frozen=True)
+class SmoothGrids(Sampler):
+    """Soft masks of pixels: coarse random grids, enlarged bilinearly and shifted (Petsiuk et al. 2018, section 3.2).
+
+    Each cell of a grid of `cells` by `cells` is 1 with probability p. The grid is enlarged to cells + 1 times
+    ceil(H / cells) by as many times ceil(W / cells) pixels, and an H by W window of it taken at random within the
+    first cell. The mean of a mask is p at every pixel.
+
+    Attributes:
+        cells: along each side of the grid.
+        p: the probability that a cell is kept.
+
+    Raises:
+        InputError: players that are not the pixels of pictures.
+
+    >>> import apportion as ap
+    >>> q = ap.Field(lambda x: x.flatten(1).sum(1)).bind(torch.rand(1, 3, 9, 9))
+    >>> block = next(SmoothGrids(3).blocks(ap.Game(q, ap.groups.Pixels(), ap.fills.Baselines()), budget=4))
+    >>> block.masks.shape, bool(((block.masks >= 0) & (block.masks <= 1)).all())
+    (torch.Size([1, 4, 81]), True)
+    """
+
+    _positive = ("cells",)
+
+    cells: int = 8
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.p < 1:
+            raise ConfigError(f"SmoothGrids(p={self.p})", "a probability between 0 and 1", "half is p=0.5")
+
+    def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
+        total = needed(budget, 1, "smooth masks")
+        x = game.question.x
+        if not isinstance(x, Tensor) or x.ndim != 4 or game.players != x.shape[2] * x.shape[3]:
+            raise InputError(f"smooth grids of {game.players} players", "one for each pixel", "give ap.groups.Pixels()")
+        for start in range(0, total, game.per_block):
+            draws = torch.arange(start, min(start + game.per_block, total))
+            u = _uniform(game, purpose, draws, 2 + self.cells**2)
+            masks = self._masks(u, int(x.shape[2]), int(x.shape[3]))
+            yield Block(len(draws), lambda at, masks=masks: masks[:, at])
+
+    def _masks(self, u: Tensor, high: int, wide: int) -> Float[Tensor, "B m P"]:
+        grid = (u[..., 2:] < self.p).float().reshape(-1, 1, self.cells, self.cells)
+        cell = (math.ceil(high / self.cells), math.ceil(wide / self.cells))
+        size = [(self.cells + 1) * c for c in cell]
+        large = F.interpolate(grid, size, mode="bilinear", align_corners=False)[:, 0]
+        at = []
+        for axis, length in enumerate((high, wide)):
+            first = (u[..., axis].reshape(-1) * cell[axis]).long().clamp(max=cell[axis] - 1)
+            at.append(first[:, None] + torch.arange(length))
+        every = torch.arange(len(large))[:, None, None]
+        return large[every, at[0][:, :, None], at[1][:, None, :]].reshape(*u.shape[:2], high * wide)
+
+    def coalitions(self, players: int, budget: int | None = None) -> int:
+        return needed(budget, 1, "smooth masks")

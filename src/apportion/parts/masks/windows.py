@@ -60,7 +60,7 @@ class Patches(Configurable):
         over = [o.to(values) for o in self._over(like)]
         out = values.reshape(len(values), *(len(o) for o in over))
         for axis, o in enumerate(over, 1):
-            out = torch.tensordot(out, o, ([axis], [0])).movedim(-1, axis)
+            out = (out.movedim(axis, -1) @ o).movedim(-1, axis)
         return out[:, None]
 
     def _over(self, like: Tree) -> list[Tensor]:

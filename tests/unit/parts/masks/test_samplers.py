@@ -141,6 +141,11 @@ SAMPLERS: dict[str, tuple[Sampler, int | None]] = {
     "all": (ap.samplers.AllSubsets(), None),
     "leave one out": (ap.samplers.LeaveOneOut(), None),
     "permutations": (ap.samplers.Permutations(), 30),
+    "antithetic": (ap.samplers.Permutations(antithetic=True), 30),
+    "rotated": (ap.samplers.Permutations(rotated=True), 30),
+    "both": (ap.samplers.Permutations(antithetic=True, rotated=True), 30),
+    "pairs": (ap.samplers.Pairs(), None),
+    "pairs alone": (ap.samplers.Pairs(alone=True), None),
     "bernoulli": (ap.samplers.Bernoulli(), 30),
     "kernel": (ap.samplers.KernelWeighted(), 8),
 }
@@ -187,3 +192,76 @@ def test_seeds_and_purposes_give_other_samples(name: str) -> None:
     assert not torch.equal(first, drawn(0, "held out"))
     with pytest.raises(ConfigError, match="budget=1"):
         next(ap.samplers.Permutations().blocks(game(9, 1), 1))
+
+
+@pytest.mark.parametrize(("antithetic", "rotated"), [(True, False), (False, True), (True, True)])
+def test_families_of_permutations(antithetic: bool, rotated: bool) -> None:
+    """Reverses follow their orders; of rotations every player is once at every place; of each example's own size."""
+    sampler = ap.samplers.Permutations(antithetic, rotated)
+    g = ragged()
+    blocks = list(sampler.blocks(g, 60))
+    order = torch.cat([b.order for b in blocks if b.order is not None], 1)
+    for b, n in enumerate((2, 4, 3)):
+        family = (n if rotated else 1) * (2 if antithetic else 1)
+        count = sampler.orders(n, 60)
+        assert count == 60 // (n - 1) // family * family
+        mine = order[b, :count, :n].unflatten(0, (-1, family))
+        assert torch.equal(mine.sort(-1).values, torch.arange(n).expand_as(mine))
+        for one in mine:
+            if rotated:
+                for half in one.split(n):
+                    assert all(half[:, place].unique().numel() == n for place in range(n))
+            if antithetic:
+                first, second = one[: family // 2], one[family // 2 :]
+                assert torch.equal(second, first.flip(-1))
+        assert len({tuple(one[0].tolist()) for one in mine}) > 1
+    with pytest.raises(ConfigError, match="at least"):
+        next(sampler.blocks(g, 3))
+
+
+def test_pairs() -> None:
+    for mine, n in zip(asked(ap.samplers.Pairs(), ragged()), (2, 4, 3), strict=True):
+        assert [tuple(i for i, kept in enumerate(m) if not kept) for m in mine] == list(combinations(range(n), 2))
+    block = next(ap.samplers.Pairs(alone=True).blocks(game(5)))
+    assert block.masks.sum(-1).unique().tolist() == [2]
+
+
+def pictures(high: int = 20, wide: int = 15, batch: int = 1, seed: int = 0) -> ap.Game:
+    x = torch.rand(batch, 2, high, wide, dtype=DOUBLE)
+    q = ap.Field(lambda x: x.flatten(1).sum(1)).bind(x, ids=range(batch), seed=seed)
+    return ap.Game(q, ap.groups.Pixels(), ap.fills.Baselines())
+
+
+def test_smooth_grids_by_hand() -> None:
+    """The same masks, pixel by pixel, from the same random numbers."""
+    sampler, g = ap.samplers.SmoothGrids(4, 0.3), pictures()
+    masks = next(sampler.blocks(g, 3)).masks.reshape(3, 20, 15)
+    u = g.question.stream("coalitions").uniform(torch.zeros(1, 18), torch.zeros(3, dtype=torch.long), torch.arange(3))
+    for k in range(3):
+        grid = (u[k, 2:].reshape(4, 4) < 0.3).double()
+        top, left = int(u[k, 0] * 5), int(u[k, 1] * 4)
+        for i in range(0, 20, 3):
+            for j in range(0, 15, 2):
+                place = []
+                for at, length in ((i + top, 25), (j + left, 20)):
+                    where = min(max((at + 0.5) * 4 / length - 0.5, 0), 3)
+                    low = min(int(where), 2)
+                    place.append((low, where - low))
+                (a, s), (b, t) = place
+                want = (1 - s) * ((1 - t) * grid[a, b] + t * grid[a, b + 1])
+                want += s * ((1 - t) * grid[a + 1, b] + t * grid[a + 1, b + 1])
+                assert float(masks[k, i, j]) == pytest.approx(float(want), abs=1e-5)
+
+
+def test_smooth_grids_keep_p_of_every_pixel() -> None:
+    sampler = ap.samplers.SmoothGrids(3, 0.25)
+    masks = torch.cat([b.masks for b in sampler.blocks(pictures(), 4000)], 1)[0].double()
+    spread = masks.std(0) / 4000**0.5
+    assert ((masks.mean(0) - 0.25).abs() < 5 * spread).all()
+    whole = torch.cat([b.masks for b in sampler.blocks(pictures(batch=3), 5)], 1)
+    alone = torch.cat([b.masks for b in sampler.blocks(pictures(batch=1), 5)], 1)
+    assert torch.equal(whole[:1], alone)
+    with pytest.raises(InputError, match=r"Pixels\(\)"):
+        next(sampler.blocks(game(), 5))
+    with pytest.raises(ConfigError, match="p=0"):
+        ap.samplers.SmoothGrids(p=0.0)
