@@ -18,7 +18,6 @@ from apportion.core.attribution import Cost, References
 from apportion.core.config import whole
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.field import Field
-from apportion.core.hooks import own_hooks
 from apportion.core.protocols import Baseline
 from apportion.core.runner import Runner
 from apportion.core.score import Score
@@ -79,7 +78,6 @@ class Bound:
         self: Any = cls()
         self.field, self.seed, self.differentiable = field, seed, differentiable
         self.inputs = self.x = field.admit(x, keep_graph=differentiable, any_dtype=any_dtype)
-        twin = field.twin(refresh=True)
         batch = len(self)
         if ids is not None:
             given: Any = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
@@ -94,11 +92,11 @@ class Bound:
         self._ids, self._in_root = ids, torch.arange(batch, device=self.device)
         self._runner, self._references = Runner(field, batch, self.device), {}
         self.target = None
-        if twin.note:
-            self.warn(twin.note)
-        if hooked := own_hooks(field.model):
+        held, self._checks = field.prepared, 0
+        if held.twin.note:
+            self.warn(held.twin.note)
+        if hooked := held.facts.hooked:
             self.warn(f"hooks of your own ({hooked}) ran in every pass, on rows and modules made here")
-        self._checks = 0
         return self
 
     def __len__(self) -> int:
@@ -220,6 +218,10 @@ class Bound:
         finally:
             self._runner.spent = before
             self._root._checks += rows
+
+    def looked(self, rows: int) -> None:
+        """Count rows as checks of the model."""
+        self._root._checks += rows
 
     @property
     def warnings(self) -> tuple[str, ...]:

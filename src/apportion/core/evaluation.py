@@ -410,8 +410,7 @@ class Evaluation(Calls):
             RuleError: an operation the rule set does not know.
         """
         score = self.field.score
-        module = self.field.twin().module
-        if module is not None and any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+        if self.field.prepared.facts.scripted:
             raise RuleError(
                 "a TorchScript module, whose operations cannot be intercepted",
                 "an eager module",

@@ -6,23 +6,26 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from apportion.core import tree
+from apportion.core import kept, tree
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, InputError, ModelError, NonFiniteError, ScoreError, kind_of
 from apportion.core.fast import Plan
-from apportion.core.hooks import own_hooks
+from apportion.core.kept import Held
 from apportion.core.memory import budget
 from apportion.core.precision import Precision, check_device, check_precision, complaint, deviation
 from apportion.core.score import Logit, Score, Target, as_score
+from apportion.core.sharing import is_key
 from apportion.core.site import Input, Site, SiteInfo
+from apportion.core.state import State, survey
 from apportion.core.tree import Tree
 from apportion.core.twin import Twin, check_ready, fingerprint, unwrap
 
@@ -75,7 +78,7 @@ class Shared:
     value: Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class _Checked:
     """What checking the model on one example showed.
 
@@ -85,8 +88,6 @@ class _Checked:
         read_pair: the same of two examples in one pass; None where passes have one row.
         row_bytes: memory kept per row for the backward pass.
         rows: rows spent.
-        score_is_checked: whether the score was found to treat rows alone.
-        deviation: how far from float32 a lowered precision is.
     """
 
     outputs: Any
@@ -94,6 +95,17 @@ class _Checked:
     read_pair: Any
     row_bytes: int
     rows: int
+
+
+@dataclass
+class _Own:
+    """What one field's thread has seen besides.
+
+    Attributes:
+        score_is_checked: whether the score was found to treat rows alone.
+        deviation: how far from float32 a lowered precision is.
+    """
+
     score_is_checked: bool = False
     deviation: dict[str, Any] | None = None
 
@@ -176,7 +188,7 @@ class Field:
                 f"normalize={normalize!r}", "ap.Normalize(mean, std) or None", "give one positive std for each mean"
             )
         if isinstance(model, type | torch.export.ExportedProgram) or not callable(model):
-            check_ready(model, torch.device("cpu"))
+            check_ready(model)
         self.extra = extra if isinstance(extra, tuple | dict) or extra is None else (extra,)
         low, high = bounds or (None, None)
         self.bounds = None if bounds is None else (_plain(low), _plain(high))
@@ -288,19 +300,55 @@ class Field:
 
     # -- the twin and the checks ------------------------------------------------------------------
 
-    def twin(self, refresh: bool = False) -> Twin:
-        """Give this thread's twin, built anew if the model's structure or storage changed."""
-        held = getattr(self._local, "twin", None)
-        if held is not None and not refresh:
-            return held[0]
-        is_module = isinstance(self.model, nn.Module)
-        now = fingerprint(self.model) if is_module else ()
-        if held is None or held[1] != now:
-            held = (Twin(self.model, self.precision), now, {})
-            self._local.twin = held
-        else:
-            held[0].refresh()
-        return held[0]
+    def twin(self) -> Twin:
+        """Give this thread's twin."""
+        return self.prepared.twin
+
+    @property
+    def prepared(self) -> Held:
+        """This thread's twin and what is known of it, as they are."""
+        held: Held | None = getattr(self._local, "held", None)
+        return self.prepare() if held is None else held
+
+    def prepare(self) -> Held:
+        """See that the model can be explained, and give this thread's twin and what is known of it.
+
+        The twin is built anew if the model's structure or storage changed. Of an unchanged model it is that of
+        an earlier field, where one asked in the same way.
+
+        Raises:
+            ModelError: see `check_ready`.
+        """
+        held: Held | None = getattr(self._local, "held", None)
+        if not isinstance(self.model, nn.Module):
+            held = held or Held(Twin(self.model, self.precision), State((), ()), check_ready(self.model))
+            self._local.held = held
+            return held
+        now = survey(self.model)
+        if held is None or held.state.mark != now.mark:
+            settings = self._settings()
+            held = None if settings is None else kept.find(self.model, settings, now)
+            if held is None:
+                facts = check_ready(self.model)
+                held = Held(Twin(self.model, self.precision), now, facts)
+                if settings is not None:
+                    kept.keep(self.model, settings, held)
+            self._local.held = held
+        held.twin.refresh()
+        return held
+
+    def _settings(self) -> Any:
+        """Say, by value, on what a check of the model depends besides it; None where that cannot be said."""
+        if self.extra or self.precision is not None:  # a cast twin has weights of its own, too large to keep
+            return None
+        settings = (self.fast, self._batch_size == 1, self.lowered, self.site, self.normalize, kept.autocast())
+        return settings if is_key(settings) else None
+
+    def own(self, checked: _Checked) -> _Own:
+        """Give what this thread has seen besides the model's checks."""
+        if not hasattr(self._local, "own"):
+            self._local.own = WeakKeyDictionary()
+        return self._local.own.setdefault(checked, _Own())
 
     def admit(self, x: Tree, *, keep_graph: bool = False, any_dtype: bool = False) -> Tree:
         """Check the user's input, and detach it unless its graph is wanted.
@@ -323,8 +371,9 @@ class Field:
             )
         if self.normalize is not None and len(flat) > 1:
             raise InputError("several inputs with normalize=", "a single tensor", "normalize inside the model")
-        check_ready(self.model, flat[0].device)
-        self._check_dtype(flat, names)
+        held = self.prepare()
+        held.facts.check_device(flat[0].device)
+        self._check_dtype(held.facts.dtypes, flat, names)
         if self.lowered is not None:
             check_device(self.lowered, flat)
         cast = self.precision
@@ -379,10 +428,9 @@ class Field:
                     "scale x, or declare the bounds it has",
                 )
 
-    def _check_dtype(self, flat: list[Tensor], names: list[str]) -> None:
-        if self.precision is not None or not isinstance(self.model, nn.Module):
+    def _check_dtype(self, dtypes: frozenset[torch.dtype], flat: list[Tensor], names: list[str]) -> None:
+        if self.precision is not None:
             return
-        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         for leaf, name in zip(flat, names, strict=True):
             if len(dtypes) == 1 and leaf.is_floating_point() and leaf.dtype not in dtypes:
                 own = next(iter(dtypes))
@@ -423,10 +471,10 @@ class Field:
         """Measure how far from float32 a lowered precision is, once for each kind of example, and warn of it."""
         if self.lowered is None:
             return
-        checked = self.check_model(q)
-        checked.deviation = checked.deviation or deviation(q)
-        self._local.deviation = checked.deviation
-        if message := complaint(self.lowered, checked.deviation):
+        own = self.own(self.check_model(q))
+        own.deviation = own.deviation or deviation(q)
+        self._local.deviation = own.deviation
+        if message := complaint(self.lowered, own.deviation):
             q.warn(message)
 
     def check_model(self, q: Question) -> _Checked:
@@ -440,25 +488,24 @@ class Field:
         Raises:
             ModelError: outputs change between equal calls, or depend on the other examples.
         """
-        x = q.inputs
-        self.twin()
-        known: dict[Any, _Checked] = self._local.twin[2]
+        x, held = q.inputs, self.prepared
         shapes = tuple((tuple(t.shape[1:]), t.dtype, t.device) for t in tree.leaves(x))
         key = (self.score.site, *shapes)
-        plan = self.twin().plan
+        plan = held.twin.plan
         if plan is not None and plan.refresh():
-            known.clear()  # other weights: what is equal to rounding may no longer be
-        if key in known and (plan is not None or q.differentiable):
-            self._choose(shapes)
-            return known[key]
+            held.checked.clear()  # other weights: what is equal to rounding may no longer be
         self._choose(shapes)
+        known: _Checked | None = held.checked.get(key)
+        if known is not None and (plan is not None or q.differentiable):
+            self._fit(shapes, known)
+            return known
         if not q.differentiable:
-            self.twin().plan, self.twin().learns = self._plan(), True
-        kept: dict[int, int] = {}
+            held.twin.plan, held.twin.learns = self._plan(), True
+        storages: dict[int, int] = {}
 
         def weigh(t: Tensor) -> Tensor:
             storage = t.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
             return t.detach()  # a node that keeps its own output would never be freed
 
         first = torch.zeros(1, dtype=torch.long)
@@ -487,6 +534,7 @@ class Field:
         if module is not None and fingerprint(module) != before:  # it wrote to itself: see whether that matters
             if plan is not None:
                 plan.give_up("the model writes to itself")
+            kept.forget(self.model, held)
             spent += 2 * self._forgets(q)
         pair, read_pair = torch.tensor([0, min(1, len(q) - 1)]), None
         if self._batch_size != 1:
@@ -501,24 +549,28 @@ class Field:
                 )
         inputs = sum(t[0].numel() * t.element_size() for t in tree.leaves(x))
         fixed = {t.untyped_storage().data_ptr() for t in self.twin().tensors()}
-        row_bytes = sum(size for where, size in kept.items() if where not in fixed) + 4 * inputs
+        row_bytes = sum(size for where, size in storages.items() if where not in fixed) + 4 * inputs
         checked = _Checked(one, read, read_pair, row_bytes, spent)
-        known[key] = checked
+        held.checked[key] = checked
+        q.looked(spent)
         if plan is not None:
             plan.refresh()
-        if self.is_automatic:
-            fit = _fitting_rows(checked.row_bytes, tree.leaves(x)[0].device)
-            self._fits[shapes] = min(fit, self._fits.get(shapes, fit))
-            self._choose(shapes)
+        self._fit(shapes, checked)
         return checked
+
+    def _fit(self, shapes: Any, checked: _Checked) -> None:
+        """Choose rows per pass for examples of some shapes, unless that was done before."""
+        if self.is_automatic and shapes not in self._fits:
+            self._fits[shapes] = _fitting_rows(checked.row_bytes, shapes[0][2])
+            self._choose(shapes)
 
     def _plan(self) -> Plan | None:
         """Say why passes run as the model says; None where the first pass is to find out."""
         if not self.fast:
             return Plan(why_not="fast=False")
-        if not isinstance(self.site, Input):
+        if not isinstance(self.site, Input) or self.score.site is not None:
             return Plan(why_not="the site is inside the model")
-        return Plan(why_not="hooks of your own") if own_hooks(self.model) else None
+        return Plan(why_not="hooks of your own") if self.prepared.facts.hooked else None
 
     def _forgets(self, q: Question) -> int:
         """See that a model which saw the first example treats another as a model that saw none.
@@ -526,14 +578,14 @@ class Field:
         Raises:
             ModelError: it does not.
         """
-        used = self._local.twin
+        used = self.prepared
         pair = torch.tensor([0, min(1, len(q) - 1)])
         after, _ = q.look(pair, companion=True, only=1)
         try:
-            self._local.twin = (Twin(self.model, self.precision), *used[1:])
+            self._local.held = replace(used, twin=Twin(self.model, self.precision))
             fresh, _ = q.look(pair, companion=True, only=1)
         finally:
-            self._local.twin = used
+            self._local.held = used
         if after is not None and fresh is not None and not _same(after, fresh, 1e-6):
             raise ModelError(
                 "an example's output depends on the examples the model saw before",
@@ -549,7 +601,8 @@ def check_score(q: Question, checked: _Checked) -> None:
     Raises:
         ScoreError: it is not.
     """
-    if checked.score_is_checked:
+    own = q.field.own(checked)
+    if own.score_is_checked:
         return
     score, first = q.field.score, torch.zeros(1, dtype=torch.long)
     with _kept_rng():
@@ -567,7 +620,7 @@ def check_score(q: Question, checked: _Checked) -> None:
             "one number for each row by itself",
             "reduce over axis 1 and further, never over axis 0 (softmax(1), not softmax(0))",
         )
-    checked.score_is_checked = True
+    own.score_is_checked = True
 
 
 def _rows(alone: Any, both: Any, at: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -45,7 +45,6 @@ class Question(Evaluation, Looks, Referenced):
         self = cls.begin(field, x, ids, seed, differentiable)
         batch = len(self)
         checked = field.check_model(self)
-        self._checks = checked.rows
         outputs: list[Any] = []
         if not isinstance(field.site, Input):
             self.x, outputs = self._read_site(self.inputs)

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from apportion.core.compiled import Compiled
 from apportion.core.errors import ModelError, kind_of
 from apportion.core.fast import Plan
+from apportion.core.hooks import own_hooks
+from apportion.core.state import own_attributes, plain_tensors, survey
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
@@ -43,31 +45,6 @@ def _alias(tensor: Tensor, *, copied: bool, precision: torch.dtype | None) -> Te
     return out.clone() if copied and out.data_ptr() == tensor.data_ptr() else out
 
 
-_DEPTH = 4  # how far into plain attributes tensors and changes are looked for
-
-
-def _inside(value: Any) -> list[Any]:
-    """List what a plain attribute holds: entries of containers, attributes of records, parts of loose modules."""
-    if isinstance(value, nn.Module):
-        return [*value._parameters.values(), *value._buffers.values(), *value._modules.values(), *_own(value).values()]
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    if isinstance(value, type) or callable(value) or not hasattr(value, "__dict__"):
-        return []
-    return list(vars(value).values())
-
-
-def _plain_tensors(value: Any, depth: int = _DEPTH) -> Iterator[Tensor | np.ndarray]:
-    """Find tensors and arrays kept as ordinary attributes, also those of modules that are not registered."""
-    if isinstance(value, Tensor | np.ndarray):
-        yield value
-    elif depth:
-        for v in _inside(value):
-            yield from _plain_tensors(v, depth - 1)
-
-
 def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
     """Tell `deepcopy` what to put in place of every tensor of the model.
 
@@ -83,7 +60,7 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
             if b is not None and id(b) not in memo:
                 memo[id(b)] = _alias(b, copied=True, precision=precision)
     for module in model.modules():  # after all parameters: an attribute may hold one of them
-        for t in _plain_tensors(_own(module)):
+        for t in plain_tensors(own_attributes(module)):
             if isinstance(t, np.ndarray):
                 held: Any = t  # data, which a model reads
             elif isinstance(t, nn.Parameter):
@@ -94,42 +71,9 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
     return memo
 
 
-_REGISTERED = frozenset({"_parameters", "_buffers", "_modules"})
-_PLAIN = frozenset({bool, int, float, str, type(None)})
-
-
-def _own(module: nn.Module) -> dict[str, Any]:
-    return {k: v for k, v in vars(module).items() if k not in _REGISTERED}
-
-
-def _mark(value: Any, depth: int = _DEPTH) -> Any:
-    """Tell whether an attribute is still what it was: by value where that is plain, else by identity."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, nn.Parameter):
-        return id(value), value.data_ptr()
-    if isinstance(value, Tensor):
-        return id(value), 0 if value.is_inference() else value._version
-    inside = _inside(value) if depth else []
-    keys = tuple(map(id, value)) if isinstance(value, dict) else ()
-    return id(value), keys, tuple(_mark(v, depth - 1) for v in inside)
-
-
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """Summarize what a twin depends on: a change means that it must be built anew."""
-    parts: list[Any] = []
-    for name, module in model.named_modules():
-        parts.append((name, id(module), type(module), module.training))
-        parts += [(id(p), p.data_ptr()) for p in module._parameters.values() if p is not None and not _meta(p)]
-        parts += [(id(b), b.data_ptr()) for b in module._buffers.values() if b is not None and not _meta(b)]
-        for k, v in vars(module).items():
-            if k not in _REGISTERED:  # mostly tables of hooks, and empty
-                parts.append((k, v if type(v) in _PLAIN else id(v) if isinstance(v, dict) and not v else _mark(v)))
-    return tuple(parts)
-
-
-def _meta(t: Tensor) -> bool:
-    return t.device.type == "meta"
+    return survey(model).mark
 
 
 class Twin:
@@ -195,7 +139,7 @@ class Twin:
     def refresh(self) -> None:
         """Bring what does not share its storage up to date with the user's model."""
         with torch.no_grad():
-            for own, new in self._copies:
+            for own, new in _unlike(self._copies):  # what is alike stays untouched, and what was made of it valid
                 new.copy_(own)
 
     @contextmanager
@@ -206,6 +150,16 @@ class Twin:
             return
         with self._lock:
             yield self._call
+
+
+def _unlike(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Choose the pairs whose numbers differ, at one wait for the device."""
+    if not pairs or any(own.dtype != new.dtype for own, new in pairs):
+        return pairs
+    if all(own.device.type == "cpu" for own, _ in pairs):
+        return [pair for pair in pairs if not torch.equal(*pair)]
+    changed = torch.stack([(own != new).any() for own, new in pairs]).tolist()
+    return [pair for pair, is_changed in zip(pairs, changed, strict=True) if is_changed]
 
 
 def _share(own: Tensor, new: Tensor, precision: torch.dtype | None) -> None:
@@ -246,11 +200,39 @@ def _iterates(module: nn.Module) -> bool:
     return isinstance(module, _SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)
 
 
-def check_ready(model: Any, x_device: torch.device) -> None:
+class Facts(NamedTuple):
+    """What a model was seen to be.
+
+    Attributes:
+        devices: where its weights and buffers are.
+        dtypes: those of its weights of floating point.
+        hooked: the modules with hooks of the user's, named.
+        scripted: whether a part of it is TorchScript.
+    """
+
+    devices: frozenset[torch.device] = frozenset()
+    dtypes: frozenset[torch.dtype] = frozenset()
+    hooked: str = ""
+    scripted: bool = False
+
+    def check_device(self, device: torch.device) -> None:
+        """Refuse an input that is elsewhere.
+
+        Raises:
+            ModelError: it is.
+        """
+        if len(self.devices) == 1 and device not in self.devices:
+            own = str(next(iter(self.devices)))
+            raise ModelError(
+                f"the input is on {device}, the model on {own}", "one device", f"move the input: x.to({own!r})"
+            )
+
+
+def check_ready(model: Any) -> Facts:
     """Refuse a model that cannot be explained as it stands.
 
     Raises:
-        ModelError: train mode with dropout or batch-norm, weights on another or no device.
+        ModelError: train mode with dropout or batch-norm, weights on no device.
     """
     if not isinstance(model, nn.Module):
         if isinstance(model, torch.export.ExportedProgram):
@@ -259,7 +241,7 @@ def check_ready(model: Any, x_device: torch.device) -> None:
             raise ModelError(f"the class {model.__name__} as model", "an instance", f"write {model.__name__}(...)")
         if not callable(model):
             raise ModelError(f"{kind_of(model)} as model", "a torch.nn.Module or a callable", "pass the model itself")
-        return
+        return Facts()
     lazy = next((n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)), None)
     if lazy is not None:
         raise ModelError(f"{lazy} is not initialized yet", "weights that hold numbers", "call the model once first")
@@ -276,12 +258,8 @@ def check_ready(model: Any, x_device: torch.device) -> None:
                 "eval mode, where each example's output is its own and repeatable",
                 "call model.eval() first",
             )
-    devices = {p.device for p in (*model.parameters(), *model.buffers())}
+    devices = frozenset(p.device for p in (*model.parameters(), *model.buffers()))
     if any(d.type == "meta" for d in devices):
         raise ModelError("weights on the meta device", "weights that hold numbers", "load the weights first")
-    if len(devices) == 1 and x_device not in devices:
-        raise ModelError(
-            f"the input is on {x_device}, the model on {next(iter(devices))}",
-            "one device",
-            f"move the input: x.to({str(next(iter(devices)))!r})",
-        )
+    dtypes = frozenset(p.dtype for p in model.parameters() if p.is_floating_point())
+    return Facts(devices, dtypes, own_hooks(model), any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()))

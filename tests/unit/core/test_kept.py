@@ -1,0 +1,398 @@
+"""What is kept of a model from call to call: never longer than it is true, nor than the model lives."""
+
+import copy
+import functools
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import apportion as ap
+from apportion.core import kept
+from apportion.core.errors import ModelError
+from apportion.core.state import is_open, survey
+
+
+class Net(nn.Module):
+    """Convolution, batch-norm and plain attributes of several kinds."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fn: Any = F.softplus
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.act: Any = nn.ReLU()
+        self.head = nn.Linear(4, 3)
+        self.drop = nn.Dropout(0.5)
+        self.factor, self.options = 1.0, {"powers": [1.0, 2.0]}
+        self.register_buffer("table", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(self.conv(x))).mean((2, 3)) * self.table * self.factor
+        return self.fn(self.drop(self.head(y))) ** self.options["powers"][1]
+
+
+class Counted(nn.Module):
+    """Counts the rows it sees, in a list its copies share."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        SEEN[id(rows)] = rows
+        self.key = id(rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN[self.key].append(len(x))
+        return self.layer(x).tanh()
+
+
+SEEN: dict[int, list[int]] = {}
+X = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    model = Net()
+    with torch.no_grad():
+        model(torch.rand(8, 3, 6, 6))
+    return model.eval()
+
+
+def ask(model: Any, x: Tensor = X, **options: Any) -> ap.Attribution:
+    return ap.explain(model, x, "gradient", **{"target": 1, **options})
+
+
+def direct(model: nn.Module, x: Tensor = X) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    out = model(x)[:, 1]
+    return out.detach(), torch.autograd.grad(out.sum(), x)[0]
+
+
+def test_a_second_call_checks_nothing_and_gives_the_same() -> None:
+    model = net()
+    first, second = ask(model), ask(model)
+    assert first.cost.checks > 0
+    assert second.cost.checks == 0
+    assert torch.equal(first.values, second.values)
+    assert first.engine == second.engine
+    other = ap.explain(model, X, "gradient_times_input", target=1)
+    assert other.cost.checks == 0
+
+
+def test_checks_are_those_of_this_call() -> None:
+    """By the count of the model itself."""
+    rows: list[int] = []
+    model, x = Counted(rows), torch.rand(2, 5)
+    field = ap.Field(model, batch_size=2)
+    for ask_again in (lambda: ap.Gradient()(field, x, target=0), lambda: ask(model, x, batch_size=2)):
+        rows.clear()
+        cost = ask_again().cost
+        assert sum(rows) == cost.checks + cost.forward.sum() + cost.at_x.sum()
+    assert cost.checks == 0
+
+
+def _add(m: Net) -> None:
+    m.conv.weight.add_(0.5)
+
+
+def _data(m: Net) -> None:
+    m.conv.weight.data.mul_(1.5)
+
+
+def _load(m: Net) -> None:
+    m.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in m.state_dict().items()})
+
+
+def _optimizer(m: Net) -> None:
+    with torch.enable_grad():
+        m(X).sum().backward()
+    torch.optim.SGD(m.parameters(), 1.0).step()
+
+
+def _buffer(m: Net) -> None:
+    m.table.data[0] = 3.0
+
+
+def _statistics(m: Net) -> None:
+    m.norm.get_buffer("running_mean").data.add_(1)
+
+
+def _factor(m: Net) -> None:
+    m.factor = 3.0
+
+
+def _function(m: Net) -> None:
+    m.fn = F.relu
+
+
+def _option(m: Net) -> None:
+    m.options["powers"][1] = 3.0
+
+
+def _module(m: Net) -> None:
+    m.act = nn.Tanh()
+
+
+def _parameter(m: Net) -> None:
+    m.head.weight = nn.Parameter(torch.ones(3, 4))
+
+
+def _set_data(m: Net) -> None:
+    m.head.weight.data = torch.ones(3, 4)
+
+
+def _hook(m: Net) -> None:
+    m.conv.register_forward_hook(_thrice)
+
+
+def _thrice(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+    return out * 3
+
+
+def _parametrized(m: Net) -> None:
+    parametrize.register_parametrization(m.head, "weight", nn.Softplus())
+
+
+def _eps(m: Net) -> None:
+    m.norm.eps = 1.0
+
+
+CHANGES = [_add, _data, _load, _optimizer, _buffer, _statistics, _factor, _function, _option, _module, _parameter]
+CHANGES += [_set_data, _hook, _parametrized, _eps]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_is_seen(change: Callable[[Net], None]) -> None:
+    model = net()
+    before = [ask(model) for _ in range(2)]
+    assert before[1].cost.checks == 0
+    with torch.no_grad():
+        change(model)
+    after, (value, grad) = ask(model), direct(model)
+    assert torch.allclose(after.value, value, atol=1e-6)
+    assert torch.allclose(after.values, grad, atol=1e-6)
+    assert not torch.allclose(after.value, before[0].value, atol=1e-4)
+    assert after.cost.checks > 0 or change is _buffer  # which is of no batch-norm, and whose version stays
+
+
+def test_train_mode_is_refused_after_an_answer() -> None:
+    model = net()
+    ask(model)
+    with pytest.raises(ModelError, match="train mode"):
+        ask(model.train())
+    assert ask(model.eval()).cost.checks == 0
+
+
+class Switched(nn.Module):
+    """Mixes its rows, draws random numbers or counts its calls, once told to by a weight."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.switch = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        mixed = y + self.switch[0] * y.mean(0, keepdim=True)
+        return mixed + self.switch[1] * torch.randn(3)
+
+
+@pytest.mark.parametrize(("at", "message"), [(0, "depends on the other examples"), (1, "draws random numbers")])
+def test_a_model_is_checked_again_once_its_weights_were_written_to(at: int, message: str) -> None:
+    model, x = Switched().eval(), torch.rand(2, 5)
+    assert [ask(model, x).cost.checks > 0 for _ in range(2)] == [True, False]
+    with torch.no_grad():
+        model.switch[at] = 1
+    with pytest.raises(ModelError, match=message):
+        ask(model, x)
+
+
+def test_the_forward_of_the_class_is_seen_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Switched().eval(), torch.rand(2, 5)
+    ask(model, x)
+    monkeypatch.setattr(Switched, "forward", lambda self, x: self.layer(x) - self.layer(x).mean(0))
+    with pytest.raises(ModelError, match="depends on the other examples"):
+        ask(model, x)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 1}, {"fast": False}, {"site": ap.At("conv")}, {"normalize": ap.Normalize((0.5,), (0.5,))}],
+)
+def test_another_way_of_asking_is_checked_for_itself(options: dict[str, Any]) -> None:
+    model = net()
+    ask(model)
+    alone = ask(copy.deepcopy(model), **options)
+    for checks in (alone.cost.checks, 0):
+        again = ask(model, **options)
+        assert again.cost.checks == checks
+        assert torch.equal(again.values, alone.values)
+        assert again.engine == alone.engine
+    assert ask(model).cost.checks == 0
+
+
+def test_another_shape_is_checked_for_itself() -> None:
+    model = net()
+    ask(model)
+    x = torch.rand(3, 3, 8, 8)
+    assert [ask(model, x).cost.checks > 0 for _ in range(2)] == [True, False]
+
+
+def test_further_arguments_are_checked_each_time() -> None:
+    model, x, extra = nn.Bilinear(5, 4, 3).eval(), torch.rand(2, 5), torch.rand(2, 4)
+    assert all(ask(model, x, extra=extra).cost.checks > 0 for _ in range(2))
+
+
+def test_rows_a_pass_fit_in_every_field() -> None:
+    model = net()
+    chunks = []
+    for _ in range(2):
+        field = ap.Field(model)
+        field.bind(X, target=0)
+        chunks.append(field.chunk)
+    assert chunks[0] == chunks[1] > 1
+
+
+class _Held(nn.Module):
+    """Holds something in a plain attribute."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.layer, self.held = nn.Linear(5, 3), held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).tanh()
+
+
+def _function_with_state() -> Any:
+    state = [1.0]
+    return lambda x: x * state[0]
+
+
+class _Callable:
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _Record:
+    def __init__(self) -> None:
+        self.a, self.b = 1, {"c": torch.float32}
+
+
+class _Slots:
+    __slots__ = ("a",)
+
+
+OPEN = [
+    None,
+    1,
+    "a",
+    F.relu,
+    torch.relu,
+    nn.Linear,
+    [1, (2, {"a": 3})],
+    _Record(),
+    nn.Tanh(),
+    functools.partial(F.elu, alpha=2),
+]
+CLOSED = [_function_with_state(), _Callable(), _Slots(), torch.ones(2), torch.Generator(), [[[[[[1]]]]]], iter([])]
+
+
+def test_only_models_that_are_seen_through_are_kept() -> None:
+    x = torch.rand(2, 5)
+    for held in OPEN:
+        model = _Held(held).eval()
+        assert is_open(model), held
+        assert [ask(model, x).cost.checks > 0 for _ in range(2)] == [True, False], held
+    for held in CLOSED:
+        assert not is_open(_Held(held)), held
+    assert [ask(_Held(torch.ones(2)), x).cost.checks > 0 for _ in range(2)] == [True, True]
+
+
+def test_a_model_with_a_closure_is_not_kept() -> None:
+    model: Any = _Held(None).eval()
+    x = torch.rand(2, 5)
+    model.register_forward_hook(lambda module, args, out: out + model.layer.bias)
+    assert not is_open(model)
+    assert all(ask(model, x).cost.checks > 0 for _ in range(2))
+
+
+@pytest.mark.parametrize("make", [net, lambda: _Held(_Record()), lambda: _Held(_function_with_state())])
+def test_a_model_is_freed_with_all_that_was_kept_of_it(make: Callable[[], nn.Module]) -> None:
+    model: Any = make().eval()
+    x = X if isinstance(model, Net) else torch.rand(2, 5)
+    ask(model, x)
+    gone, key = weakref.ref(model), id(model)
+    twins = [weakref.ref(h.twin.module) for h in (kept._KEPT[key][1].held.values() if key in kept._KEPT else ())]
+    del model
+    gc.collect()
+    assert gone() is None
+    assert key not in kept._KEPT
+    assert all(twin() is None for twin in twins)
+
+
+def test_a_model_that_holds_itself_in_a_hook_is_freed() -> None:
+    model: Any = _Held(None).eval()
+    model.register_forward_hook(lambda module, args, out, own=model: out)
+    ask(model, torch.rand(2, 5))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_each_thread_has_a_twin_of_its_own() -> None:
+    model, found = net(), []
+
+    def work() -> None:
+        for _ in range(2):
+            found.append((ask(model).cost.checks > 0, threading.get_ident(), ask(model).values))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sum(checked for checked, _, _ in found) == 2
+    assert all(torch.equal(values, found[0][2]) for _, _, values in found)
+
+
+def test_a_survey_sees_shared_and_missing_parts() -> None:
+    """Tied weights, a module used twice, a child that is None, weights that are not there yet."""
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight  # pyright: ignore[reportArgumentType]
+    one = nn.ReLU()
+    model = nn.ModuleDict(
+        {"a": tied, "b": one, "c": one, "lazy": nn.LazyLinear(2), "meta": nn.Linear(2, 2, device="meta")}
+    )
+    model.register_module("none", None)
+    before = survey(model)
+    assert survey(model) == before
+    model["c"] = nn.ReLU()
+    assert survey(model).mark != before.mark
+
+
+def test_buffers_that_are_alike_are_not_written_to() -> None:
+    """Folded weights stay valid from bind to bind."""
+    field = ap.Field(net())
+    field.bind(X, target=0)
+    plan = field.twin().plan
+    assert plan is not None
+    (fold,) = plan.folds.values()
+    made = fold.make()
+    field.bind(X, target=0)
+    assert fold.make() is made
+    field.model.norm.running_var.data.add_(1)
+    field.bind(X, target=0)
+    (fold,) = field.twin().plan.folds.values()  # pyright: ignore[reportOptionalMemberAccess]
+    assert fold.make() is not made
