@@ -72,7 +72,7 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """Summarize what a twin depends on: a change means that it must be built anew."""
+    """Give what marks a model: see `survey`."""
     return survey(model).mark
 
 
