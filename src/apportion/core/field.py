@@ -339,9 +339,17 @@ class Field:
 
     def _settings(self) -> Any:
         """Say, by value, on what a check of the model depends besides it; None where that cannot be said."""
-        if self.extra or self.precision is not None:  # a cast twin has weights of its own, too large to keep
+        if self.extra or self.compile or self.precision is not None:  # cast weights are too large to keep
             return None
-        settings = (self.fast, self._batch_size == 1, self.lowered, self.site, self.normalize, kept.autocast())
+        settings = (
+            self.fast,
+            self.compile,
+            self._batch_size == 1,
+            self.lowered,
+            self.site,
+            self.normalize,
+            kept.autocast(),
+        )
         return settings if is_key(settings) else None
 
     def own(self, checked: _Checked) -> _Own:

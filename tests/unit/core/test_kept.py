@@ -241,6 +241,14 @@ def test_another_way_of_asking_is_checked_for_itself(options: dict[str, Any]) ->
     assert ask(model).cost.checks == 0
 
 
+@pytest.mark.parametrize("options", [{"compile": True}, {"precision": torch.float64}])
+def test_what_is_large_or_of_one_field_is_not_kept(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apportion.core.compiled.BACKEND", "eager")
+    model = net()
+    assert all(ask(model, **options).cost.checks > 0 for _ in range(2))
+    assert id(model) not in kept._KEPT
+
+
 def test_another_shape_is_checked_for_itself() -> None:
     model = net()
     ask(model)
