@@ -51,6 +51,7 @@ from apportion.methods import (
     EigenCAM,
     ExcitationBackprop,
     ExpectedGradients,
+    ExtremalPerturbation,
     FullGrad,
     FullGradSaliency,
     GradCAM,
@@ -61,8 +62,10 @@ from apportion.methods import (
     GuidedGradCAM,
     GuidedIG,
     HiResCAM,
+    InformationBottleneck,
     IntegratedGradients,
     LayerCAM,
+    MeaningfulPerturbation,
     NeFLAG,
     PathMethod,
     PatternAttribution,
@@ -78,7 +81,7 @@ from apportion.methods import (
     XGradCAM,
 )
 from apportion.one_call import explain
-from apportion.parts import accumulate, baselines, grids, noise, paths, quadrature, rules
+from apportion.parts import accumulate, baselines, grids, noise, paths, quadrature, rules, subsets
 from apportion.parts.feature_moments import FeatureMoments
 from apportion.parts.masks import fills, groups, samplers
 from apportion.parts.masks.dividends import harsanyi
@@ -125,6 +128,7 @@ __all__ = [
     "ExcitationBackprop",
     "ExpectedGradients",
     "Explainer",
+    "ExtremalPerturbation",
     "Family",
     "FeatureMoments",
     "Field",
@@ -139,6 +143,7 @@ __all__ = [
     "GuidedGradCAM",
     "GuidedIG",
     "HiResCAM",
+    "InformationBottleneck",
     "Input",
     "IntegratedGradients",
     "Kind",
@@ -147,6 +152,7 @@ __all__ = [
     "LogProbability",
     "Logit",
     "Loss",
+    "MeaningfulPerturbation",
     "NeFLAG",
     "Need",
     "Neuron",
@@ -200,5 +206,6 @@ __all__ = [
     "register",
     "rules",
     "samplers",
+    "subsets",
     "testing",
 ]

@@ -46,6 +46,7 @@ class Bound:
         self.seed: int
         self.differentiable: bool
         self._ids: Sequence[Any] | None
+        self.below: Tree | None = None  # the model's input under an inner site, where it is not the root's
         self._of: Question | None = None  # the root; None for itself, since a cycle would keep it after its use
         self._in_root: Tensor
         self._stream: Callable[[str], Stream] | None = None

@@ -112,8 +112,10 @@ class Calls(Bound):
     ) -> tuple[Any, Mapping[Site, Tensor]]:
         if isinstance(self.field.site, Input):
             return self._call(z, owner, read, differentiate=differentiate)
-        inputs = self._normalized(tree.index(self._root.inputs, self._in_root[owner]))
-        return self._call(inputs, owner, read, {self.field.site: z}, differentiate=differentiate)
+        below = (
+            tree.index(self._root.inputs, self._in_root[owner]) if self.below is None else tree.index(self.below, owner)
+        )
+        return self._call(self._normalized(below), owner, read, {self.field.site: z}, differentiate=differentiate)
 
     def _call(
         self,

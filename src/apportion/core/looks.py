@@ -57,6 +57,25 @@ class Looks(Calls):
         root._checks += 1
         return tuple(values[site].shape)
 
+    def is_passed_by_all(self, site: Site) -> bool:
+        """Tell whether all that the score knows of an input goes through a site, by three passes on the first example.
+
+        With the site held, another input gives the same outputs; past a skip connection it does not.
+        """
+        root = self._root
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        rows = tree.apply(lambda t: tree.ordinary(t.detach()[:1]), root.inputs)
+
+        def change(t: Tensor) -> Tensor:
+            return 0.7 * t.flip(tuple(range(1, t.ndim))) + 0.1 if t.is_floating_point() else t
+
+        with torch.inference_mode(False), torch.no_grad():
+            _, values = root._call(self._normalized(rows), first, [site])
+            held = {site: values[site]}
+            both = [root._call(self._normalized(z), first, (), held)[0] for z in (rows, tree.apply(change, rows))]
+        root._checks += 3
+        return all(torch.equal(a, b) for a, b in zip(*map(tree.tensors, both), strict=True))
+
     def sites(self) -> list[SiteInfo]:
         """List the addressable tensors of one forward pass on the first example."""
         return self.once("sites", Looks._listed)

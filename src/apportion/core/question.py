@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,6 +109,34 @@ class Question(Evaluation, Looks, Referenced):
         new._references = self._root._references
         outer = self.stream
         new._stream = lambda purpose: outer(purpose).derive(owner, draw)
+        return new
+
+    def inside(self, site: Site) -> Question:
+        """Ask the same about the same examples at an inner site, whose values there are then its x.
+
+        One row forward for each; its costs and warnings are this one's.
+
+        Raises:
+            SiteError: a site without one row per example.
+        """
+        if not isinstance(self.field.site, Input):
+            raise SiteError(
+                f"{site} inside a question about {self.field.site}",
+                "a field at the model's input",
+                "leave site= out of the field",
+            )
+        owner = self._owners()
+        x = self.tap(self.x, owner, [site], grad=False)[1][site].value
+        if x.shape[0] != len(self):
+            raise SiteError(
+                f"{site} has {x.shape[0]} rows for {len(self)} example(s)",
+                "examples on the site's first axis",
+                "choose a site before the examples are merged or reshaped",
+            )
+        new = self.at(self.x, owner, torch.zeros_like(owner))
+        new.x, new.below, new._stream = x, self.x, self.stream
+        new.field = copy.copy(self.field)
+        new.field.site = site
         return new
 
     def attribution(

@@ -45,6 +45,9 @@ from apportion.methods.path.samp import SAMP
 from apportion.methods.path.spi import SPI, SPIProbability
 from apportion.methods.path.split_ig import SplitIG
 from apportion.methods.removal.ace import ACE
+from apportion.methods.subset.extremal_perturbation import ExtremalPerturbation
+from apportion.methods.subset.information_bottleneck import InformationBottleneck
+from apportion.methods.subset.meaningful_perturbation import MeaningfulPerturbation
 
 __all__ = [
     "ACE",
@@ -68,6 +71,7 @@ __all__ = [
     "EigenCAM",
     "ExcitationBackprop",
     "ExpectedGradients",
+    "ExtremalPerturbation",
     "FullGrad",
     "FullGradSaliency",
     "GradCAM",
@@ -78,8 +82,10 @@ __all__ = [
     "GuidedGradCAM",
     "GuidedIG",
     "HiResCAM",
+    "InformationBottleneck",
     "IntegratedGradients",
     "LayerCAM",
+    "MeaningfulPerturbation",
     "NeFLAG",
     "PathMethod",
     "PatternAttribution",

@@ -166,15 +166,15 @@ class Blurred(Baseline):
         return _one(lambda x: blur(x, self.sigma), q)
 
 
-def blur_matrix(size: int, sigma: float, like: Tensor) -> Float[Tensor, "size size"]:
+def blur_matrix(size: int, sigma: float, like: Tensor, cut: float = 4.0) -> Float[Tensor, "size size"]:
     """Write a one-dimensional Gaussian blur as a matrix; each row sums to 1.
 
-    The kernel is cut at 4 sigma and normalized; beyond the border the signal is mirrored, edge repeated.
+    The kernel is cut at that many sigma and normalized; beyond the border the signal is mirrored, edge repeated.
 
     >>> blur_matrix(3, 1.0, torch.zeros(1)).sum(1)
     tensor([1., 1., 1.])
     """
-    radius = max(1, int(4 * sigma + 0.5))
+    radius = max(1, int(cut * sigma + 0.5))
     offset = torch.arange(-radius, radius + 1)
     weight = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
     weight = weight / weight.sum()
@@ -185,8 +185,8 @@ def blur_matrix(size: int, sigma: float, like: Tensor) -> Float[Tensor, "size si
     return out.to(like.device, like.dtype)
 
 
-def blur(x: Float[Tensor, "R *shape"], sigma: float) -> Float[Tensor, "R *shape"]:
-    """Blur the last two axes of [R, C, H, W], or the last of [R, C, T].
+def blur(x: Float[Tensor, "R *shape"], sigma: float, cut: float = 4.0) -> Float[Tensor, "R *shape"]:
+    """Blur the last two axes of [R, C, H, W], or the last of [R, C, T]; the kernel is cut at that many sigma.
 
     Raises:
         BaselineError: another number of axes.
@@ -197,8 +197,8 @@ def blur(x: Float[Tensor, "R *shape"], sigma: float) -> Float[Tensor, "R *shape"
             "[R, C, H, W] or [R, C, T]",
             "blurring needs neighbours; use another",
         )
-    out = x @ blur_matrix(x.shape[-1], sigma, x).T
-    return blur_matrix(x.shape[-2], sigma, x) @ out if x.ndim == 4 else out
+    out = x @ blur_matrix(x.shape[-1], sigma, x, cut).T
+    return blur_matrix(x.shape[-2], sigma, x, cut) @ out if x.ndim == 4 else out
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Smooth masks of a given area, and pictures that are blurred by a mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core.config import Configurable
+from apportion.core.protocols import Owner
+from apportion.parts.baselines.simple import blur
+
+
+def smooth_max(values: Tensor, coldness: float, dim: int = -1) -> Tensor:
+    """Give Σ v e^{c v} / Σ e^{c v}, which is the maximum for large c; Fong et al. 2019, section 3.
+
+    >>> round(float(smooth_max(torch.tensor([0.4, 0.5]), 20.0)), 3)
+    0.488
+    """
+    return (values * (coldness * values).softmax(dim)).sum(dim)
+
+
+class _SmoothMasks(torch.autograd.Function):
+    """Smooth maxima of kernel × cell over all cells near a pixel, one offset at a time: memory of one mask."""
+
+    @staticmethod
+    def forward(ctx, cells: Tensor, kernel: Tensor, coldness: float) -> Tensor:  # pyright: ignore
+        above, below = cells.new_zeros(()), cells.new_tensor(float(_outside(cells, kernel)))
+        for _, _, value in _near(cells, kernel):
+            weight = (coldness * value).exp()
+            above, below = above + weight * value, below + weight
+        out = above / below
+        ctx.save_for_backward(cells, kernel, out, below)
+        ctx.coldness = coldness
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # pyright: ignore
+        cells, kernel, out, below = ctx.saved_tensors
+        cold, radius = ctx.coldness, (kernel.shape[0] - 1) // 2
+        high, wide = cells.shape[2:]
+        slope = F.pad(torch.zeros_like(cells), (radius,) * 4)
+        share = grad / below
+        for i, j, value in _near(cells, kernel):
+            one = share * (cold * value).exp() * (1 + cold * (value - out)) * kernel[i, j][:, None, None]
+            slope[:, :, i : i + high, j : j + wide] += one.sum(1, keepdim=True)
+        return slope[:, :, radius : radius + high, radius : radius + wide], None, None
+
+
+def _offsets(size: int, count: int) -> range:
+    """List the offsets, of `count` around 0, at which a row of cells has any."""
+    radius = (count - 1) // 2
+    reach = min(radius, size - 1)
+    return range(radius - reach, radius + reach + 1)
+
+
+def _outside(cells: Tensor, kernel: Tensor) -> int:
+    """Count the offsets that lead out of the grid everywhere: 0 there, as on all cells outside."""
+    high, wide = (len(_offsets(size, kernel.shape[0])) for size in cells.shape[2:])
+    return kernel.shape[0] ** 2 - high * wide
+
+
+def _near(cells: Tensor, kernel: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Go over the cells around each: kernel × cell, [R, step², h, w], a layer for each place within a cell."""
+    radius = (kernel.shape[0] - 1) // 2
+    padded, (high, wide) = F.pad(cells, (radius,) * 4), cells.shape[2:]
+    for i in _offsets(high, kernel.shape[0]):
+        for j in _offsets(wide, kernel.shape[0]):
+            yield i, j, padded[:, :, i : i + high, j : j + wide] * kernel[i, j][:, None, None]
+
+
+@dataclass(frozen=True)
+class SmoothMask(Configurable):
+    """Masks as smooth maxima of blobs around a grid of cells: m(u) = max_i k(|u - u_i| / σ) m_i, section 3.
+
+    k(z) = exp(-2 max(z - 1/2, 0)²), cut where cells are more than ⌈σ/step⌉ + 1 apart.
+
+    Attributes:
+        step: pixels between the cells' centers, which start at the first pixel.
+        sigma: the blobs' radius, in pixels.
+        coldness: of the smooth maximum.
+
+    >>> SmoothMask(step=2, sigma=3.0)(torch.ones(1, 1, 2, 2), (4, 4)).shape
+    torch.Size([1, 1, 4, 4])
+    """
+
+    _positive = ("step", "sigma", "coldness")
+
+    step: int = 7
+    sigma: float = 21.0
+    coldness: float = 20.0
+
+    def cells(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """Count the cells of a picture."""
+        return math.ceil(size[0] / self.step), math.ceil(size[1] / self.step)
+
+    def kernel(self, like: Tensor) -> Float[Tensor, "K K places"]:
+        """Give k for each offset between cells and each place within a cell."""
+        radius = 1 + math.ceil(self.sigma / self.step)
+        place = torch.arange(self.step, dtype=torch.float64)
+        away = place - self.step * torch.arange(-radius, radius + 1, dtype=torch.float64)[:, None]  # [K, step]
+        z = (away[:, None, :, None] ** 2 + away[None, :, None, :] ** 2).sqrt() / self.sigma
+        return (-2 * (z - 0.5).clamp(min=0) ** 2).exp().flatten(2).to(like)
+
+    def __call__(self, cells: Float[Tensor, "R 1 h w"], size: tuple[int, ...]) -> Float[Tensor, "R 1 H W"]:
+        """Make masks of cells."""
+        layers = _SmoothMasks.apply(cells, self.kernel(cells), self.coldness)
+        assert isinstance(layers, Tensor)
+        return F.pixel_shuffle(layers, self.step)[..., : size[0], : size[1]].clamp(0, 1)
+
+
+def area_loss(mask: Float[Tensor, "R *shape"], area: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """Mean squared difference of the sorted mask from (1 - a) N zeros and a N ones; Fong et al. 2019, equation 4.
+
+    Which of several equal values comes first would be chance, and bias the mask: values that agree to 4 decimals share
+    the zeros and ones of their ranks, which leaves the loss as it is and makes its gradient the mean over all orders.
+
+    >>> [round(float(area_loss(m, torch.tensor([0.1]))), 3) for m in (torch.ones(1, 10), torch.eye(10)[:1])]
+    [0.9, 0.0]
+    """
+    flat = mask.flatten(1)
+    key = flat.detach().round(decimals=4)
+    ranked = key.sort(1).values
+    low, high = (torch.searchsorted(ranked, key, right=right) for right in (False, True))
+    zeros = ((1 - area.double()) * flat.shape[1] + 1e-6).floor().long().to(mask.device)[:, None]
+    ones = (high - torch.maximum(low, zeros)).clamp(min=0).to(mask.dtype) / (high - low)
+    return (flat.square() - 2 * flat * ones + ones).mean(1)
+
+
+class Pyramid:
+    """Pictures from blurred to sharp; a mask picks a level at each pixel, linearly between two."""
+
+    def __init__(self, x: Float[Tensor, "B C H W"], levels: int, sigma: float) -> None:
+        """Blur.
+
+        Args:
+            x: the pictures, which are the last level.
+            levels: how many.
+            sigma: of the blur of the first, in pixels.
+        """
+        widths = torch.linspace(sigma, 0, levels).tolist()
+        self.levels = torch.stack([blur(x, s) if s else x for s in widths], 1)
+
+    def __call__(self, mask: Float[Tensor, "R 1 H W"], owner: Owner) -> Float[Tensor, "R C H W"]:
+        """Blur each picture where the mask is low."""
+        place = mask * (self.levels.shape[1] - 1)
+        low = place.detach().floor().clamp(max=self.levels.shape[1] - 2)
+        at = low.long()[:, 0]
+        rows, (high, wide) = owner[:, None, None], at.shape[1:]
+        i, j = torch.arange(high, device=at.device)[:, None], torch.arange(wide, device=at.device)
+        first, second = (self.levels[rows, at + n, :, i, j].movedim(3, 1) for n in (0, 1))
+        return first + (place - low) * (second - first)
