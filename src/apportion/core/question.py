@@ -22,7 +22,7 @@ from apportion.core.precision import widened
 from apportion.core.protocols import Answering, Owner
 from apportion.core.referenced import Referenced
 from apportion.core.score import Target
-from apportion.core.site import Input
+from apportion.core.site import Input, Site
 from apportion.core.tree import Tree
 
 

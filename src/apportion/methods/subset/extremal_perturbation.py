@@ -70,7 +70,7 @@ class ExtremalPerturbation(Explainer):
 
     Raises:
         ConfigError: areas that are none, or not between 0 and 1.
-        InputError: what is explained is not one tensor of pictures, [B, C, H, W].
+        InputError: not one tensor of pictures.
 
     >>> import torch, apportion as ap
     >>> look = lambda x: 20 * x[:, 0, 2:6, 2:6].square().mean((1, 2))   # at a square, whose texture a blur takes away

@@ -69,7 +69,7 @@ class MeaningfulPerturbation(Explainer):
         start: where the search starts; `ap.subsets.CircleStart()` or `ap.subsets.UniformStart()`.
 
     Raises:
-        InputError: what is explained is not one tensor of pictures, [B, C, H, W].
+        InputError: not one tensor of pictures.
 
     >>> import torch, apportion as ap
     >>> x = torch.zeros(1, 1, 16, 16)

@@ -103,7 +103,7 @@ class LayerStatistics(Configurable):
         return cls(site, moments.mean.to(dtype), std.to(dtype), share.to(dtype), moments.count)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all.
+        """Keep them as one safetensors file.
 
         Raises:
             OutputError: it cannot be written there.
