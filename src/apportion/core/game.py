@@ -19,7 +19,7 @@ from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.progress import tick
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
-from apportion.core.score import check_scores
+from apportion.core.score import Score, check_scores
 from apportion.core.streams import _GOLDEN, _mix
 from apportion.core.tree import Tree
 
@@ -359,7 +359,14 @@ class Game:
         known = mask if mask.dtype == torch.bool else mask.to(tree.leaves(x)[0].dtype)
         absent = ~self.own.to(mask.device)[owner]
         element = self.elements(known | absent if mask.dtype == torch.bool else known.masked_fill(absent, 1), owner)
-        filled = self.fill(q, element, owner, draw)
+        points, weight = self._filled(x, element, owner, draw)
+        if self._looked < _LOOKS:
+            self._look(x, points, mask, owner)
+        return points, weight
+
+    def _filled(self, x: Tree, element: Tree, owner: Tensor, draw: Tensor) -> tuple[Tree, Tensor | None]:
+        """Put the fill where masks of elements are 0."""
+        filled = self.fill(self.question, element, owner, draw)
         filled, weight = (filled.rows, filled.weight) if isinstance(filled, Weighted) else (filled, None)
 
         def blend(leaf: Tensor, m: Tensor, other: Tensor) -> Tensor:
@@ -368,14 +375,30 @@ class Game:
             m = m[:, None].to(leaf.dtype)
             return m * leaf[:, None] + (1 - m) * other
 
-        points = tree.apply(blend, x, element, filled)
-        if self._looked < _LOOKS:
-            self._look(x, points, mask, owner)
-        return points, weight
+        return tree.apply(blend, x, element, filled), weight
+
+    def seen(self, element: Tree, owner: Owner, draw: Int[Tensor, " R"], score: Score | None = None) -> Tensor:
+        """Score rows under masks of single elements, which players need not have anything to do with.
+
+        Nothing is remembered, and nothing counted among the coalitions.
+
+        Args:
+            element: per element, 1 where the example is kept; Boolean, or soft in [0, 1]; shaped as rows.
+            owner: the example each row belongs to.
+            draw: a number for the random streams of the fill.
+            score: another score than the question's; without a target of its own it shares the question's.
+
+        Returns:
+            One number per row, in units of the score.
+        """
+        return self._reduced(*self._filled(tree.index(self.question.x, owner), element, owner, draw), owner, score)
 
     def _play(self, mask: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
-        q = self.question
-        points, weight = self._points(mask.to(q.device), owner, draw)
+        return self._reduced(*self._points(mask.to(self.question.device), owner, draw), owner)
+
+    def _reduced(self, points: Tree, weight: Tensor | None, owner: Tensor, score: Score | None = None) -> Tensor:
+        """Score points [R, k, ...] and reduce their draws."""
+        q, use = self.question, self.question.field.score if score is None else score
         count, draws = tree.leaves(points)[0].shape[:2]
         flat = tree.apply(lambda p: p.flatten(0, 1), points)
         row = torch.arange(count, device=q.device).repeat_interleave(draws)
@@ -391,12 +414,12 @@ class Game:
             return t.new_zeros(count, *t.shape[1:]).index_add(0, row, t * tree.per_row(share, t))
 
         if draws == 1 or self.reduce == "mean_of_score":
-            return mean(q.value(flat, each))
+            return mean(q.value(flat, each, score))
         outputs = tree.map_tensors(
             lambda t: mean(t) if t.is_floating_point() and t.ndim and t.shape[0] == len(each) else t,
             q.outputs(flat, each),
         )
-        return check_scores(q.field.score(outputs, take(q.target, owner)), count, q.field.score)
+        return check_scores(use(outputs, take(q.target, owner)), count, use)
 
     # -- does the fill remove anything? -----------------------------------------------------------
 

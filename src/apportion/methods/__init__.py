@@ -48,6 +48,7 @@ from apportion.methods.removal.ace import ACE
 from apportion.methods.subset.extremal_perturbation import ExtremalPerturbation
 from apportion.methods.subset.information_bottleneck import InformationBottleneck
 from apportion.methods.subset.meaningful_perturbation import MeaningfulPerturbation
+from apportion.methods.removal.occlusion import Occlusion
 from apportion.methods.removal.rise import RISE
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "LayerCAM",
     "MeaningfulPerturbation",
     "NeFLAG",
+    "Occlusion",
     "PathMethod",
     "PatternAttribution",
     "PatternNet",

@@ -27,6 +27,8 @@ from apportion.methods.gradient.gradient import Gradient
 from apportion.testing.principles import PRINCIPLES, measure, points, ready
 from apportion.testing.trace import differences, snapshot
 
+_MANY = 500
+"""Passes of an example beyond which its cost is not asked for in chunks of two rows."""
 EXACT = 1e-12
 """Relative error allowed in float64 for the same sums in another order."""
 
@@ -253,7 +255,8 @@ def cost(explainer: Explainer) -> None:
     for case in cases(explainer):
         some = slice(3)
         said = explainer.passes(Field(case.model).bind(case.x[some], target=case.target))
-        spent = _run(explainer, case, some, batch_size=2).cost
+        few = said.forward + said.backward <= _MANY
+        spent = _run(explainer, case, some, batch_size=2 if few else "auto").cost
         want = {"forward": said.forward + said.once, "backward": said.backward + said.once_backward, "at_x": said.at_x}
         for what, number in want.items():
             got = getattr(spent, what)

@@ -93,19 +93,23 @@ class SmoothGrids(Configurable):
             raise ConfigError(f"SmoothGrids(cells={self.cells})", "at least one cell, or None", "write cells=7")
 
     def __call__(
-        self, stream: Stream, space: tuple[int, ...], owner: Owner, draw: Int[Tensor, " R"], like: Tensor
-    ) -> Float[Tensor, "R *space"]:
+        self, stream: Stream, like: Float[Tensor, "B ..."], owner: Owner, draw: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R ..."]:
         """Make masks.
 
         Args:
             stream: of random numbers.
-            space: the size of a mask.
+            like: the examples, [B, channels, *space] or [B, features].
             owner: the example each mask is for.
             draw: which of its masks.
-            like: gives dtype and device.
+
+        Returns:
+            Masks in [0, 1], [R, 1, *space] or [R, features].
         """
-        if self.cells is None or len(space) < 1:
-            return (stream.uniform(like.new_zeros(1, *space), owner, draw) < self.p).to(like.dtype)
+        space = like.shape[2:]
+        if self.cells is None or not space:
+            shape = (1, *space) if space else like.shape[1:]
+            return (stream.uniform(like.new_zeros(1, *shape), owner, draw) < self.p).to(like.dtype)
         count = self.cells ** len(space)
         number = stream.uniform(like.new_zeros(1, count + len(space)), owner, draw)
         mask = (number[:, :count] < self.p).to(like.dtype).reshape(-1, *[self.cells] * len(space))
@@ -120,7 +124,7 @@ class SmoothGrids(Configurable):
             rows = every[shift[:, None] + torch.arange(length, device=like.device)]
             mask = mask.movedim(axis + 1, 1)
             mask = torch.bmm(rows, mask.flatten(2)).reshape(len(rows), length, *mask.shape[2:]).movedim(1, axis + 1)
-        return mask.clamp(0, 1)
+        return mask.clamp(0, 1)[:, None]
 
 
 @dataclass
@@ -198,7 +202,6 @@ class RISE(Explainer):
     def explain(self, q: Question) -> Attribution:
         x = _pictures(q)
         game = Game(q, Pixels() if x.ndim > 2 else Elements(), self.fill)
-        space = tuple(x.shape[2:]) if x.ndim > 2 else tuple(x.shape[1:])
         stream, start = q.stream("masks of RISE"), q.fx
         sums = _Sums.none(len(q), game.players, x.device)
         active = torch.ones(len(q), dtype=torch.bool, device=x.device)
@@ -209,9 +212,8 @@ class RISE(Explainer):
                 if not bool(active.all()):
                     step, owner = step[active[owner]], owner[active[owner]]
                 draw = first + step
-                mask = self.masks(stream, space, owner, draw, x)
-                shown = mask[:, None].expand(-1, *x.shape[1:]) if x.ndim > 2 else mask
-                f = game.seen(shown, owner, draw) - start[owner]
+                mask = self.masks(stream, x, owner, draw)
+                f = game.seen(mask.expand(-1, *x.shape[1:]), owner, draw) - start[owner]
                 sums.add(owner, f, mask.flatten(1) - (self.masks.p if self.centred else 0))
             first += size
             if self.precision is not None:
