@@ -12,7 +12,7 @@ from torch import Tensor
 import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError
-from apportion.parts.masks.windows import Patches
+from apportion.parts.masks.groups import Patches
 
 DOUBLE = torch.float64
 
