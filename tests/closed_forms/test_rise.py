@@ -13,7 +13,7 @@ import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.streams import Stream
-from apportion.methods.removal.rise import SmoothGrids
+from apportion.parts.masks.samplers import SmoothGrids
 
 DOUBLE = torch.float64
 ONE = lambda x: x.sum((1, 2, 3)) * 0 + 1  # noqa: E731
@@ -22,7 +22,7 @@ ONE = lambda x: x.sum((1, 2, 3)) * 0 + 1  # noqa: E731
 def masks(kind: SmoothGrids, space: tuple[int, ...], count: int) -> Tensor:
     stream = Stream.of(0, ["one"], "masks")
     like = torch.zeros(1, 3, *space, dtype=DOUBLE)
-    return kind(stream, like, torch.zeros(count, dtype=torch.long), torch.arange(count))[:, 0]
+    return kind.masks(stream, like, torch.zeros(count, dtype=torch.long), torch.arange(count))[:, 0]
 
 
 # -- the masks ----------------------------------------------------------------------------------------
@@ -51,10 +51,10 @@ def test_masks_are_pieces_of_enlarged_grids() -> None:
         torch.zeros(1, 11, dtype=DOUBLE), torch.zeros(6, dtype=torch.long), torch.arange(6)
     )
     for mask, drawn in zip(masks(kind, space, 6), number, strict=True):
-        grid = (drawn[:9] < 0.4).double().reshape(3, 3).numpy()
+        grid = (drawn[2:] < 0.4).double().reshape(3, 3).numpy()
         cell = (math.ceil(7 / 3), math.ceil(8 / 3))
         big = enlarged(grid, (4 * cell[0], 4 * cell[1]))
-        y, x = int(drawn[9] * cell[0]), int(drawn[10] * cell[1])
+        y, x = int(drawn[0] * cell[0]), int(drawn[1] * cell[1])
         assert np.allclose(mask.numpy(), big[y : y + 7, x : x + 8], atol=1e-12)
 
 

@@ -7,24 +7,21 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
-from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.game import Game
-from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.site import Input
-from apportion.core.streams import Stream
 from apportion.core.tree import Tree
 from apportion.parts.masks.fills import Baselines, Fill
 from apportion.parts.masks.groups import Elements, Pixels
+from apportion.parts.masks.samplers import SmoothGrids
 
 CARD = Card(
     title="RISE",
@@ -67,64 +64,6 @@ _FEW = 16
 """Examples up to which sums are products of matrices, which do the work of all examples for each row."""
 _ROUND = 256
 """Masks after which it is looked whether the precision is reached."""
-
-
-@dataclass(frozen=True)
-class SmoothGrids(Configurable):
-    """Soft masks: a coarse grid of zeros and ones, enlarged bilinearly and shifted at random; Petsiuk et al. 2018, 3.3.
-
-    A grid of `cells` along each axis grows to one cell more than covers the picture, from which a piece of the
-    picture's size is cut at random. The mean of a mask is p everywhere. Examples that are rows of features have
-    nothing to be smooth along: each is kept or not on its own, as without `cells`.
-
-    Attributes:
-        cells: of the grid along each axis; None keeps each position on its own, with hard masks.
-        p: the chance that a cell is kept.
-    """
-
-    cells: int | None = 7
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.p < 1:
-            raise ConfigError(f"SmoothGrids(p={self.p})", "a probability between 0 and 1", "write p=0.5")
-        if self.cells is not None and self.cells < 1:
-            raise ConfigError(f"SmoothGrids(cells={self.cells})", "at least one cell, or None", "write cells=7")
-
-    def __call__(
-        self, stream: Stream, like: Float[Tensor, "B ..."], owner: Owner, draw: Int[Tensor, " R"]
-    ) -> Float[Tensor, "R ..."]:
-        """Make masks.
-
-        Args:
-            stream: of random numbers.
-            like: the examples, [B, channels, *space] or [B, features].
-            owner: the example each mask is for.
-            draw: which of its masks.
-
-        Returns:
-            Masks in [0, 1], [R, 1, *space] or [R, features].
-        """
-        space = like.shape[2:]
-        if self.cells is None or not space:
-            shape = (1, *space) if space else like.shape[1:]
-            return (stream.uniform(like.new_zeros(1, *shape), owner, draw) < self.p).to(like.dtype)
-        count = self.cells ** len(space)
-        number = stream.uniform(like.new_zeros(1, count + len(space)), owner, draw)
-        mask = (number[:, :count] < self.p).to(like.dtype).reshape(-1, *[self.cells] * len(space))
-        for axis, length in enumerate(space):
-            cell = -(-length // self.cells)
-            every = F.interpolate(
-                torch.eye(self.cells, dtype=like.dtype, device=like.device)[None],
-                (self.cells + 1) * cell,
-                mode="linear",
-            )[0].T
-            shift = (number[:, count + axis] * cell).long().clamp(max=cell - 1)
-            rows = every[shift[:, None] + torch.arange(length, device=like.device)]
-            mask = mask.movedim(axis + 1, 1)
-            mask = torch.bmm(rows, mask.flatten(2)).reshape(len(rows), length, *mask.shape[2:]).movedim(1, axis + 1)
-        return mask.clamp(0, 1)[:, None]
 
 
 @dataclass
@@ -212,7 +151,7 @@ class RISE(Explainer):
                 if not bool(active.all()):
                     step, owner = step[active[owner]], owner[active[owner]]
                 draw = first + step
-                mask = self.masks(stream, x, owner, draw)
+                mask = self.masks.masks(stream, x, owner, draw)
                 f = game.seen(mask.expand(-1, *x.shape[1:]), owner, draw) - start[owner]
                 sums.add(owner, f, mask.flatten(1) - (self.masks.p if self.centred else 0))
             first += size

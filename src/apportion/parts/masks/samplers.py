@@ -15,6 +15,8 @@ from torch import Tensor
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.game import Block, Game
+from apportion.core.protocols import Owner
+from apportion.core.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -343,10 +345,11 @@ class SmoothGrids(Sampler):
 
     Each cell of a grid of `cells` by `cells` is 1 with probability p. The grid is enlarged to cells + 1 times
     ceil(H / cells) by as many times ceil(W / cells) pixels, and an H by W window of it taken at random within the
-    first cell. The mean of a mask is p at every pixel.
+    first cell. The mean of a mask is p at every pixel. Rows of features have nothing to be smooth along: each is kept
+    on its own, as every pixel is without `cells`.
 
     Attributes:
-        cells: along each side of the grid.
+        cells: along each side of the grid; None for hard masks.
         p: the probability that a cell is kept.
 
     Raises:
@@ -359,38 +362,58 @@ class SmoothGrids(Sampler):
     (torch.Size([1, 4, 81]), True)
     """
 
-    _positive = ("cells",)
-
-    cells: int = 8
+    cells: int | None = 7
     p: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.p < 1:
             raise ConfigError(f"SmoothGrids(p={self.p})", "a probability between 0 and 1", "half is p=0.5")
+        if self.cells is not None and self.cells < 1:
+            raise ConfigError(f"SmoothGrids(cells={self.cells})", "at least one cell, or None", "write cells=7")
 
     def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
         total = needed(budget, 1, "smooth masks")
         x = game.question.x
         if not isinstance(x, Tensor) or x.ndim != 4 or game.players != x.shape[2] * x.shape[3]:
             raise InputError(f"smooth grids of {game.players} players", "one for each pixel", "give ap.groups.Pixels()")
+        stream, like = game.question.stream(purpose), torch.zeros(1, *x.shape[1:])
         for start in range(0, total, game.per_block):
             draws = torch.arange(start, min(start + game.per_block, total))
-            u = _uniform(game, purpose, draws, 2 + self.cells**2)
-            masks = self._masks(u, int(x.shape[2]), int(x.shape[3]))
+            owner = torch.arange(len(x)).repeat_interleave(len(draws))
+            masks = self.masks(stream, like, owner, draws.repeat(len(x))).reshape(len(x), len(draws), -1)
             yield Block(len(draws), lambda at, masks=masks: masks[:, at])
 
-    def _masks(self, u: Tensor, high: int, wide: int) -> Float[Tensor, "B m P"]:
-        grid = (u[..., 2:] < self.p).float().reshape(-1, 1, self.cells, self.cells)
-        cell = (math.ceil(high / self.cells), math.ceil(wide / self.cells))
-        size = [(self.cells + 1) * c for c in cell]
-        large = F.interpolate(grid, size, mode="bilinear", align_corners=False)[:, 0]
-        at = []
-        for axis, length in enumerate((high, wide)):
-            first = (u[..., axis].reshape(-1) * cell[axis]).long().clamp(max=cell[axis] - 1)
-            at.append(first[:, None] + torch.arange(length))
-        every = torch.arange(len(large))[:, None, None]
-        return large[every, at[0][:, :, None], at[1][:, None, :]].reshape(*u.shape[:2], high * wide)
+    def masks(
+        self, stream: Stream, like: Float[Tensor, "b ..."], owner: Owner, draw: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R ..."]:
+        """Make masks one by one.
+
+        Args:
+            stream: of random numbers.
+            like: examples, [B, channels, *space] or [B, features], for shape, dtype and device.
+            owner: the example each mask is for.
+            draw: which of its masks.
+
+        Returns:
+            Masks in [0, 1], [R, 1, *space] or [R, features].
+        """
+        space = like.shape[2:]
+        if self.cells is None or not space:
+            shape = (1, *space) if space else like.shape[1:]
+            return (stream.uniform(like.new_zeros(1, *shape), owner, draw) < self.p).to(like.dtype)
+        number = stream.uniform(like.new_zeros(1, len(space) + self.cells ** len(space)), owner, draw)
+        mask = (number[:, len(space) :] < self.p).to(like.dtype).reshape(-1, *[self.cells] * len(space))
+        each = torch.eye(self.cells, dtype=like.dtype, device=like.device)[None]
+        for axis, length in enumerate(space):
+            cell = -(-length // self.cells)
+            large = F.interpolate(each, (self.cells + 1) * cell, mode="linear")[0].T
+            first = (number[:, axis] * cell).long().clamp(max=cell - 1)
+            rows = large[first[:, None] + torch.arange(length, device=like.device)]  # shares of cells
+            others = mask.movedim(axis + 1, 1)
+            laid = torch.bmm(rows, others.reshape(len(rows), self.cells, -1))
+            mask = laid.reshape(len(rows), length, *others.shape[2:]).movedim(1, axis + 1)
+        return mask.clamp(0, 1)[:, None]
 
     def coalitions(self, players: int, budget: int | None = None) -> int:
         return needed(budget, 1, "smooth masks")
