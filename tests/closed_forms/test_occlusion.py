@@ -137,8 +137,9 @@ def test_fills_draws_are_averaged() -> None:
 
 
 def test_options_of_windows_are_refused_for_groups() -> None:
-    for option in ({"summed": True}, {"per_element": True}):
-        with pytest.raises(ConfigError, match="windows"):
-            ap.Occlusion(ap.groups.Squares(2), **option)
+    with pytest.raises(ConfigError, match="windows"):
+        ap.Occlusion(ap.groups.Squares(2), summed=True)
+    with pytest.raises(ConfigError, match="windows"):
+        ap.Occlusion(ap.groups.Squares(2), per_element=True)
     with pytest.raises(ConfigError, match="as many as there are parts"):
         ap.Occlusion().passes()

@@ -389,7 +389,7 @@ class Game:
             score: another score than the question's; without a target of its own it shares the question's.
 
         Returns:
-            One number per row, in units of the score.
+            The score of each row, its draws reduced as those of coalitions are.
         """
         return self._reduced(*self._filled(tree.index(self.question.x, owner), element, owner, draw), owner, score)
 
