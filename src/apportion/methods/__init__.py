@@ -45,11 +45,11 @@ from apportion.methods.path.samp import SAMP
 from apportion.methods.path.spi import SPI, SPIProbability
 from apportion.methods.path.split_ig import SplitIG
 from apportion.methods.removal.ace import ACE
+from apportion.methods.removal.occlusion import Occlusion
+from apportion.methods.removal.rise import RISE
 from apportion.methods.subset.extremal_perturbation import ExtremalPerturbation
 from apportion.methods.subset.information_bottleneck import InformationBottleneck
 from apportion.methods.subset.meaningful_perturbation import MeaningfulPerturbation
-from apportion.methods.removal.occlusion import Occlusion
-from apportion.methods.removal.rise import RISE
 
 __all__ = [
     "ACE",
