@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
+from weakref import ref
 
 import torch
 from jaxtyping import Int
@@ -45,8 +46,11 @@ class Calls(Bound):
                 self._runner.compared = 0
 
     def _assert_finite(self, t: Tensor, what: str, owner: Tensor, do: str = "") -> None:
+        if self._runner.saw_finite(t):
+            return
         if not tree.is_finite(t):
             self._runner.refuse_values(t, what, self._in_root[owner.to(self.device)], do)
+        self._runner.finite = None if t.is_inference() else (ref(t), t._version)
 
     def grid(self, steps: int, what: str = "passes") -> Iterator[tuple[Int[Tensor, " R"], Owner]]:
         """Go over all (step, example) pairs in blocks of one pass; each example meets its steps in order.

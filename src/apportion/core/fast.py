@@ -332,7 +332,7 @@ class Fast(TorchFunctionMode):
         if func is F.pad:
             return self._pad(*args, **kwargs)
         if func not in CONVOLUTIONS:
-            return func(*args, **kwargs)
+            return frozen.run(func, args, kwargs) if func is F.batch_norm else func(*args, **kwargs)
         weight, bias = _weights(args, kwargs)
         input = args[0] if args else kwargs["input"]
         rest = {k: v for k, v in kwargs.items() if k not in ("input", "weight", "bias")}

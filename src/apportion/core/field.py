@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     Question = Any  # questions import fields; shapes are checked at run time in tests
 
-_LARGEST_CHUNK = 8192
+_LARGEST_CHUNK = 1 << 14
 
 
 @dataclass(frozen=True)

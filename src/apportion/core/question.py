@@ -170,7 +170,7 @@ class Question(Evaluation, Looks, Referenced):
         root = self is self._root
         for leaf in tree.leaves(values):
             if leaf.is_floating_point() and leaf.shape[0] == len(self):
-                self._assert_finite(leaf.detach(), "the attribution", self._owners())
+                self._assert_finite(leaf, "the attribution", self._owners())
         site = self.field.site
         return Attribution(
             values=values,

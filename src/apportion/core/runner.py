@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
+from weakref import ref
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._device import DeviceContext
 
 from apportion.core import fast, tree
@@ -50,6 +51,7 @@ class Runner:
         field: what is asked of which model.
         spent: rows sent forward, backward and for f(x), per example.
         warnings: messages recorded so far, each once.
+        finite: what was last seen to be finite, and its version.
         found_slopes: the sites where the score was seen to be more than steps.
         compared: rows run as written to see that compiled passes give the same.
     """
@@ -68,6 +70,7 @@ class Runner:
         self.found_slopes: set[str] = set()
         self.compared = 0
         self._batch, self._size = batch, 0
+        self.finite: tuple[ref[Tensor], int] | None = None
         self._extra = field.split_extra(batch)
 
     def call(
@@ -111,7 +114,8 @@ class Runner:
             args, kwargs = _arguments(rows)
             extra = tree.apply(lambda v: _extra_rows(v, whose), self._extra[0])
             named = tree.apply(lambda v: _extra_rows(v, whose), self._extra[1])
-            with twin.running() as call, digits(), mode, probe or nullcontext():
+            alone = _without_frozen() if isinstance(mode, fast.Fast) else nullcontext()
+            with twin.running() as call, digits(), alone, mode, probe or nullcontext():
                 outputs = via(call)(*args, *extra, **kwargs, **named)
             return outputs if self.field.is_full else widened(outputs)
 
@@ -213,6 +217,10 @@ class Runner:
             torch.cuda.empty_cache()
         self.warnings[f"memory ran out at {size} rows a pass: went on with {size // 2}"] = None
 
+    def saw_finite(self, t: Tensor) -> bool:
+        """Tell whether a tensor is the one last found finite, and unchanged: a map may be a gradient as it came."""
+        return self.finite is not None and self.finite[0]() is t and self.finite[1] == t._version
+
     def refuse_values(self, t: Tensor, what: str, examples: Examples, do: str = "") -> None:
         """Complain of numbers that are not all finite.
 
@@ -239,6 +247,17 @@ def _is_watched() -> bool:
     """Tell whether someone looks at single operations, or differentiates more than once."""
     modes = [m for m in _get_current_function_mode_stack() if not isinstance(m, DeviceContext)]
     return not all(isinstance(m, Frozen) for m in modes) or (not modes and torch.is_grad_enabled())
+
+
+@contextmanager
+def _without_frozen() -> Iterator[None]:
+    """Take `Frozen` off for a mode that does its work: every question about a tensor would go through both."""
+    stack = _get_current_function_mode_stack()
+    if not stack or not isinstance(stack[-1], Frozen):
+        yield
+        return
+    with _pop_mode_temporarily():
+        yield
 
 
 def _extra_rows(value: Any, in_root: Tensor) -> Any:

@@ -56,7 +56,7 @@ def survey(model: nn.Module) -> State:
                     versions.append(0 if t.is_inference() else t._version)
         for k, v in own.items():
             kind = type(v)
-            if kind in _PLAIN:
+            if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, v))):
                 parts.append(v)
             elif k not in _REGISTERED:  # mostly tables of hooks, and empty
                 parts.append(() if kind in _TABLES and not v else mark(v))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -418,3 +419,35 @@ def test_by_phase_only_where_it_saves_products_and_passes_are_fast() -> None:
     assert torch.equal(slow, plain)
     assert not torch.equal(fast, plain)
     assert torch.allclose(fast, plain, rtol=1e-4, atol=1e-7)
+
+
+def test_a_fast_pass_goes_through_one_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mode costs Python at every question about a tensor; others are frozen too."""
+    layers = [nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.Flatten()]
+    net = nn.Sequential(*layers).eval()
+    field = ap.Field(net)
+    q = field.bind(X, target=1)
+    assert str(_plan(field)) == "1 batch-norm(s) folded, channels last"
+    met: list[Any] = []
+
+    def meet(self: frozen.Frozen, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        met.append(func)
+        return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(frozen.Frozen, "__torch_function__", meet)
+    whole: list[Any] = []
+    apply = frozen._BatchNorm.apply
+    monkeypatch.setattr(frozen._BatchNorm, "apply", lambda *args: whole.append(args) or apply(*args))
+    q.value_and_grad(X, torch.arange(3))
+    assert torch.nn.functional.conv2d not in met
+    assert torch.Tensor.dim not in met
+    assert len(whole) == 1
+
+
+def test_a_map_that_is_changed_is_looked_at_again() -> None:
+    q = ap.Field(lambda x: (x**2).sum(1)).bind(torch.ones(2, 3))
+    _, grad = q.value_and_grad(q.x, torch.arange(2))
+    assert q._runner.saw_finite(grad)
+    grad[0, 0] = torch.nan
+    with pytest.raises(ap.ApportionError, match="NaN"):
+        q.attribution(ap.Gradient(), grad)

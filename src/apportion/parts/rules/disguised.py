@@ -191,9 +191,10 @@ class SpelledOut:
 
     def is_gate(self, op: ops.Op, tensors: list[Tensor], carrying: list[bool]) -> bool:
         """Tell whether an operation gives a gate: a sigmoid, or what numbers make of one, such as 1 - z."""
+        if op.kind in _GATES or op.kind not in _POINTWISE:
+            return op.kind in _GATES
         numbers = all(c or not t.ndim for t, c in zip(tensors, carrying, strict=True))
-        of_gates = all(t in self._gates for t, c in zip(tensors, carrying, strict=True) if c)
-        return op.kind in _GATES or (op.kind in _POINTWISE and numbers and of_gates)
+        return numbers and all(t in self._gates for t, c in zip(tensors, carrying, strict=True) if c)
 
     def see(self, out: Any, root: tuple[Any, bool] | None, gate: bool) -> None:
         """Remember the root of what an operation gave, and whether it is a gate."""

@@ -177,19 +177,19 @@ def carries(t: Tensor) -> bool:
 
 def flatten(value: Any) -> list[Tensor]:
     """List the tensors of nested arguments, in order."""
+    if isinstance(value, Tensor):
+        return [value]
     found: list[Tensor] = []
-    _collect(value, found)
+    if isinstance(value, tuple | list | dict):
+        _collect(value, found)
     return found
 
 
-def _collect(value: Any, found: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, tuple | list):
-        for v in value:
-            _collect(v, found)
-    elif isinstance(value, dict):
-        for v in value.values():
+def _collect(held: Any, found: list[Tensor]) -> None:
+    for v in held.values() if isinstance(held, dict) else held:
+        if isinstance(v, Tensor):
+            found.append(v)
+        elif isinstance(v, (tuple, list, dict)):
             _collect(v, found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class Path:
             constants: those of its tensors that were not computed from the input.
         """
         versions = [t._version for t in constants]
-        self._steps.append(_Step(kind, (*_numbers(args), *_numbers(kwargs)), constants, versions))
+        self._steps.append(_Step(kind, tuple(_numbers(args, kwargs)), constants, versions))
 
     def follow(
         self, kind: str, args: Any, kwargs: Any, constants: list[Tensor], where: Callable[[], str], *, numbers: bool
@@ -72,7 +72,7 @@ class Path:
         self._at += 1
         if kept.kind != kind:
             return  # said with the operations that have rules
-        given = (*_numbers(args), *_numbers(kwargs))
+        given = tuple(_numbers(args, kwargs))
         if numbers and given != kept.numbers:
             raise _other(kind, where(), " against ".join(map(str, _apart(given, kept.numbers))))
         if not kept.agrees(constants):
@@ -83,15 +83,17 @@ class Path:
         self._steps.clear()
 
 
-def _numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for v in value:
-            yield from _numbers(v)
-    elif isinstance(value, dict):
-        for name in sorted(value):
-            yield from _numbers(value[name])
-    elif isinstance(value, int | float | str | slice | None):
-        yield value
+def _numbers(*held: Any) -> list[Any]:
+    """List what is no tensor in nested arguments, those by name in the order of their names."""
+    found: list[Any] = []
+    for value in held:
+        if value is None or isinstance(value, (int, float, str, slice)):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _numbers(*value)
+        elif isinstance(value, dict) and value:
+            found += _numbers(*(value[name] for name in sorted(value)))
+    return found
 
 
 def _apart(given: tuple[Any, ...], kept: tuple[Any, ...]) -> tuple[Any, Any]:
