@@ -34,13 +34,18 @@ from apportion.methods import (
     AGI,
     BIG,
     CAM,
+    CLIME,
+    GLIME,
     IDGI,
     IG2,
+    LIME,
     LPI,
     LRP,
     RISE,
     SAMP,
+    SLIME,
     SPI,
+    BayLIME,
     BlurIG,
     BoundarySaliency,
     ContrastiveExcitationBackprop,
@@ -69,6 +74,7 @@ from apportion.methods import (
     MeaningfulPerturbation,
     NeFLAG,
     Occlusion,
+    OptiLIME,
     PathMethod,
     PatternAttribution,
     PatternNet,
@@ -84,6 +90,7 @@ from apportion.methods import (
 )
 from apportion.one_call import explain
 from apportion.parts import accumulate, baselines, grids, noise, paths, quadrature, rules, subsets
+from apportion.parts import surrogate as surrogates
 from apportion.parts.feature_moments import FeatureMoments
 from apportion.parts.masks import fills, groups, samplers
 from apportion.parts.masks.dividends import harsanyi
@@ -99,18 +106,23 @@ __all__ = [
     "AGI",
     "BIG",
     "CAM",
+    "CLIME",
+    "GLIME",
     "IDGI",
     "IG2",
+    "LIME",
     "LPI",
     "LRP",
     "RISE",
     "SAMP",
+    "SLIME",
     "SPI",
     "ApportionError",
     "At",
     "AtOp",
     "AtX",
     "Attribution",
+    "BayLIME",
     "BiasReport",
     "BlurIG",
     "BoundarySaliency",
@@ -161,6 +173,7 @@ __all__ = [
     "Neuron",
     "Normalize",
     "Occlusion",
+    "OptiLIME",
     "Paper",
     "Passes",
     "PathMethod",
@@ -211,5 +224,6 @@ __all__ = [
     "rules",
     "samplers",
     "subsets",
+    "surrogates",
     "testing",
 ]

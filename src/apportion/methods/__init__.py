@@ -50,19 +50,30 @@ from apportion.methods.removal.rise import RISE
 from apportion.methods.subset.extremal_perturbation import ExtremalPerturbation
 from apportion.methods.subset.information_bottleneck import InformationBottleneck
 from apportion.methods.subset.meaningful_perturbation import MeaningfulPerturbation
+from apportion.methods.surrogate.bay_lime import BayLIME
+from apportion.methods.surrogate.c_lime import CLIME
+from apportion.methods.surrogate.glime import GLIME
+from apportion.methods.surrogate.lime import LIME
+from apportion.methods.surrogate.opti_lime import OptiLIME
+from apportion.methods.surrogate.s_lime import SLIME
 
 __all__ = [
     "ACE",
     "AGI",
     "BIG",
     "CAM",
+    "CLIME",
+    "GLIME",
     "IDGI",
     "IG2",
+    "LIME",
     "LPI",
     "LRP",
     "RISE",
     "SAMP",
+    "SLIME",
     "SPI",
+    "BayLIME",
     "BlurIG",
     "BoundarySaliency",
     "ContrastiveExcitationBackprop",
@@ -91,6 +102,7 @@ __all__ = [
     "MeaningfulPerturbation",
     "NeFLAG",
     "Occlusion",
+    "OptiLIME",
     "PathMethod",
     "PatternAttribution",
     "PatternNet",

@@ -1,0 +1,1 @@
+"""Local surrogates: coefficients of simple models fitted around the example."""

@@ -1,0 +1,243 @@
+"""The base of local surrogates: sample around an example, fit, and say how far to trust the fit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apportion.core.attribution import Attribution
+from apportion.core.card import Kind
+from apportion.core.errors import ConfigError
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.field import Field
+from apportion.core.game import Game
+from apportion.core.question import Question
+from apportion.core.tree import Tree
+from apportion.parts.masks.explainer import GameMethod
+from apportion.parts.masks.samplers import AllSubsets, Bernoulli, Sampler
+from apportion.parts.surrogate.kernels import Kernel
+from apportion.parts.surrogate.neighborhoods import Drawn, Local, Neighborhood
+from apportion.parts.surrogate.regressions import Fit, Regression
+from apportion.parts.surrogate.selections import Selection
+from apportion.parts.surrogate.trust import Trust, coefficient_stability, held_out, variable_stability
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A surrogate of each example.
+
+    Attributes:
+        fit: the linear model.
+        kept: the features it was allowed.
+        weigh: gives the kernel's weight of samples.
+        drawn: what it was fitted to.
+        parts: what the method knows besides.
+    """
+
+    fit: Fit
+    kept: Bool[Tensor, "B P"]
+    weigh: Callable[[Float[Tensor, "B N P"]], Float[Tensor, "B N"]]
+    drawn: Drawn
+    parts: Mapping[str, Tensor]
+
+
+def fit(
+    drawn: Drawn,
+    local: Local,
+    weigh: Callable[[Tensor], Tensor],
+    selection: Selection,
+    regression: Regression,
+    **parts: Tensor,
+) -> Fitted:
+    """Weigh samples, choose features, and fit a model of them."""
+    w = weigh(drawn.z) * drawn.w
+    kept = selection(drawn.z, drawn.v, w, local.present, local.center)
+    return Fitted(regression(drawn.z, drawn.v, w, kept), kept, weigh, drawn, parts)
+
+
+def by_kernel(kernel: Kernel, local: Local) -> Callable[[Tensor], Tensor]:
+    """Give the kernel about the examples of a neighborhood."""
+    return lambda z: kernel(z, local.center, local.present.sum(-1).double())
+
+
+@dataclass(frozen=True)
+class LocalFit(Explainer):
+    """Base of methods whose values are the coefficients of a model fitted around the example."""
+
+    _positive = ("samples",)
+
+    samples: int = 1000
+    trust: Trust = Trust()
+
+    @abstractmethod
+    def around(self, q: Question) -> Local:
+        """Say where around the examples, and what of each sample the surrogate sees."""
+
+    @abstractmethod
+    def fitted_to(self, local: Local, run: int) -> Fitted:
+        """Draw the samples of a run and fit the surrogate to them."""
+
+    def explain(self, q: Question) -> Attribution:
+        local = self.around(q)
+        first = self.fitted_to(local, 0)
+        fits, kept = [first.fit], [first.kept]
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        for run in range(1, 1 + self.trust.reruns):
+            again = self.fitted_to(local, run)
+            fits.append(again.fit)
+            kept.append(again.kept)
+            new = again.drawn
+            seen.append((new.v, first.fit.predict(new.z), first.weigh(new.z) * new.w))
+        weight = first.weigh(first.drawn.z) * first.drawn.w
+        found: dict[str, Tensor] = {
+            "intercept": first.fit.intercept,
+            "r2": first.fit.r2,
+            "effective_samples": weight.sum(-1).square() / weight.square().sum(-1),
+            **first.fit.parts,
+            **first.parts,
+        }
+        if seen:
+            judged = held_out(*(torch.cat(part, -1) for part in zip(*seen, strict=True)))
+            found["held_out_r2"] = judged.r2
+            found["held_out_r2_interval"] = torch.stack([judged.low, judged.high], -1)
+            each, errors = [f.coefficients for f in fits], [f.standard_error for f in fits]
+            found["csi"] = coefficient_stability(each, errors, torch.stack(kept).any(0))
+            found["vsi"] = variable_stability(each, kept, self.trust.top)
+        like = first.fit.intercept.new_zeros(0, dtype=q.fx.dtype)
+        self._warn(q, local, first, found)
+        parts = {name: part.to(like.dtype) for name, part in found.items()}
+        return local.answer(self, first.fit.coefficients, first.fit.standard_error, parts)
+
+    def _warn(self, q: Question, local: Local, first: Fitted, found: Mapping[str, Tensor]) -> None:
+        z, w = first.drawn.z, first.drawn.w[..., None] > 0
+        low = torch.where(w, z, float("inf")).amin(1)
+        high = torch.where(w, z, -float("inf")).amax(1)
+        idle = first.kept & (low >= high)
+        if bool(idle.any()):
+            b = int(idle.any(1).nonzero()[0])
+            q.warn(
+                f"{int(idle[b].sum())} feature(s) of example {b} never changed in {z.shape[1]} samples, and have 0: "
+                "draw more samples, or remove more players at a time"
+            )
+        if "held_out_r2" not in found:
+            q.warn("no re-runs: nothing is known of how far the surrogate holds on other samples, or of its stability")
+            return
+        r2, (bottom, top) = found["held_out_r2"], found["held_out_r2_interval"].unbind(-1)
+        if bool((r2 < self.trust.least_r2).any()):
+            b = int(r2.argmin())
+            q.warn(
+                f"held-out R² {float(r2[b]):.2f} [{float(bottom[b]):.2f}, {float(top[b]):.2f}] of example {b}, below "
+                f"{self.trust.least_r2:g}: a linear model does not describe the score there; take fewer or other "
+                "players, or a narrower kernel"
+            )
+        for name, what in (("csi", "coefficients"), ("vsi", "the largest features")):
+            if bool((found[name] < self.trust.least_stability).any()):
+                b = int(found[name].argmin())
+                q.warn(
+                    f"stability of {what} over {1 + self.trust.reruns} runs ({name.upper()}) "
+                    f"{float(found[name][b]):.2f} of example {b}, below {self.trust.least_stability:g}: draw more"
+                )
+
+
+class Coalitions(Local):
+    """Coalitions of a game, which the surrogate sees as 0 and 1."""
+
+    def __init__(self, method: GameMethod, game: Game, sampler: Sampler, own: int) -> None:
+        self.method, self.game, self.sampler, self.own = method, game, sampler, own
+        self.present = game.own.to(game.question.device)
+        self.center = self.present.double()
+
+    def draw(self, run: int, first: int, count: int, active: Bool[Tensor, " B"] | None = None) -> Drawn:
+        game, batch = self.game, len(self.game.question)
+        masks, weights = [], []
+        if self.own:
+            masks.append(game.own[:, None])
+            weights.append(torch.ones(batch, 1, dtype=torch.float64))
+        if (budget := first + count - self.own) > 0:
+            for block in self.sampler.blocks(game, budget, f"surrogate, run {run}"):
+                masks.append(block.masks.expand(batch, -1, -1) & game.own[:, None])
+                weight = torch.ones(batch, block.size, dtype=torch.float64)
+                if block.weight is not None:
+                    weight = block.weight.double().expand(batch, -1)
+                weights.append(weight if block.where is None else weight * block.where)
+        mask, w = torch.cat(masks, 1)[:, first:], torch.cat(weights, 1)[:, first:]
+        if active is not None:
+            w = w * active.cpu()[:, None]
+        v = game.value(mask, where=None if bool((w > 0).all()) else w > 0)
+        device = game.question.device
+        return Drawn(mask.to(device).double(), v.double(), w.to(device))
+
+    def answer(self, explainer: Explainer, coefficients: Tensor, error: Tensor, parts: Mapping[str, Tree]) -> Any:
+        q = self.game.question
+        return self.method.answer(q, self.game, coefficients, standard_error=error, parts=parts)
+
+
+@dataclass(frozen=True)
+class Surrogate(LocalFit, GameMethod):
+    """Base of surrogates of coalitions, or of rows like those of a table.
+
+    Attributes:
+        groups: which elements form a player.
+        fill: what stands in for absent players.
+        reduce: over several draws of the fill.
+        samples: how many are fitted, the example itself among them where it is one.
+        trust: further runs, to judge the fit.
+        sampler: how coalitions are drawn.
+        with_x: whether the example itself is the first sample of a run.
+        rows: a neighborhood of rows instead of coalitions; then groups, fill and sampler stay as they are.
+    """
+
+    sampler: Sampler = Bernoulli(0.5)
+    with_x: bool = True
+    rows: Neighborhood | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows is None:
+            return
+        plain = {f: type(self).__dataclass_fields__[f].default for f in ("groups", "fill", "sampler")}
+        for name, default in plain.items():
+            if getattr(self, name) != default:
+                raise ConfigError(
+                    f"{name} beside rows of {type(type(self)).__name__} {type(self).__name__}",
+                    "players with a fill, or rows of a table",
+                    f"leave {name} out, or rows",
+                )
+
+    @property
+    def kind(self) -> Kind:
+        return super().kind if self.rows is None else self.rows.kind
+
+    def around(self, q: Question) -> Local:
+        if self.rows is not None:
+            return self.rows.around(q)
+        return Coalitions(self, self.game(q), self.sampler, int(self.with_x))
+
+    def fitted(self, field: Field, data: Tree) -> Explainer:
+        base = super().fitted(field, data)
+        if not isinstance(base, Surrogate) or base.rows is None:
+            return base
+        return replace(base, rows=base.rows.fitted(data))
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return self.passes_for(self.samples, q)
+
+    def passes_for(self, samples: int, q: Question | None) -> Passes:
+        """Count the rows of all runs, of so many samples each, at most."""
+        runs = 1 + self.trust.reruns
+        if self.rows is not None:
+            return Passes(runs * (samples - self.rows.own), 0, at_x=1)
+        if q is None and isinstance(self.sampler, AllSubsets):
+            raise ConfigError(
+                "the passes of all subsets of some players", "their number", "ask passes(q) of a question"
+            )
+        players = 10_000 if q is None else self.game(q).players
+        every = max(0, 2**players - 2)
+        count = self.sampler.coalitions(players, max(1, samples - int(self.with_x)))
+        return self.passes_of(min(every, runs * count), exact=False)

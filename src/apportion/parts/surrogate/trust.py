@@ -1,0 +1,107 @@
+"""How far to trust a local surrogate: R² on samples it has not seen, and whether a re-run says the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apportion.core.config import Configurable
+from apportion.parts.surrogate.selections import top
+
+_NORMAL = 1.959963984540054  # the two-sided 95 per cent point
+
+
+@dataclass(frozen=True)
+class Trust(Configurable):
+    """What is asked of a fit, by further runs with other random numbers, each as dear as the first.
+
+    The first run's model is judged on the samples of the others (R² with a 95 per cent interval), and all runs on
+    each other. Without re-runs nothing is known of either, and results say so.
+
+    Attributes:
+        reruns: further runs.
+        least_r2: a held-out R² below draws a warning.
+        least_stability: an index below draws a warning.
+        top: where no feature is left out, how many of the largest make the set that is compared.
+    """
+
+    _not_negative = ("reruns",)
+    _positive = ("top",)
+
+    reruns: int = 1
+    least_r2: float = 0.5
+    least_stability: float = 0.7
+    top: int = 5
+
+
+class Judged(NamedTuple):
+    """A share of explained variance with its interval."""
+
+    r2: Float[Tensor, "*b"]
+    low: Float[Tensor, "*b"]
+    high: Float[Tensor, "*b"]
+
+
+def held_out(v: Float[Tensor, "*b N"], predicted: Float[Tensor, "*b N"], w: Float[Tensor, "*b N"]) -> Judged:
+    """Give the weighted R² of predictions about their targets' mean, with a 95 per cent interval.
+
+    The interval is that of the logarithm of a ratio of two means, 1 - R², by the delta method, so that it never
+    passes 1; it takes the samples as drawn independently of the predictions.
+
+    >>> v = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    >>> [round(float(t), 2) for t in held_out(v, v + torch.tensor([0.1, -0.1, 0.1, 0.1]), torch.ones(4))]
+    [0.99, 0.97, 1.0]
+    """
+    mean = (w * v).sum(-1, keepdim=True) / w.sum(-1, keepdim=True)
+    missed, spread = w * (v - predicted).square(), w * (v - mean).square()
+    a, b = missed.sum(-1), spread.sum(-1)
+    known = (a > 0) & (b > 0)
+    ratio = torch.where(known, a / torch.where(b > 0, b, 1), torch.where(a > 0, 1.0, 0.0).to(a))
+    count = v.shape[-1]
+    away = missed / torch.where(known, a, 1)[..., None] - spread / torch.where(known, b, 1)[..., None]
+    error = torch.where(known, (away.square().sum(-1) * count / max(count - 1, 1)).sqrt(), 0)
+    factor = (_NORMAL * error).exp()
+    return Judged(1 - ratio, 1 - ratio * factor, 1 - ratio / factor)
+
+
+def coefficient_stability(
+    coefficients: Sequence[Float[Tensor, "*b P"]],
+    errors: Sequence[Float[Tensor, "*b P"]],
+    in_play: Bool[Tensor, "*b P"],
+) -> Float[Tensor, "*b"]:
+    """Give CSI: over pairs of runs and features, how often 95 per cent intervals overlap; Visani et al. 2020.
+
+    Args:
+        coefficients: of each run.
+        errors: their standard errors.
+        in_play: features that count; those selected in any run.
+    """
+    b, e = torch.stack(list(coefficients)), _NORMAL * torch.stack(list(errors))
+    slack = 1e-9 * b.abs().amax((0, -1), keepdim=True)  # runs that agree to rounding have intervals of no length
+    apart = (b[:, None] - b[None]).abs() <= e[:, None] + e[None] + slack
+    one, other = torch.triu_indices(len(b), len(b), 1)
+    share = apart[one, other].double().mean(0)
+    count = in_play.sum(-1)
+    return torch.where(count > 0, (share * in_play).sum(-1) / count.clamp(min=1), 1)
+
+
+def variable_stability(
+    coefficients: Sequence[Float[Tensor, "*b P"]], kept: Sequence[Bool[Tensor, "*b P"]], count: int
+) -> Float[Tensor, "*b"]:
+    """Give VSI: over pairs of runs, the share of the selected features that both selected; Visani et al. 2020.
+
+    Args:
+        coefficients: of each run.
+        kept: the features each run selected.
+        count: where a run selected more, those with the largest coefficients are compared.
+    """
+    sets = torch.stack([top(b.abs(), count, k) for b, k in zip(coefficients, kept, strict=True)])
+    one, other = torch.triu_indices(len(sets), len(sets), 1)
+    size = torch.maximum(sets[one].sum(-1), sets[other].sum(-1))
+    both = (sets[one] & sets[other]).sum(-1)
+    return torch.where(size > 0, both / size.clamp(min=1), 1).double().mean(0)
