@@ -57,4 +57,4 @@ class BayLIME(LIME):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         prior = BayesianRidge(0.0, weight_precision=1.0)
-        return cls(samples=32, trust=Trust(reruns=1)), cls(samples=24, regression=prior, trust=Trust(reruns=1))
+        return cls(samples=24, trust=Trust(reruns=1)), cls(samples=24, regression=prior, trust=Trust(reruns=1))

@@ -36,11 +36,10 @@ CARD = Card(
         Principle.SYMMETRY: False,
         Principle.LINEARITY: True,
         Principle.IMPLEMENTATION_INVARIANCE: True,
-        Principle.SHIFT_INVARIANCE: False,
+        Principle.SHIFT_INVARIANCE: True,
     },
     cautions=(
         "Estimates SmoothGrad of the gradient without gradients, and needs more samples than elements.",
-        "Noise relative to the range of the example is other noise after a shift of the data.",
     ),
 )
 
@@ -82,4 +81,4 @@ class CLIME(LocalFit):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         trust = Trust(reruns=1)
-        return cls(samples=160, trust=trust), cls(samples=48, regression=Separate(), trust=trust)
+        return cls(samples=32, regression=Ridge(0.01), trust=trust), cls(samples=24, regression=Separate(), trust=trust)

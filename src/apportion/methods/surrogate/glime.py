@@ -86,4 +86,4 @@ class GLIME(Surrogate):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         trust = Trust(reruns=1)
-        return cls(samples=32, trust=trust), cls(samples=32, regression=Separate(), trust=trust)
+        return cls(samples=24, trust=trust), cls(samples=24, regression=Separate(), trust=trust)

@@ -117,6 +117,6 @@ class LIME(Surrogate):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         return (
-            cls(samples=32, trust=Trust(reruns=1)),
-            cls(rows=Quartiles(), kernel=Exponential(0.75, Euclid(), per_root_feature=True), samples=32),
+            cls(samples=24, trust=Trust(reruns=1)),
+            cls(rows=Quartiles(), kernel=Exponential(0.75, Euclid(), per_root_feature=True), samples=24),
         )

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.card import Card, Kind, Paper, Principle
+from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer
 from apportion.core.registry import register
 from apportion.methods.surrogate.lime import CLAIMS, FAMILIES, NOISY
@@ -19,7 +20,6 @@ from apportion.parts.surrogate.neighborhoods import Drawn, Local
 from apportion.parts.surrogate.regressions import Centered, Regression, Ridge, factor_of
 from apportion.parts.surrogate.selections import Best, Everything, Selection
 from apportion.parts.surrogate.tables import Quartiles
-from apportion.parts.surrogate.trust import Trust
 
 CARD = Card(
     title="OptiLIME",
@@ -50,7 +50,7 @@ class OptiLIME(Surrogate):
 
     The authors draw new samples for every width and search by Bayesian optimization (20 + 40 evaluations). Here all
     widths are tried on one set of samples, which costs no passes and makes the objective a smooth function: 20 widths
-    between the ends, evenly in the logarithm, then four times 10 around the best. Of equal ones the widest is taken.
+    between the ends, evenly in the logarithm, then four times 10 around the best; of equal ones the widest is taken.
     `parts` are those of `LIME`, with `kernel_width`.
 
     Attributes:
@@ -58,6 +58,8 @@ class OptiLIME(Surrogate):
         narrowest: width to begin with, in units of the distance.
         widest: width to end with.
         per_root_feature: multiply both by the root of the number of features.
+        tried: how many widths between the ends; half as many in each refinement.
+        refinements: how often to look closer around the best.
         target: the R² aimed at.
         regression: how the coefficients are found, at the width chosen.
         selection: which features it may use.
@@ -70,14 +72,26 @@ class OptiLIME(Surrogate):
     """
 
     _positive = ("samples", "narrowest", "widest", "target")
+    _not_negative = ("refinements",)
 
     distance: Distance = Cosine()
     narrowest: float = 0.05
     widest: float = 5.0
     per_root_feature: bool = False
+    tried: int = 20
+    refinements: int = 4
     target: float = 0.9
     regression: Regression = Ridge(0.0)
     selection: Selection = Everything()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tried < 2 or self.narrowest > self.widest:
+            raise ConfigError(
+                f"OptiLIME(tried={self.tried}, narrowest={self.narrowest:g}, widest={self.widest:g})",
+                "two widths or more, the narrowest first",
+                "take the defaults, or others in order",
+            )
 
     def fitted_to(self, local: Local, run: int) -> Fitted:
         drawn = local.draw(run, 0, self.samples)
@@ -94,7 +108,7 @@ class OptiLIME(Surrogate):
         scale = local.present.sum(-1).double().sqrt() if self.per_root_feature else torch.ones_like(far[:, 0])
         low, high = (scale * end for end in (self.narrowest, self.widest))
         best, height = high, torch.full_like(high, -float("inf"))
-        for count in (20, 10, 10, 10, 10):
+        for count in (self.tried, *(max(2, self.tried // 2),) * self.refinements):
             steps = torch.linspace(1, 0, count, dtype=far.dtype, device=far.device)
             ratio = high / low
             for s in steps:  # from the widest, which is kept where others are no better
@@ -130,4 +144,5 @@ class OptiLIME(Surrogate):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(samples=32, regression=Ridge(1.0), selection=Best(4), trust=Trust(reruns=1)),)
+        quick = cls(samples=24, tried=4, refinements=1, regression=Ridge(1.0), selection=Best(3))
+        return (quick,)

@@ -72,7 +72,7 @@ class LocalFit(Explainer):
 
     _positive = ("samples",)
 
-    samples: int = 1000
+    samples: int = 500
     trust: Trust = Trust()
 
     @abstractmethod

@@ -242,13 +242,15 @@ class BayesianRidge(Regression):
         c = Centered.of(z, v, w, kept)
         prior = torch.where(kept, self.prior_mean, 0.0).to(c.cross)
         size, turn = torch.linalg.eigh(c.gram)  # all updates happen in the basis where the Gram matrix is diagonal
-        size = size.clamp(min=0)
+        real = size > 1e-12 * size.amax(-1, keepdim=True)  # fewer samples than features leave directions without any
+        size = torch.where(real, size, 0)
         offset = (turn.mT @ prior[..., None]).squeeze(-1)
-        # of what the prior mean leaves, a prior about 0
-        away = (turn.mT @ (c.cross - (c.gram @ prior[..., None]).squeeze(-1))[..., None]).squeeze(-1)
+        rest = c.v - (c.z @ prior[..., None]).squeeze(-1)  # of what the prior mean leaves, a prior about 0
+        away = (turn.mT @ (c.z.mT @ (c.w * rest)[..., None])).squeeze(-1)
+        away = torch.where(real, away, 0)
+        plain = (turn @ torch.where(real, away / torch.where(real, size, 1), 0)[..., None]).squeeze(-1)
+        beyond = (c.w * (rest - (c.z @ plain[..., None]).squeeze(-1)).square()).sum(-1)  # out of any model's reach
         count, energy = c.w.sum(-1), (c.w * c.v.square()).sum(-1)
-        rest = c.v - (c.z @ prior[..., None]).squeeze(-1)
-        rest_energy = (c.w * rest.square()).sum(-1)
         given = (self.noise_precision, self.weight_precision)
         noise = 1 / (energy / count + torch.finfo(energy.dtype).eps) if given[0] is None else count * 0 + given[0]
         weight = torch.ones_like(count) if given[1] is None else count * 0 + given[1]
@@ -262,7 +264,8 @@ class BayesianRidge(Regression):
             b = mean(noise, weight)
             used = size * noise[..., None]
             gamma = (used / (used + weight[..., None])).sum(-1)
-            error = (rest_energy - 2 * (away * b).sum(-1) + (size * b.square()).sum(-1)).clamp(min=0)
+            short = torch.where(real, away - size * b, 0).square() / torch.where(real, size, 1)
+            error = beyond + short.sum(-1)
             new_weight = (gamma + 2 * tiny) / (b.square().sum(-1) + 2 * tiny)
             new_noise = (count - gamma + 2 * tiny) / (error + 2 * tiny)
             rounds = rounds + ~done

@@ -70,7 +70,7 @@ def _categories(column: Tensor) -> tuple[Tensor, ...]:
 def _quantiles(column: Tensor, count: int) -> tuple[Tensor, ...]:
     cuts = torch.quantile(column, torch.linspace(0, 1, count + 1, dtype=column.dtype)[1:-1]).unique()
     edges = torch.cat([cuts, cuts.new_full((1,), float("inf"))])
-    inside = torch.nn.functional.one_hot(torch.searchsorted(edges, column), len(edges)).to(column)
+    inside = torch.nn.functional.one_hot(torch.searchsorted(edges, column.contiguous()), len(edges)).to(column)
     held = inside.sum(0)
     mean = (inside * column[:, None]).sum(0) / held.clamp(min=1)
     deviation = ((inside * (column[:, None] - mean).square()).sum(0) / held.clamp(min=1)).sqrt()
