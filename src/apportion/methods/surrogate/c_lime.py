@@ -38,9 +38,7 @@ CARD = Card(
         Principle.IMPLEMENTATION_INVARIANCE: True,
         Principle.SHIFT_INVARIANCE: True,
     },
-    cautions=(
-        "Estimates SmoothGrad of the gradient without gradients, and needs more samples than elements.",
-    ),
+    cautions=("Estimates SmoothGrad of the gradient without gradients, and needs more samples than elements.",),
 )
 
 

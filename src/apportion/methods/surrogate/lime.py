@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from apportion.core.attribution import Groups
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
 from apportion.core.explainer import Explainer
 from apportion.core.registry import register
+from apportion.parts.masks.fills import Baselines, Fill
+from apportion.parts.masks.groups import RealTokens
+from apportion.parts.masks.samplers import UniformSizes
 from apportion.parts.surrogate.explainer import Fitted, Surrogate, by_kernel, fit
 from apportion.parts.surrogate.kernels import Euclid, Exponential, Kernel
 from apportion.parts.surrogate.neighborhoods import Local
@@ -88,6 +92,26 @@ class LIME(Surrogate):
     def fitted_to(self, local: Local, run: int) -> Fitted:
         drawn = local.draw(run, 0, self.samples)
         return fit(drawn, local, by_kernel(self.kernel, local), self.selection, self.regression)
+
+    @classmethod
+    def for_text(
+        cls, fill: Fill | None = None, groups: Groups | None = None, *, samples: int = 5000, most: int = 10
+    ) -> LIME:
+        """Give the authors' settings for text, at the embedding: any number of tokens is removed, from one to all.
+
+        Args:
+            fill: what stands for a removed token, such as `ap.fills.MaskToken`; zeros unless given.
+            groups: the players, such as `ap.groups.Words`; every token unless given.
+            samples: in a run.
+            most: players that get a coefficient.
+        """
+        return cls(
+            groups=RealTokens() if groups is None else groups,
+            fill=Baselines() if fill is None else fill,
+            sampler=UniformSizes(),
+            samples=samples,
+            selection=Best(most),
+        )
 
     @classmethod
     def for_tables(

@@ -258,6 +258,30 @@ class Bernoulli(Sampler):
 
 
 @dataclass(frozen=True)
+class UniformSizes(Sampler):
+    """How many players are removed is drawn first, from one to all alike; then which, as LIME's code does for text.
+
+    >>> import apportion as ap
+    >>> game = ap.Game(ap.Field(lambda x: x.prod(1)).bind(torch.ones(1, 3)), ap.groups.Elements(), ap.fills.Baselines())
+    >>> next(UniformSizes().blocks(game, budget=5)).masks.sum(-1).tolist()
+    [[0, 0, 0, 0, 1]]
+    """
+
+    def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
+        total = needed(budget, 1, "coalitions of uniform size")
+        for start in range(0, total, game.per_block):
+            draws = torch.arange(start, min(start + game.per_block, total))
+            keys = _uniform(game, purpose, draws, 1 + game.players)
+            kept = (keys[..., :1] * game.sizes[:, None, None]).long()  # from 0 to one less than all
+            rank = _ranks(keys[..., 1:].masked_fill(~game.own[:, None], 2.0))
+            masks = rank < kept
+            yield Block(len(draws), lambda at, masks=masks: masks[:, at])
+
+    def coalitions(self, players: int, budget: int | None = None) -> int:
+        return min(needed(budget, 1, "coalitions of uniform size"), max(0, 2**players - 2))
+
+
+@dataclass(frozen=True)
 class KernelWeighted(Sampler):
     """Coalitions by the Shapley kernel, (n - 1) / (C(n, s) s (n - s)) for one of s players of n.
 

@@ -55,7 +55,7 @@ def held_out(v: Float[Tensor, "*b N"], predicted: Float[Tensor, "*b N"], w: Floa
 
     >>> v = torch.tensor([0.0, 1.0, 2.0, 3.0])
     >>> [round(float(t), 2) for t in held_out(v, v + torch.tensor([0.1, -0.1, 0.1, 0.1]), torch.ones(4))]
-    [0.99, 0.97, 1.0]
+    [0.99, 0.98, 1.0]
     """
     mean = (w * v).sum(-1, keepdim=True) / w.sum(-1, keepdim=True)
     missed, spread = w * (v - predicted).square(), w * (v - mean).square()
