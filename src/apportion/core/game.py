@@ -158,7 +158,7 @@ class Game:
             raise ConfigError(f"{kind_of(groups)} as groups", "one of ap.groups", "write ap.groups.Elements()")
         if not callable(fill):
             raise ConfigError(f"{kind_of(fill)} as fill", "one of ap.fills", "write ap.fills.Baselines()")
-        self.question, self.groups, self.fill, self.reduce = question, groups, fill, reduce
+        self.question, self.groups, self.reduce = question, groups, reduce
         batch = len(question)
         self.labels: Tree = None
         if isinstance(groups, Groups):
@@ -173,6 +173,8 @@ class Game:
             self.sizes = torch.full((batch,), self.players)
             every = groups.kept(torch.zeros(1, self.players, dtype=torch.bool), question.x)
             covered = torch.tensor([not any(bool(leaf.any()) for leaf in tree.leaves(every))]).expand(batch)
+        within = getattr(fill, "within", None)
+        self.fill: Fill = fill if within is None else within(question, self.labels)
         self._covered = bool(covered.all())
         self.own: Tensor = torch.arange(self.players) < self.sizes[:, None]
         self.asked = torch.zeros(batch, dtype=torch.long)
@@ -340,7 +342,9 @@ class Game:
 
     def rows(self, mask: Masks, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         """Make the masked points themselves, [R, k, ...], as the game plays them."""
-        return self._points(mask.to(self.question.device), owner, draw)[0]
+        element = self._kept(mask.to(self.question.device), owner)
+        x, filled, _ = self._filled(element, owner, draw)
+        return tree.apply(_blend, x, element, filled)
 
     def elements(self, mask: Tensor, owner: Owner) -> Tree:
         """Give each element its player's mask, shaped as rows; an element without a player is kept."""
@@ -353,29 +357,16 @@ class Game:
         assert isinstance(self.groups, Windows)
         return tree.apply(lambda kept, leaf: kept.expand_as(leaf), self.groups.kept(mask, q.x), like)
 
-    def _points(self, mask: Tensor, owner: Owner, draw: Tensor) -> tuple[Tree, Tensor | None]:
-        q = self.question
-        x = tree.index(q.x, owner)
-        known = mask if mask.dtype == torch.bool else mask.to(tree.leaves(x)[0].dtype)
+    def _kept(self, mask: Tensor, owner: Owner) -> Tree:
         absent = ~self.own.to(mask.device)[owner]
-        element = self.elements(known | absent if mask.dtype == torch.bool else known.masked_fill(absent, 1), owner)
-        points, weight = self._filled(x, element, owner, draw)
-        if self._looked < _LOOKS:
-            self._look(x, points, mask, owner)
-        return points, weight
+        mask = mask if mask.dtype == torch.bool else mask.to(tree.leaves(self.question.x)[0].dtype)
+        return self.elements(mask.masked_fill(absent, 1), owner)
 
-    def _filled(self, x: Tree, element: Tree, owner: Tensor, draw: Tensor) -> tuple[Tree, Tensor | None]:
-        """Put the fill where masks of elements are 0."""
+    def _filled(self, element: Tree, owner: Owner, draw: Tensor) -> tuple[Tree, Tree, Tensor | None]:
+        """Give the examples, what else stands where they are not kept, and the weights of its draws."""
         filled = self.fill(self.question, element, owner, draw)
         filled, weight = (filled.rows, filled.weight) if isinstance(filled, Weighted) else (filled, None)
-
-        def blend(leaf: Tensor, m: Tensor, other: Tensor) -> Tensor:
-            if m.dtype == torch.bool:
-                return torch.where(m[:, None], leaf[:, None], other)
-            m = m[:, None].to(leaf.dtype)
-            return m * leaf[:, None] + (1 - m) * other
-
-        return tree.apply(blend, x, element, filled), weight
+        return tree.index(self.question.x, owner), filled, weight
 
     def seen(self, element: Tree, owner: Owner, draw: Int[Tensor, " R"], score: Score | None = None) -> Tensor:
         """Score rows under masks of single elements, which players need not have anything to do with.
@@ -391,41 +382,62 @@ class Game:
         Returns:
             The score of each row, its draws reduced as those of coalitions are.
         """
-        return self._reduced(*self._filled(tree.index(self.question.x, owner), element, owner, draw), owner, score)
+        return self._reduced(element, owner, draw, score=score)
 
     def _play(self, mask: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
-        return self._reduced(*self._points(mask.to(self.question.device), owner, draw), owner)
+        mask = mask.to(self.question.device)
+        looking = self._looked < _LOOKS
+        self._looked += 1
 
-    def _reduced(self, points: Tree, weight: Tensor | None, owner: Tensor, score: Score | None = None) -> Tensor:
-        """Score points [R, k, ...] and reduce their draws."""
+        def look(x: Tree, points: Tree) -> None:
+            if looking:
+                self._look(x, points, mask, owner)
+
+        return self._reduced(self._kept(mask, owner), owner, draw, look)
+
+    def _reduced(
+        self,
+        element: Tree,
+        owner: Tensor,
+        draw: Tensor,
+        look: Callable[[Tree, Tree], None] = lambda x, points: None,
+        score: Score | None = None,
+    ) -> Tensor:
+        """Score what the fill makes of masked rows, some of its draws at a time, and reduce them."""
         q, use = self.question, self.question.field.score if score is None else score
-        count, draws = tree.leaves(points)[0].shape[:2]
-        flat = tree.apply(lambda p: p.flatten(0, 1), points)
-        row = torch.arange(count, device=q.device).repeat_interleave(draws)
-        share = None
-        if weight is not None:
-            at = weight.flatten().nonzero()[:, 0]
-            flat, row, share = tree.index(flat, at), row[at], weight.flatten()[at]
-        each = owner[row]
+        x, filled, weight = self._filled(element, owner, draw)
+        count, draws = tree.leaves(filled)[0].shape[:2]
+        scored = draws == 1 or self.reduce == "mean_of_score"
+        width = draws if weight is not None else max(1, q.field.chunk // count)
+        rows, found = 0, []
+        row = torch.arange(count, device=q.device)
+        for start in range(0, draws, width):
+            points = tree.apply(_blend, x, element, tree.apply(lambda f, at=start: f[:, at : at + width], filled))
+            look(x, points)
+            row = torch.arange(count, device=q.device).repeat_interleave(tree.leaves(points)[0].shape[1])
+            flat = tree.apply(lambda p: p.flatten(0, 1), points)
+            if weight is not None:
+                at = weight.flatten().nonzero()[:, 0]
+                flat, row = tree.index(flat, at), row[at]
+            found.append(q.value(flat, owner[row], score) if scored else q.outputs(flat, owner[row]))
+            rows = rows or len(row)
 
-        def mean(t: Tensor) -> Tensor:
-            if share is None:
-                return t if draws == 1 else t.reshape(count, draws, *t.shape[1:]).mean(1)
-            return t.new_zeros(count, *t.shape[1:]).index_add(0, row, t * tree.per_row(share, t))
+        def mean(*each: Tensor) -> Tensor:
+            first = each[0]
+            if not (first.is_floating_point() and first.ndim and first.shape[0] == rows):
+                return first
+            if weight is not None:
+                share = weight.flatten()[weight.flatten() != 0]
+                return first.new_zeros(count, *first.shape[1:]).index_add(0, row, first * tree.per_row(share, first))
+            return torch.cat([t.reshape(count, -1, *t.shape[1:]) for t in each], 1).mean(1)
 
-        if draws == 1 or self.reduce == "mean_of_score":
-            return mean(q.value(flat, each, score))
-        outputs = tree.map_tensors(
-            lambda t: mean(t) if t.is_floating_point() and t.ndim and t.shape[0] == len(each) else t,
-            q.outputs(flat, each),
-        )
-        return check_scores(use(outputs, take(q.target, owner)), count, use)
+        average = tree.map_tensors(mean, *found)
+        return average if scored else check_scores(use(average, take(q.target, owner)), count, use)
 
     # -- does the fill remove anything? -----------------------------------------------------------
 
     def _look(self, x: Tree, points: Tree, mask: Tensor, owner: Tensor) -> None:
         """Note which players the fill has changed something of, while there are any it was not seen to change."""
-        self._looked += 1
         gone = (mask < 0.5 if mask.dtype != torch.bool else ~mask).cpu() & self.own[owner.cpu()]
         pending = gone & ~self.changed[owner.cpu()]
         if self.labels is None:  # of windows, only one that is absent alone can be told
@@ -456,7 +468,7 @@ class Game:
 
     def _check_changed(self) -> None:
         same = (self.unchanged | ~self.own).all(1) & (self.sizes > 0)
-        if self._looked and bool(same.any()):
+        if bool(same.any()) and not getattr(self.fill, "may_repeat", False):
             example = int(same.nonzero()[0])
             raise InputError(
                 f"a fill ({type(self.fill).__name__}) that returns example {example} unchanged, for every one of its "
@@ -464,6 +476,14 @@ class Game:
                 "something else than the example where players are absent",
                 "choose a fill that differs from it, such as ap.fills.Baselines(ap.baselines.Noise())",
             )
+
+
+def _blend(x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+    """Keep x where the mask is 1, [R, k, ...]."""
+    if mask.dtype == torch.bool:
+        return torch.where(mask[:, None], x[:, None], other)
+    m = mask[:, None].to(x.dtype)
+    return m * x[:, None] + (1 - m) * other
 
 
 def _coalitions(masks: Tensor) -> Tensor:

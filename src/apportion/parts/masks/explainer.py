@@ -17,7 +17,8 @@ from apportion.core.game import Game, Windows
 from apportion.core.question import Question
 from apportion.core.site import Input
 from apportion.core.tree import Tree
-from apportion.parts.masks.fills import Baselines, Fill
+from apportion.parts.masks.fill import Fill
+from apportion.parts.masks.fills import Baselines
 from apportion.parts.masks.groups import Elements
 
 
@@ -115,7 +116,7 @@ class GameMethod(Explainer):
             example = int(same.any(1).nonzero()[0])
             named = same[example].nonzero()[:, 0].tolist()
             q.warn(
-                f"{type(self.fill).__name__} left {int(same.sum())} player(s) as they are, so removal does nothing: "
+                f"{type(self.fill).__name__} left {int(same.sum())} player(s) as they are, where it was looked: "
                 f"of example {example}, {named[:8]}{' and more' if len(named) > 8 else ''}"
             )
 

@@ -13,6 +13,7 @@ from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.config import Configurable
 from apportion.core.errors import InputError, kind_of
+from apportion.core.game import Windows
 from apportion.core.tree import Tree
 from apportion.parts.masks.columns import Columns, Correlated
 from apportion.parts.masks.segments import Felzenszwalb, QuickShift, Superpixels
@@ -233,7 +234,7 @@ class PerInput(Configurable):
     [[0, 0, 1, 1, 0, 0, 1, 1], [2, 3]]
     """
 
-    parts: tuple[Groups, ...]
+    parts: tuple[Groups | Windows, ...]
 
     def labels(self, like: Tree) -> Tree:
         """Number the groups of all inputs."""

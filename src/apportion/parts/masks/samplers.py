@@ -365,7 +365,7 @@ def shapley_kernel(players: int) -> Float[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class SmoothGrids(Sampler):
-    """Soft masks of pixels: coarse random grids, enlarged bilinearly and shifted (Petsiuk et al. 2018, section 3.2).
+    """Soft masks of pixels: coarse random grids, enlarged bilinearly and shifted (RISE, Petsiuk et al. 2018).
 
     Each cell of a grid of `cells` by `cells` is 1 with probability p. The grid is enlarged to cells + 1 times
     ceil(H / cells) by as many times ceil(W / cells) pixels, and an H by W window of it taken at random within the
