@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ class Case:
         examples: how many.
         steps: for each.
         batch: rows a pass.
+        heap: what glibc does with blocks that are freed: "usual", "kept" in the process by `ap.keep_memory()`, or
+            given back "at once", so that the peak is what is held.
     """
 
     who: str
@@ -47,6 +51,7 @@ class Case:
     examples: int
     steps: int
     batch: int
+    heap: str = "usual"
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,20 @@ def rows(short: bool) -> list[MemoryRow]:
         }
         name = f"memory/{net}/{steps:,} steps, {examples} examples"
         out.append(MemoryRow(name, cases if short else cases | others, at_most=1.2))
+        out += [] if short else _in_other_heaps(out[-1])
     return out if short else [*out, *_flat()]
+
+
+def _in_other_heaps(row: MemoryRow) -> list[MemoryRow]:
+    """Tell what is held from what glibc's heap adds."""
+
+    def within(heap: str) -> dict[str, Case]:
+        return {name: replace(row.cases[name], heap=heap) for name in (OURS, "one pass")}
+
+    return [MemoryRow(f"{row.name}, {how}", within(heap), row.at_most) for heap, how in HEAPS.items()]
+
+
+HEAPS = {"kept": "memory kept", "at once": "freed at once"}
 
 
 def _flat() -> list[MemoryRow]:
@@ -85,10 +103,11 @@ def _flat() -> list[MemoryRow]:
     several = {f"{n:,} steps": (4, n) for n in (64, 250, 1000)} | {f"{n} examples": (n, 64) for n in (16, 64)}
     several["both: 64 examples, 1,000 steps"] = 64, 1000
     one = Case(OURS, "small", 64, 1, FLAT, FLAT)
-    return [
+    usual = [
         MemoryRow(f"memory/flat/{what}", {OURS: Case(OURS, "small", 64, *size, FLAT), "one pass": one}, at_most=1.2)
         for what, size in several.items()
     ]
+    return [each for row in usual for each in (row, *_in_other_heaps(row))]
 
 
 def peak(device: torch.device) -> float:
@@ -127,8 +146,9 @@ def measure_here(case: Case, device: torch.device) -> float:
     run(Case(case.who, case.net, case.size, 1, 1, 1), Net(net.model, net.x[:1]))
     _start_anew(device)
     before = peak(device)
-    run(case, net)
-    return peak(device) - before
+    with ap.keep_memory() if case.heap == "kept" else nullcontext():
+        run(case, net)
+        return peak(device) - before
 
 
 def measure(row: MemoryRow, device: torch.device) -> dict[str, Any]:
@@ -144,7 +164,8 @@ def measure(row: MemoryRow, device: torch.device) -> dict[str, Any]:
             "--case",
             json.dumps(asdict(case)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        freed = {"MALLOC_MMAP_THRESHOLD_": "65536"} if case.heap == "at once" else {}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | freed)
         if done.returncode:
             found[name] = {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:160]}
         else:

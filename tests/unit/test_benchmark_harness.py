@@ -224,7 +224,7 @@ def test_every_row_runs_in_short(short: dict[str, report.Found]) -> None:
     ours = [v for found in ran for k, v in found.items() if k.startswith(harness.OURS)]
     assert len(ours) >= len(ran)
     assert all(v.get("mib", v.get("ms")) > 0 for v in ours)
-    assert {n.split("/")[0] for n in short} == {"overhead", "ig", "peers", "methods", "scaling", "memory"}
+    assert {n.split("/")[0] for n in short} == {"overhead", "ig", "compile", "peers", "methods", "scaling", "memory"}
     assert {n.split("/")[2] for n in short if n.startswith("methods/")} == set(ap.methods())
     assert set(rows_named()) <= set(short)
 
