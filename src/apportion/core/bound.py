@@ -55,6 +55,8 @@ class Bound:
         self._references: dict[Any, tuple[Baseline, References]]
         self._overrides: dict[int, tuple[Score, Tree]] = {}
         self._checks: int
+        self._compared: list[Any] = []  # rule sets whose signals were held to float32, and how far they were
+        self._under_rules: list[dict[str, Any]] = []
         self._reaching: dict[tuple[Site, ...], list[Site]] = {}
         self._memo: dict[Hashable, Any] = {}
         self._common: Common | None = None
@@ -177,6 +179,7 @@ class Bound:
         new._runner.spent = {k: torch.zeros_like(v) for k, v in self._runner.spent.items()}
         new._runner.warnings, new._checks = dict(self._runner.warnings), 0
         new._references, new._overrides, new._reaching, new._memo = {}, {}, {}, {}
+        new._compared, new._under_rules = [], []
         new._ledger.charge(account)
         return new
 

@@ -194,7 +194,9 @@ class Calls(Bound):
                 "look for detach(), no_grad, rounding or argmax in the model, or explain another site",
             )
         more = self.differentiable
-        grads = gradients(self.field.model, v.sum(), leafs, retain_graph=keep or more, create_graph=more)
+        grads = gradients(
+            self.field.model, v.sum(), leafs, retain_graph=keep or more, create_graph=more, scale=self.field.scale
+        )
         return self._reached(v, grads, leafs, names, at)
 
     def _reached(

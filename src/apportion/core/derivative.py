@@ -37,7 +37,13 @@ def _edge(t: Tensor) -> GradientEdge:
 
 
 def gradients(
-    model: Any, v: Tensor, leafs: list[Tensor], *, retain_graph: bool = False, create_graph: bool = False
+    model: Any,
+    v: Tensor,
+    leafs: list[Tensor],
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+    scale: float = 1,
 ) -> Sequence[Tensor | None]:
     """Differentiate a number with respect to tensors; None where it does not depend on one.
 
@@ -47,6 +53,7 @@ def gradients(
         leafs: with respect to what.
         retain_graph: whether another pass follows.
         create_graph: whether the outcome will be differentiated.
+        scale: of the gradients on their way back, so that few digits hold them; undone in float32.
 
     Raises:
         ModelError: autograd failed.
@@ -56,8 +63,10 @@ def gradients(
     if not edges:
         return [None] * len(leafs)
     try:
+        v = v if scale == 1 else v * scale
         found = iter(torch.autograd.grad(v, edges, retain_graph=keep, create_graph=create_graph, allow_unused=True))
-        return [next(found) if t.requires_grad else None for t in leafs]
+        grads = [next(found) if t.requires_grad else None for t in leafs]
+        return grads if scale == 1 else [None if g is None else g.float() / scale for g in grads]
     except RuntimeError as error:
         if is_memory(error):
             raise

@@ -14,7 +14,7 @@ from apportion.core import tree
 from apportion.core.calls import Calls, join, score_name
 from apportion.core.derivative import gradients
 from apportion.core.errors import ApportionError, ConfigError, RuleError
-from apportion.core.precision import widened
+from apportion.core.precision import SAMPLE, apart, complaint, widened
 from apportion.core.protocols import Backward, Baseline, ExamplesMixed, Owner, RulePass, RuleSet, Tap
 from apportion.core.referenced import SINGULAR
 from apportion.core.score import Score, as_score, top_class
@@ -181,12 +181,12 @@ class Evaluation(Calls):
             )
             if not v.requires_grad:
                 self._differentiate(v, leafs, tree.names(part[0]), keep=False)
-            first = gradients(self.field.model, v.sum(), leafs, create_graph=True)
+            first = gradients(self.field.model, v.sum(), leafs, create_graph=True, scale=self.field.scale)
             g = self._used(list(first), leafs, tree.names(part[0]))
             inner = sum(((a * b).sum() for a, b in zip(g, tree.leaves(part[1]), strict=True)), v.new_zeros(()))
             second: Sequence[Tensor | None] = [None] * len(leafs)
             if inner.requires_grad:
-                second = gradients(self.field.model, inner, leafs)
+                second = gradients(self.field.model, inner, leafs, scale=self.field.scale)
             h = [torch.zeros_like(t) if s is None else s for s, t in zip(second, leafs, strict=True)]
             like = part[0]
             return (
@@ -309,7 +309,7 @@ class Evaluation(Calls):
             groups += [(AtX(s), [values[s]], [str(s)], str(s)) for s in sloped if s in kept]
             able = [g for g in groups if v.requires_grad and all(t.requires_grad for t in g[1])]
             flat = [t for g in able for t in g[1]]
-            slopes = iter(gradients(self.field.model, v.sum(), flat) if flat else [])
+            slopes = iter(gradients(self.field.model, v.sum(), flat, scale=self.field.scale) if flat else [])
             found: dict[AtX, Any] = {AtX(s, False): Tap(values[s].detach(), None) for s in kept}
             for ask, tensors, called, where in able:
                 try:
@@ -435,6 +435,8 @@ class Evaluation(Calls):
                     raise _not_linear(score, error) from error
 
             options: dict[str, Any] = {"start": start, "record": record, "differentiable": differentiable, **alone}
+            if self.field.scale != 1 and getattr(rules, "scales", False) and not record:
+                options["scale"] = self.field.scale
             done = rules.run(forward, network, ref, **options)
             for message in done.warnings:
                 self.warn(message)
@@ -465,6 +467,7 @@ class Evaluation(Calls):
         signal = join([f.done.signal for f in found])
         for leaf in tree.leaves(signal):
             self._assert_finite(leaf.detach(), f"the {rules.kind}", owner)
+        self._compare_under(rules, (rows, owner, reference), signal, start=start)
         tops = [f.top for f in found if f.top is not None]
         gap = value.detach() - self.value(rows, owner) if rules.surrogate else None
         return Backward(
@@ -478,6 +481,25 @@ class Evaluation(Calls):
             gap,
             [f.done.tape for f in found],
         )
+
+    def _compare_under(
+        self, rules: RuleSet, sent: tuple[Tree, Tensor, Tree | None], signal: Tree, **start: Any
+    ) -> None:
+        """Measure how far from float32 the signals of a lowered precision are, once for each rule set, and warn."""
+        root, lowered = self._root, self.field.lowered
+        if self.field.is_full or any(known is rules for known in root._compared):
+            return
+        root._compared.append(rules)
+        rows, owner, reference = sent
+        first = slice(0, min(SAMPLE, len(owner)))
+        count = first.stop * (2 if reference is None else 3)
+        with self.uncounted(count), self.field.in_full():
+            ref = None if reference is None else tree.index(reference, first)
+            right = self.backward(tree.index(rows, first), owner[first], rules, ref, **start).signal
+        found = apart(tree.index(signal, first), right) | {"of": f"{rules.kind} under rules"}
+        root._under_rules.append(found)
+        if message := complaint(lowered, found):
+            self.warn(message)
 
     def observe(
         self,

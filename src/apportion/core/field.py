@@ -283,6 +283,15 @@ class Field:
         return self.lowered is None or getattr(self._local, "full", False)
 
     @property
+    def scale(self) -> float:
+        """By what gradients are multiplied on their way back; other than 1 in fp16 only."""
+        return getattr(self._local, "scale", 1.0) if self.lowered == "fp16" and not self.is_full else 1.0
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        self._local.scale = scale
+
+    @property
     def is_automatic(self) -> bool:
         """Whether rows per pass are chosen here."""
         return self._batch_size == "auto"
@@ -481,7 +490,7 @@ class Field:
             return
         own = self.own(self.check_model(q))
         own.deviation = own.deviation or deviation(q)
-        self._local.deviation = own.deviation
+        self._local.deviation, self.scale = own.deviation, own.deviation.get("loss_scale", 1.0)
         if message := complaint(self.lowered, own.deviation):
             q.warn(message)
 

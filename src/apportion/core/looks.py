@@ -39,7 +39,7 @@ class Looks(Calls):
             outputs, values = root._call_at(rows, first, read, differentiate=True)
             v = root._scored(score, outputs if score.site is None else values[score.site], first)
         able = [s for s in sites if v.requires_grad and values[s].requires_grad]
-        found = gradients(self.field.model, v.sum(), [values[s] for s in able]) if able else []
+        found = gradients(self.field.model, v.sum(), [values[s] for s in able], scale=self.field.scale) if able else []
         root._checks += 1
         here = [(s, g) for s, g in zip(able, found, strict=True) if g is not None]
         if alive is not None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.errors import ConfigError, InputError, NoGradientPathError
+from apportion.core.errors import ConfigError, InputError, NoGradientPathError, NonFiniteError
+from apportion.core.tree import Tree
 
 if TYPE_CHECKING:
     from apportion.core.question import Question
@@ -21,7 +22,10 @@ Precision = torch.dtype | str | None
 
 NAMES = ("bf16", "fp16", "tf32")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_SAMPLE = 4
+SAMPLE = 4
+"""Examples on which a precision is compared with float32, at most."""
+SCALES = (4096.0, 64.0, 1.0)
+"""By which scores are multiplied before an fp16 pass goes back, so that small gradients do not become 0."""
 WORST_ERROR, WORST_COSINE = 0.05, 0.99
 
 
@@ -93,30 +97,52 @@ def deviation(q: Question) -> dict[str, Any]:
 
     Returns:
         The largest relative error ‖g - g₃₂‖ / ‖g₃₂‖ and the smallest cosine, over so many examples; the
-        largest relative error of the score where nothing can be differentiated.
+        largest relative error of the score where nothing can be differentiated. In fp16 also the scale of
+        gradients on their way back: the largest of a few at which these examples do not overflow.
+
+    Raises:
+        NonFiniteError: there is none.
     """
-    count = min(_SAMPLE, len(q))
+    count = min(SAMPLE, len(q))
     owner = torch.arange(count, device=q.device)
     rows = tree.apply(lambda t: t[:count], q.x)
 
-    def ask() -> tuple[bool, Tensor]:
+    def ask() -> tuple[bool, Tree]:
         try:
-            _, g = q.value_and_grad(rows, owner)
-            return True, torch.cat([leaf.detach().flatten(1).double() for leaf in tree.leaves(g)], 1)
+            return True, q.value_and_grad(rows, owner)[1]
         except NoGradientPathError:
-            return False, q.value(rows, owner).detach().double()[:, None]
+            return False, q.value(rows, owner)[:, None]
 
-    with q.uncounted(2 * count):
-        _, mine = ask()
-        with q.field.in_full():
-            slopes, right = ask()
+    scales = SCALES if q.field.lowered == "fp16" else (1.0,)
+    tried = 0
+    mine: Tree = None
+    for tried, scale in enumerate(scales, 1):
+        q.field.scale = scale
+        try:
+            with q.uncounted(count):
+                _, mine = ask()
+            break
+        except NonFiniteError:
+            if tried == len(scales):
+                raise
+    with q.uncounted(count), q.field.in_full():
+        slopes, right = ask()
+    found = {**apart(mine, right), "of": "gradient" if slopes else "score"}
+    if not slopes:
+        del found["cosine"]
+    return found | ({"loss_scale": scales[tried - 1]} if len(scales) > 1 else {})
+
+
+def apart(a: Tree, b: Tree) -> dict[str, Any]:
+    """Give the largest relative error of rows and their smallest cosine, to rows in float32."""
+    mine, right = (torch.cat([t.detach().flatten(1).double() for t in tree.leaves(rows)], 1) for rows in (a, b))
     size = right.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    found: dict[str, Any] = {"examples": count, "of": "gradient" if slopes else "score"}
-    found["relative_error"] = float(((mine - right).norm(dim=1) / size).max())
-    if slopes:
-        cosine = (mine * right).sum(1) / (mine.norm(dim=1) * size).clamp_min(torch.finfo(torch.float32).tiny)
-        found["cosine"] = float(cosine.min())
-    return found
+    cosine = (mine * right).sum(1) / (mine.norm(dim=1) * size).clamp_min(torch.finfo(torch.float32).tiny)
+    return {
+        "examples": len(right),
+        "relative_error": float(((mine - right).norm(dim=1) / size).max()),
+        "cosine": float(cosine.min()),
+    }
 
 
 def complaint(precision: Lowered, found: dict[str, Any]) -> str | None:

@@ -190,9 +190,12 @@ class Question(Evaluation, Looks, Referenced):
             parts=dict(parts or {}),
             references=references,
             tensors=tensors,
-            engine=self.field.engine if root else {},
+            engine=self.field.engine | self._told_of_rules() if root else {},
             groups=groups,
         )
+
+    def _told_of_rules(self) -> dict[str, Any]:
+        return {"deviation_under_rules": self._under_rules} if self._under_rules else {}
 
 
 def _shown(target: Tree) -> Tree:

@@ -239,8 +239,14 @@ class Runner:
         raise NonFiniteError(
             f"{what} is NaN or infinite for example {example} ({int(bad.sum())} of {len(t)} rows)",
             "finite numbers",
-            do or "check the example; compute in Field(..., precision=torch.float64)",
+            do or _wider(None if self.field.is_full else self.field.lowered),
         )
+
+
+def _wider(lowered: str | None) -> str:
+    if lowered == "fp16":
+        return "numbers end at 65,504 in fp16: use precision='bf16', or leave precision out"
+    return "check the example; compute in Field(..., precision=torch.float64)"
 
 
 def _is_watched() -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import apportion as ap
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import ConfigError, InputError, NonFiniteError
 
 
 def _net() -> nn.Module:
@@ -81,6 +81,77 @@ def test_sums_over_a_path_are_in_float32() -> None:
     x = torch.rand(2, 50)
     a = ap.IntegratedGradients(quadrature=ap.quadrature.Midpoint(200))(ap.Field(net, precision="bf16"), x)
     assert torch.allclose(a.values, x * net.weight, rtol=1e-5, atol=1e-6)
+
+
+class Faint(nn.Module):
+    """Its gradient, 1e-8, is smaller than any number of fp16, and so is the signal of rules on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False)
+        self.first.weight.data.fill_(1e-3)
+        self.last.weight.data.fill_(1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+FAINT = [ap.Gradient(), ap.IntegratedGradients(quadrature=ap.quadrature.Midpoint(3)), ap.GuidedBackprop(), ap.LRP()]
+
+
+@pytest.mark.parametrize("method", FAINT, ids=lambda m: type(m).__name__)
+def test_small_gradients_do_not_vanish_in_fp16(method: Any) -> None:
+    x = 1000 * torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    low = method(ap.Field(Faint(), precision="fp16"), x)
+    full = method(ap.Field(Faint()), x)
+    assert torch.allclose(low.values, full.values, rtol=0.02)
+    assert low.engine["deviation"]["loss_scale"] == 4096
+    assert not low.warnings
+
+
+def test_a_site_and_the_second_derivative_are_scaled_back() -> None:
+    x = 1000 * torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    low, full = (ap.Field(Faint(), precision=p).bind(x) for p in ("fp16", None))
+    every = torch.arange(2)
+    taps = [q.tap(x, every, [ap.At("first")])[1][ap.At("first")].grad for q in (low, full)]
+    assert taps[0] is not None
+    assert taps[1] is not None
+    assert torch.allclose(taps[0], taps[1], rtol=0.02)
+    square = [
+        ap.Field(lambda z: (z * z).sum(1, keepdim=True), precision=p).bind(x / 1000).hvp(x / 1000, every, x)
+        for p in ("fp16", None)
+    ]
+    for a, b in zip(*square, strict=True):
+        assert torch.allclose(a, b, rtol=0.01)
+
+
+def test_the_scale_backs_off_and_overflow_is_told() -> None:
+    x = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    net = nn.Linear(3, 1)
+    net.weight.data.fill_(100.0)
+    a = ap.Gradient()(ap.Field(net, precision="fp16"), x)
+    assert a.engine["deviation"]["loss_scale"] == 64
+    assert torch.allclose(a.values, net.weight.expand(2, 3))
+    net.weight.data.fill_(5e4)
+    with pytest.raises(NonFiniteError, match="65,504 in fp16"):
+        ap.Gradient()(ap.Field(net, precision="fp16"), x)
+
+
+def test_signals_under_rules_are_compared_with_float32() -> None:
+    net = _net()
+    a, b = (ap.GuidedBackprop()(ap.Field(net, precision=p), X, target=1) for p in ("bf16", None))
+    (told,) = a.engine["deviation_under_rules"]
+    assert told["of"] == "gradient under rules"
+    error = (a.values - b.values).flatten(1).norm(dim=1) / b.values.flatten(1).norm(dim=1)
+    assert told["examples"] == 4
+    assert told["relative_error"] == pytest.approx(float(error[:4].max()), rel=0.05)
+    assert "deviation_under_rules" not in b.engine
+    assert torch.equal(a.cost.forward, b.cost.forward)
+    kink = nn.Sequential(nn.Linear(1, 1), nn.ReLU())  # 1.003 - 1 is above it, and 0 in bfloat16
+    for p, value in zip(kink.parameters(), (1.003, -1.0), strict=True):
+        p.data.fill_(value)
+    far = ap.GuidedBackprop()(ap.Field(kink, precision="bf16"), torch.ones(1, 1))
+    assert any("gradient under rules" in w for w in far.warnings)
 
 
 @pytest.mark.parametrize("precision", ["half", "bfloat16", "float32", "", torch.int32])

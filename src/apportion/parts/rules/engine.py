@@ -42,6 +42,7 @@ def run(
     record: bool,
     differentiable: bool,
     alone: Sequence[torch.Size] | None = None,
+    scale: float = 1,
 ) -> RulePass:
     """Run `RuleSet.run` for a rule set of this package.
 
@@ -54,6 +55,7 @@ def run(
         record: as for `RuleSet.run`.
         differentiable: as for `RuleSet.run`.
         alone: the shapes that calls whose rules look at whole examples had in a pass of one row.
+        scale: of the signals on their way back, undone at the end.
 
     Raises:
         ExamplesMixed: such a call has its rows on no axis of their own.
@@ -66,7 +68,7 @@ def run(
     mode = RuleMode(rules, sys._getframe(), everything=everything, differentiable=differentiable, record=record)
     mode.rows, mode.alone = tree.rows(z), alone
     try:
-        return _pass(mode, forward, z, reference, start)
+        return _pass(mode, forward, z, reference, start, scale)
     finally:
         mode.forget()  # also where the pass is refused
 
@@ -77,6 +79,7 @@ def _pass(
     z: Tree,
     reference: Tree | None,
     start: Literal["score", "one"],
+    scale: float,
 ) -> RulePass:
     rules, everything, differentiable = mode.rules, mode.everything, mode.differentiable
     reference_value = None
@@ -122,12 +125,15 @@ def _pass(
         signal = 1 / true_value
     try:
         with last.applied(rules.last, value, nodes, mode.rows):
-            found = torch.autograd.grad(value, leafs, signal, create_graph=differentiable, allow_unused=True)
+            found = torch.autograd.grad(
+                value, leafs, signal if scale == 1 else signal * scale, create_graph=differentiable, allow_unused=True
+            )
     except RuntimeError as error:
         if isinstance(error, ApportionError) or is_memory(error):
             raise
         raise failed("the model", error) from error
     sent = [torch.zeros_like(t) if s is None else s for s, t in zip(found, leafs, strict=True)]
+    sent = sent if scale == 1 else [s.float() / scale for s in sent]
     return RulePass(
         true_value, tree.rebuild(z, sent), reference_value, mode.record or [], tuple(mode.warnings), tuple(mode.shapes)
     )

@@ -111,6 +111,11 @@ class Rules(Configurable):
         return any(r.compares for r in self._all())
 
     @property
+    def scales(self) -> bool:
+        """Whether signals may be multiplied on their way back, which few digits need; see `run`."""
+        return True
+
+    @property
     def per_example(self) -> bool:
         """Whether a rule must know which elements belong to which example."""
         return any(r.per_example for r in self._all())
@@ -187,10 +192,11 @@ class Rules(Configurable):
         record: bool = False,
         differentiable: bool = False,
         alone: Sequence[torch.Size] | None = None,
+        scale: float = 1,
     ) -> RulePass:
         """Send one chunk forward and back; see `Question.backward`."""
         options: dict[str, Any] = {"start": start, "record": record, "differentiable": differentiable}
-        return run(self, forward, z, reference, alone=alone, **options)
+        return run(self, forward, z, reference, alone=alone, scale=scale, **options)
 
 
 def _check_entries(option: str, entries: Any, names: tuple[str, ...]) -> None:
