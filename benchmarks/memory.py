@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,7 @@ class Case:
         examples: how many.
         steps: for each.
         batch: rows a pass.
-        heap: what glibc does with blocks that are freed: "usual", "kept" in the process by `ap.keep_memory()`, or
-            given back "at once", so that the peak is what is held.
+        heap: what glibc does with blocks that are freed; see `HEAPS`.
     """
 
     who: str
@@ -92,10 +90,14 @@ def _in_other_heaps(row: MemoryRow) -> list[MemoryRow]:
     def within(heap: str) -> dict[str, Case]:
         return {name: replace(row.cases[name], heap=heap) for name in (OURS, "one pass")}
 
-    return [MemoryRow(f"{row.name}, {how}", within(heap), row.at_most) for heap, how in HEAPS.items()]
+    return [MemoryRow(f"{row.name}, {how}", within(heap), row.at_most) for heap, (how, _) in HEAPS.items() if how]
 
 
-HEAPS = {"kept": "memory kept", "at once": "freed at once"}
+HEAPS: dict[str, tuple[str, Callable[[], AbstractContextManager[object]]]] = {
+    "usual": ("", nullcontext),
+    "kept": ("memory kept", ap.keep_memory),
+    "given back": ("memory given back", ap.give_back_memory),
+}
 
 
 def _flat() -> list[MemoryRow]:
@@ -146,7 +148,7 @@ def measure_here(case: Case, device: torch.device) -> float:
     run(Case(case.who, case.net, case.size, 1, 1, 1), Net(net.model, net.x[:1]))
     _start_anew(device)
     before = peak(device)
-    with ap.keep_memory() if case.heap == "kept" else nullcontext():
+    with HEAPS[case.heap][1]():
         run(case, net)
         return peak(device) - before
 
@@ -164,8 +166,7 @@ def measure(row: MemoryRow, device: torch.device) -> dict[str, Any]:
             "--case",
             json.dumps(asdict(case)),
         ]
-        freed = {"MALLOC_MMAP_THRESHOLD_": "65536"} if case.heap == "at once" else {}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | freed)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             found[name] = {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:160]}
         else:

@@ -8,7 +8,7 @@ from apportion.core.errors import ApportionError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field, Normalize, Shared
 from apportion.core.game import Game
-from apportion.core.memory import keep_memory
+from apportion.core.memory import give_back_memory, keep_memory
 from apportion.core.progress import progress
 from apportion.core.question import Question
 from apportion.core.registry import method, register
@@ -207,6 +207,7 @@ __all__ = [
     "effect_curves",
     "explain",
     "fills",
+    "give_back_memory",
     "grids",
     "groups",
     "harsanyi",

@@ -73,10 +73,11 @@ def _number(path: Path) -> int | None:
 # -- glibc's allocator ------------------------------------------------------------------------------
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_AFTER = {_MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}
-_MOST = 2**31 - 1
-_LARGEST_KEPT = 1 << 30
-_holders: list[object] = []
+_Setting = dict[int, int]
+_KEPT: _Setting = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: 2**31 - 1}
+_GIVEN_BACK: _Setting = {_MMAP_THRESHOLD: 1 << 16, _TRIM_THRESHOLD: 1 << 17}
+_AFTER: _Setting = {_MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}
+_made: list[tuple[object, _Setting]] = []  # of blocks that run, the newest last: its setting holds
 _guard = threading.Lock()
 
 
@@ -96,22 +97,51 @@ def keep_memory() -> Iterator[bool]:
     >>> with keep_memory() as made:
     ...     _ = torch.ones(3)
     """
+    with _set(_KEPT) as made:
+        yield made
+
+
+@contextmanager
+def give_back_memory() -> Iterator[bool]:
+    """Give freed memory back to the system at once, where the C library is glibc; a no-op elsewhere.
+
+    By default glibc serves most blocks from a heap, in which differing sizes leave gaps: the peak of many
+    passes was up to twice what is held. Inside this block everything of 64 KiB and more is mapped on its
+    own, and the peak is what is held. The price is that every pass has its memory zeroed anew. The end is
+    that of `keep_memory`; where both run, the block entered last decides.
+
+    Yields:
+        Whether it was set.
+
+    >>> with give_back_memory() as set_:
+    ...     _ = torch.ones(3)
+    """
+    with _set(_GIVEN_BACK) as made:
+        yield made
+
+
+@contextmanager
+def _set(setting: _Setting) -> Iterator[bool]:
     libc = _glibc()
     if libc is None:
         yield False
         return
+    own = (object(), setting)
     with _guard:
-        _holders.append(libc)
-        made = bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(libc.mallopt(_TRIM_THRESHOLD, _MOST))
+        _made.append(own)
+        done = _apply(libc, setting)
     try:
-        yield made
+        yield done
     finally:
         with _guard:
-            _holders.pop()
-            if not _holders:
-                for what, size in _AFTER.items():
-                    libc.mallopt(what, size)
+            _made.remove(own)
+            _apply(libc, _made[-1][1] if _made else _AFTER)
+            if not _made:
                 libc.malloc_trim(0)
+
+
+def _apply(libc: ctypes.CDLL, setting: _Setting) -> bool:
+    return all(bool(libc.mallopt(what, size)) for what, size in setting.items())
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -106,7 +106,36 @@ def test_kept_memory_is_not_faulted_in_again() -> None:
     assert after > 0.25 * 4 * size / 4096  # what was kept has gone back: a good part of a block at least comes anew
 
 
+GAPS = """
+import sys
+from pathlib import Path
+import torch, apportion as ap
+def held(): return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in l)
+with ap.keep_memory():  # after which freed blocks of 1 MiB stay by themselves
+    pass
+with (ap.give_back_memory if sys.argv[1] == "give" else ap.keep_memory)() as made:
+    blocks = [torch.ones(1 << 18) for _ in range(64)]
+    before = held()
+    del blocks[::2]
+    print(made, before - held())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_gaps_between_blocks_go_back() -> None:
+    def gone(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", GAPS, how], capture_output=True, text=True, check=True)
+        made, size = done.stdout.split()
+        if made != "True":
+            pytest.skip("not glibc")
+        return int(size)
+
+    assert gone("give") >= 31 * 1024
+    assert gone("keep") <= 2 * 1024
+
+
 def test_keep_memory_elsewhere_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_glibc", lambda: None)
-    with ap.keep_memory() as made:
+    with ap.keep_memory() as made, ap.give_back_memory() as either:
         assert not made
+        assert not either
