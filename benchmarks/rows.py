@@ -385,12 +385,12 @@ def of_methods(setting: Setting) -> Iterator[Row]:
         goal = SEQUENTIAL if name in STEP_BY_STEP else BATCHED
         return [Ratio("over its own passes", {"apportion": 1}, own, at_most=goal, why=REASONS.get(name, ""))]
 
-    for net, size in (("small", 32),) if setting.short else (("small", 32), ("lite0", 96)):
+    for net, size in (("small", 32),) if setting.short else (("small", 32), ("lite0", 64)):
         for name in ap.methods():
             explain, passes = _of_moderate_cost(ap.method(name), setting.short)
             if hasattr(explain, "layer") and not setting.short and (net == "small" or name == "score_cam"):
                 explain = replace(explain, layer=ap.At(LAYERS[net]))  # pyright: ignore[reportCallIssue]
-            count = 2 if setting.short else 4 if name in STEP_BY_STEP and net == "lite0" else 16
+            count = 2 if setting.short else 16 if net == "small" else 2 if name in STEP_BY_STEP else 8
             examples = count if net == "small" or name in STEP_BY_STEP else max(1, -(-count // passes))
             ours = mine(explain, examples=examples, bounds=(-4, 4))
             made = {"apportion": ours, "bare": only, "bare forward": only_forward}
