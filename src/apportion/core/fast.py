@@ -134,7 +134,7 @@ class Plan:
         if not self.folds:
             return False
         unique = {id(t): t for f in self.folds.values() for t in f.tensors}
-        now = [_digest(t) for t in unique.values()]
+        now = _digest(list(unique.values()))
         changed = now != self._digest
         if changed:
             self._digest = now
@@ -154,17 +154,17 @@ class Plan:
 _RAMP: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
-def _digest(t: Tensor) -> tuple[int, float]:
-    """Tell numbers apart by a sum with weights that look random; one read of memory."""
-    key = (t.device, t.dtype)
-    with torch.no_grad():
+def _digest(tensors: list[Tensor]) -> list[Any]:
+    """Tell numbers apart by sums with weights that look random: one read of memory, and one wait for the device."""
+    sums = []
+    for t in tensors:  # constants, of which no graph is made
+        key, count = (t.device, t.dtype), t.numel()
         ramp = _RAMP.get(key)
-        if ramp is None or len(ramp) < t.numel():
-            ramp = (
-                torch.linspace(1, 1000, max(t.numel(), 4096), device=t.device, dtype=torch.float64).sin_().to(t.dtype)
-            )
-            _RAMP[key] = ramp
-        return t.data_ptr(), float(torch.dot(t.reshape(-1), ramp[: t.numel()]))
+        if ramp is None or ramp.numel() < count:
+            wide = torch.linspace(1, 1000, max(count, 4096), device=t.device, dtype=torch.float64)
+            ramp = _RAMP[key] = wide.sin_().to(t.dtype)
+        sums.append(torch.dot(t.reshape(-1), ramp[:count]))
+    return [[t.data_ptr() for t in tensors], torch.stack(sums).tolist()]
 
 
 class Learning(TorchFunctionMode):

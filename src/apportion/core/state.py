@@ -54,14 +54,19 @@ def survey(model: nn.Module) -> State:
                 if t is not None and t.device.type != "meta" and not nn.parameter.is_lazy(t):
                     parts.append(t.data_ptr())
                     versions.append(0 if t.is_inference() else t._version)
-        for k, v in own.items():
-            kind = type(v)
-            if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, v))):
-                parts.append(v)
-            elif k not in _REGISTERED:  # mostly tables of hooks, and empty
-                parts.append(() if kind in _TABLES and not v else mark(v))
+        registered = (module._parameters, module._buffers, children)
+        parts += [  # mostly tables of hooks, and empty
+            v if (of := type(v)) in _PLAIN else () if of in _TABLES and not v else _attribute(v, of, registered)
+            for v in own.values()
+        ]
         todo.extend(children.values())
     return State(tuple(parts), tuple(versions))
+
+
+def _attribute(value: Any, kind: type, registered: tuple[Any, ...]) -> Any:
+    if any(value is table for table in registered) or (kind is tuple and _PLAIN.issuperset(map(type, value))):
+        return value if kind is tuple else ()
+    return mark(value)
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
