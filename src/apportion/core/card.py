@@ -78,6 +78,7 @@ class Total(StrEnum):
     VALUE = "f(x)"
     VALUE_LESS_PARTS = "f(x) - the parts, each a share of f(x) of its own"
     OF_BASE = "the mean of what the base claims"
+    REDUCTION = "mean f(x') - f(x)"
     ONE = "1"
 
 
@@ -111,6 +112,7 @@ class Need(Enum):
     NONNEGATIVE = "inputs that are not negative"
     DATA = "examples to learn from first"
     VECTORS = "examples that are rows of features, without further axes"
+    LOSS = "a loss as score, and labels"
 
 
 @dataclass(frozen=True)

@@ -388,6 +388,23 @@ class LogOdds(_Class):
 
 
 @dataclass(frozen=True)
+class Decision(_Class):
+    """1 where the target class has the highest output, 0 elsewhere; for one number, whether it is above 0.
+
+    Its mean is the probability that the class is chosen. It has no slope: for games, not for gradients.
+
+    >>> Decision()(torch.tensor([[1., 3.], [2., 1.]]), torch.tensor([[1], [1]]))
+    tensor([1., 0.])
+    """
+
+    def _of_number(self, z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    def _of_class(self, z: Tensor, target: Tensor) -> Tensor:
+        return (pick(z, target) >= z.flatten(1).amax(1)).to(z.dtype)
+
+
+@dataclass(frozen=True)
 class Contrast(Score):
     """z_c - z_o: why this class *rather than* that one.
 

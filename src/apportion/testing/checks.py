@@ -24,7 +24,7 @@ from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.together import answers
 from apportion.methods.gradient.gradient import Gradient
-from apportion.testing.principles import PRINCIPLES, measure, points, ready
+from apportion.testing.principles import PRINCIPLES, measure, points, ready, score_for
 from apportion.testing.trace import differences, snapshot
 
 _MANY = 500
@@ -70,7 +70,7 @@ def _run(explainer: Explainer, case: Case, at: slice | list[int] = slice(None), 
     target = options.pop("target", case.target)
     assert isinstance(x, Tensor)
     ids = list(range(len(x)))
-    field = Field(model, batch_size=batch_size)  # pyright: ignore[reportArgumentType]
+    field = Field(model, score_for(explainer), batch_size=batch_size)  # pyright: ignore[reportArgumentType]
     chosen = [ids[i] for i in at] if isinstance(at, list) else ids[at]
     explainer = ready(explainer, field, x)
     return explainer(field, x[at], target=target, ids=chosen, **options)  # pyright: ignore[reportArgumentType]
@@ -93,9 +93,13 @@ def _apart(a: Attribution, b: Attribution) -> float:
 
 
 def batch_independence(explainer: Explainer) -> None:
-    """An example alone, or in another order, gets what it gets in a batch; random numbers too."""
+    """An example alone, or in another order, gets what it gets in a batch; a map of all gets it in any order."""
     for case in cases(explainer):
         whole = _run(explainer, case)
+        if whole.domain is Domain.GLOBAL:
+            apart = _apart(whole, _run(explainer, case, [4, 0, 3, 1, 2]))
+            _demand(apart <= EXACT, explainer, f"examples in another order differ by {apart:.1e} ({case.name})")
+            continue
         for at in ([3], [4, 0]):
             part = _run(explainer, case, at)
             mine = tree.index(whole.values, at)
@@ -207,7 +211,7 @@ def no_trace(explainer: Explainer) -> None:
 def threads(explainer: Explainer) -> None:
     """Two threads that use one field at once get what one gets alone."""
     for case in cases(explainer):
-        field, x = Field(case.model, batch_size=2), case.x[:3]
+        field, x = Field(case.model, score_for(explainer), batch_size=2), case.x[:3]
         learned = ready(explainer, field, x)
         alone = learned(field, x, target=case.target, ids=range(3))
         found: list[Attribution | BaseException] = []
@@ -254,7 +258,7 @@ def cost(explainer: Explainer) -> None:
     """Rows spent on every example are what `passes` says."""
     for case in cases(explainer):
         some = slice(3)
-        said = explainer.passes(Field(case.model).bind(case.x[some], target=case.target))
+        said = explainer.passes(Field(case.model, score_for(explainer)).bind(case.x[some], target=case.target))
         few = said.forward + said.backward <= _MANY
         spent = _run(explainer, case, some, batch_size=2 if few else "auto").cost
         want = {"forward": said.forward + said.once, "backward": said.backward + said.once_backward, "at_x": said.at_x}
@@ -269,7 +273,7 @@ def cost(explainer: Explainer) -> None:
 def company(explainer: Explainer) -> None:
     """In a list with itself and others it gives what it gives alone, to the bit, at the same cost."""
     case, some = cases(explainer)[0], slice(3)
-    field = Field(case.model)
+    field = Field(case.model, score_for(explainer))
     explainer = ready(explainer, field, case.x)
     asked = [explainer, Gradient(), explainer]
     found = list(answers(field, case.x[some], asked, target=case.target, ids=[0, 1, 2]))
@@ -306,6 +310,8 @@ def target(explainer: Explainer) -> None:
         else:
             _demand(not depends, explainer, f"targets get different values, against its Card ({case.name})")
             continue
+        if Need.LOSS in explainer.card.needs:
+            continue  # labels are never chosen for the user
         x = torch.cat([case.x, *_between_classes(case)])
         with torch.no_grad():
             top = case.model(x).argmax(1).tolist()
@@ -399,7 +405,7 @@ def claims(explainer: Explainer) -> None:
     for case in cases(explainer):
         a = _run(explainer, case)
         with torch.no_grad():
-            fx = case.model(case.x)[:, case.target]
+            fx = _scores(explainer, case, case.x)
         _near(a.value, fx, explainer, f"records a value that is not f(x) ({case.name})")
         _demand(a.kind is explainer.kind, explainer, "the result answers another question than the explainer")
         if a.kind is Kind.SENSITIVITY:
@@ -415,9 +421,12 @@ def claims(explainer: Explainer) -> None:
         want = {Total.VALUE: fx, Total.ONE: torch.ones_like(fx)}.get(card.total)
         if card.total is Total.VALUE_LESS_PARTS:
             want = fx - tree.total(list(a.parts.values())) if a.parts else fx
+        if want is None:
+            want = _difference(explainer, a, case, fx) * (-1 if card.total is Total.REDUCTION else 1)
+            want = want.mean(0, keepdim=True) if a.domain is Domain.GLOBAL else want
         _near(
             claimed,
-            _difference(explainer, a, case, fx) if want is None else want,
+            want,
             explainer,
             f"claims another total than {card.total} ({case.name})",
         )
@@ -431,17 +440,29 @@ def claims(explainer: Explainer) -> None:
         _demand(worst <= 1e-9, explainer, f"misses its total by {worst:.1e} on a linear model")
 
 
+def _scores(explainer: Explainer, case: Case, x: Tensor) -> Tensor:
+    """Score some points for the case's target, or its only output."""
+    outputs, score = case.model(x), score_for(explainer)
+    if score is not None:
+        return score(outputs, torch.full((len(x),), case.target or 0))
+    return outputs if outputs.ndim == 1 else outputs[:, case.target]
+
+
 def _near(got: Tensor, want: Tensor, explainer: Explainer, what: str) -> None:
     same = got.shape == want.shape and bool(((got - want).abs() <= 1e-9 * (1 + want.abs())).all())
     _demand(same, explainer, f"{what}: {got.tolist()} instead of {want.tolist()}")
 
 
 def _difference(explainer: Explainer, a: Attribution, case: Case, fx: Tensor) -> Tensor:
+    if a.references is None and a.domain is Domain.GLOBAL:  # the examples are the background, outputs are averaged
+        with torch.no_grad():
+            mean = case.model(case.x).mean(0, keepdim=True).expand(len(case.x), -1)
+        return fx - _scores(explainer, dataclasses.replace(case, model=nn.Identity()), mean)
     if a.references is None:
         raise ConformanceError(f"{explainer}: claims a difference and records no references")
     rows = tree.leaves(a.references.rows)[0]
     with torch.no_grad():
-        there = case.model(rows.flatten(0, 1))[:, case.target].reshape(rows.shape[:2])
+        there = _scores(explainer, case, rows.flatten(0, 1)).reshape(rows.shape[:2])
     _near(a.references.value, there, explainer, f"records other scores at its references ({case.name})")
     return fx - there.mean(1)
 

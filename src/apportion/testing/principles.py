@@ -13,6 +13,7 @@ from apportion.core.card import Need, Principle
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer
 from apportion.core.field import Field
+from apportion.core.score import Loss, Score
 
 Check = Callable[[Explainer], bool]
 
@@ -33,9 +34,19 @@ def ready(explainer: Explainer, field: Field, like: Tensor) -> Explainer:
     return explainer.fitted(Field(field.model), noise.to(like))  # in chunks of its own choice
 
 
+def score_for(explainer: Explainer) -> Score | None:
+    """Choose what a method is asked about: the logit, or for those of a loss one that falls where the logit rises."""
+    return Loss(log_loss) if Need.LOSS in explainer.card.needs else None
+
+
+def log_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """-log sigmoid of the label's output, or of the only one."""
+    return -torch.nn.functional.logsigmoid(outputs if outputs.ndim == 1 else outputs.gather(1, labels[:, None])[:, 0])
+
+
 def _ask(explainer: Explainer, model: nn.Module | Callable[..., Tensor], x: Tensor, **options: object) -> Attribution:
-    target = None if isinstance(model, planted.Saturated) else 1
-    field = Field(model)
+    target = None if isinstance(model, planted.Saturated) and Need.LOSS not in explainer.card.needs else 1
+    field = Field(model, score_for(explainer))
     return ready(explainer, field, x)(field, x, target=target, ids=range(len(x)), **options)  # pyright: ignore[reportArgumentType]
 
 

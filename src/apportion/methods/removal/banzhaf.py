@@ -1,0 +1,111 @@
+"""Banzhaf values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from apportion.core.attribution import Attribution
+from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
+from apportion.core.errors import ConfigError
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.question import Question
+from apportion.core.registry import register
+from apportion.parts.masks.estimators import Differences, Sums, estimated, listed
+from apportion.parts.masks.sampled import SampledMethod
+from apportion.parts.masks.samplers import AllSubsets, Bernoulli
+from apportion.parts.masks.weights import BanzhafWeights
+
+CARD = Card(
+    title="Banzhaf values",
+    paper=Paper(
+        "Banzhaf",
+        1965,
+        "Weighted voting doesn't work: a mathematical analysis",
+        "Rutgers Law Review 19; sampled as by Wang, Jia 2023, Data Banzhaf, AISTATS",
+    ),
+    kind=Kind.SALIENCE,
+    intent="What a player adds to the others, each of whom is there or not by the toss of a coin.",
+    cost="at most budget + 1 forward, for each draw of the fill; all 2^n coalitions where the budget pays for them",
+    exact_cost=False,
+    families=(Family.PERTURBATION, Family.GAME, Family.REMOVAL),
+    unjudged="Deng et al. 2025 place it among games and removals, and state of it 2-efficiency, which no table judges",
+    claims=(Claim(Principle.COMPLETENESS, holds=False, source="Dubey, Shapley 1979: 2-efficient instead"),),
+    measured={
+        Principle.COMPLETENESS: False,
+        Principle.SENSITIVITY: True,
+        Principle.DUMMY: True,
+        Principle.LINEARITY: True,
+        Principle.SYMMETRY: True,
+        Principle.IMPLEMENTATION_INVARIANCE: True,
+        Principle.SHIFT_INVARIANCE: False,
+    },
+    cautions=(
+        "Values do not sum to the score's difference; two players merged into one get what both had (2-efficiency).",
+        "With many players nearly all coalitions drawn hold about half of them: small ones are never seen.",
+        "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error'].",
+    ),
+)
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class Banzhaf(SampledMethod):
+    """φ_i = 2^-(n-1) Σ_{S∌i} [v(S ∪ i) - v(S)] = E[v(S) | i ∈ S] - E[v(S) | i ∉ S]; Banzhaf 1965.
+
+    Exact where the budget pays for every coalition, up to 20 players; otherwise the difference of the two means over
+    coalitions drawn with each player in or out, of which every one serves every player (maximum sample reuse, Wang
+    and Jia 2023), unbiased unless it stops early. Values are in units of the score, parts those of `Shapley`.
+
+    Attributes:
+        sampler: the probability with which players are there, 1/2 for Banzhaf values; `AllSubsets()` for no drawing;
+            None decides by the budget, for each example.
+        budget: coalitions asked of each example, at most, without the empty and the full one.
+        precision: stop where `parts["precision"]` is down to this; None spends the budget.
+
+    Raises:
+        ConfigError: a budget so small that a player is not met twice with and twice without.
+        InputError: `AllSubsets` for more players than it takes.
+
+    >>> import torch, apportion as ap
+    >>> a = ap.Banzhaf()(ap.Field(lambda x: x.prod(1)), torch.tensor([[1.0, 2.0, 3.0]]))
+    >>> a.values.tolist()       # a quarter each: both others must be there
+    [[1.5, 1.5, 1.5]]
+    """
+
+    sampler: AllSubsets | Bernoulli | None = None
+
+    def explain(self, q: Question) -> Attribution:
+        game = self.game(q)
+        weights = BanzhafWeights()
+        if isinstance(self.sampler, AllSubsets):
+            found = estimated(self.sampler.blocks(game), Sums(game, weights))
+        else:
+            drawn = ~self.affordable(game) | (self.sampler is not None)
+            found = estimated(listed(game, ~drawn, weights), Sums(game, weights))
+            if bool(drawn.any()):
+                sampler = Bernoulli() if self.sampler is None else self.sampler
+                estimator = Differences(game)
+                blocks = (b.among(drawn) for b in sampler.blocks(game, self.budget))
+                other = estimated(blocks, estimator, self.precision)
+                met = estimator.counts.amin(1)[game.own.to(other.values.device) & drawn.to(other.values.device)[:, None]]
+                if bool((met < 2).any()):
+                    raise ConfigError(
+                        f"budget={self.budget}, of which some player was in, or out of, {int(met.min())} coalitions",
+                        "two at least, for their spread",
+                        "raise budget, or take p nearer to 1/2",
+                    )
+                found = other.where(drawn.to(other.values.device), found)
+        return self.answer(
+            q, game, found.values, standard_error=found.standard_error, parts=self.record(q, game, found)
+        )
+
+    def passes(self, q: Question | None = None) -> Passes:
+        if isinstance(self.sampler, AllSubsets) and q is not None:
+            return self.passes_of(self.sampler.coalitions(self.game(q).players), exact=False)
+        return self.at_most(q)
+
+    @classmethod
+    def variants(cls) -> tuple[Explainer, ...]:
+        return (cls(budget=64), cls(sampler=Bernoulli(0.7), budget=64, precision=0.01))

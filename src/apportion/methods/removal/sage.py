@@ -1,0 +1,134 @@
+"""SAGE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.attribution import Attribution, Domain
+from apportion.core.card import Card, Family, Kind, Need, Paper, Principle, Total
+from apportion.core.errors import ConfigError
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.game import Game
+from apportion.core.question import Question
+from apportion.core.registry import register
+from apportion.core.tree import Tree
+from apportion.methods.removal.loss_shap import check_loss
+from apportion.parts.masks.estimators import Estimate
+from apportion.parts.masks.explainer import elementwise
+from apportion.parts.masks.fills import Baselines, Fill, Marginal
+from apportion.parts.masks.groups import Elements
+from apportion.parts.masks.sampled import OrderMethod
+from apportion.parts.masks.samplers import Permutations
+
+CARD = Card(
+    title="SAGE",
+    paper=Paper(
+        "Covert, Lundberg, Lee",
+        2020,
+        "Understanding global feature contributions with additive importance measures",
+        "NeurIPS 2020, arXiv:2004.00668",
+    ),
+    kind=Kind.SALIENCE,
+    intent="How much of a model's loss over a data set each feature takes away, as Shapley values: one map for all.",
+    cost="at most budget + 1 forward for each example and each row of the background",
+    exact_cost=False,
+    needs=frozenset({Need.LOSS}),
+    families=(Family.PERTURBATION, Family.REMOVAL),
+    unjudged="Deng et al. 2025 place it among removals and judge it nowhere",
+    total=Total.REDUCTION,
+    cautions=(
+        "Values are of the examples given, and of the model: a feature the data need and the model ignores gets 0.",
+        "Imputed from the marginal distribution, features are taken apart that belong together in the data.",
+        "Standard errors are of the orders drawn; those of the choice of examples come on top.",
+    ),
+)
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class SAGE(OrderMethod):
+    """Shapley values of v(S) = -mean over examples of ℓ(E[f(x_S, Z)], y); Covert, Lundberg, Lee 2020.
+
+    One value per player for all examples together, on `Domain.GLOBAL`, in units of the loss: [1, ...] shaped as an
+    example, or [1, players] for other groups than elements. Predictions are averaged over the background before the
+    loss is taken. With the model's own outputs as target, values are Shapley effects, which explain their variance
+    (Song, Nelson, Staum 2016). Every example plays as many orders, and the largest standard error over the range of
+    the values tells when there are enough.
+
+    Attributes:
+        fill: rows Z; None takes the examples themselves.
+        precision: the authors' threshold is 0.025; None spends the budget.
+
+    Raises:
+        ConfigError: a score that is no loss, or a budget for less than two draws.
+
+    >>> import torch, apportion as ap
+    >>> x = torch.tensor([[-1.0, -2.0], [-1.0, 2.0], [1.0, -2.0], [1.0, 2.0]])
+    >>> squared = ap.Loss(lambda outputs, y: (outputs - y) ** 2)
+    >>> a = ap.SAGE()(ap.Field(lambda x: 3 * x[:, 0] + x[:, 1], squared), x, target=3 * x[:, 0] + x[:, 1])
+    >>> a.values.tolist()       # w² Var(x)
+    [[9.0, 4.0]]
+    """
+
+    fill: Fill | None = None  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    reduce: Literal["score_of_mean", "mean_of_score"] = "score_of_mean"
+    budget: int = 512
+    precision: float | None = 0.025
+
+    def game(self, q: Question) -> Game:
+        return Game(q, self.groups, Marginal(q.x) if self.fill is None else self.fill, self.reduce)
+
+    def explain(self, q: Question) -> Attribution:
+        check_loss(self, q)
+        game = self.game(q)
+        found = self.estimate(game, pooled_precision)
+        total = pooled(found)
+        empty = game.value(torch.zeros(1, game.players, dtype=torch.bool))[:, 0]
+        like = tree.leaves(q.x)[0]
+
+        def placed(v: Tensor) -> Tree:
+            v = v.to(like.device, like.dtype)
+            return elementwise(v, q.x) if isinstance(self.groups, Elements) else v
+
+        self.warn_unchanged(q, game)
+        parts = self.record(q, game, found, total.precision)
+        return q.attribution(
+            self,
+            placed(-total.values),
+            domain=Domain.GLOBAL,
+            claimed_total=(empty - q.fx).mean(0, keepdim=True).to(like.device, like.dtype),
+            references=game.__dict__.get("references"),
+            parts={**parts, "standard_error": placed(total.standard_error)},
+        )
+
+    def passes(self, q: Question | None = None) -> Passes:
+        if self.fill is not None:
+            return self.at_most(q)
+        if q is None:
+            raise ConfigError(
+                "passes of SAGE without a question",
+                "one, since the examples are the background",
+                "write passes(field.bind(x, target=labels)), or give fill=",
+            )
+        return replace(self, fill=Marginal(q.x)).at_most(q)
+
+    @classmethod
+    def variants(cls) -> tuple[Explainer, ...]:
+        return (cls(fill=Baselines(), budget=254), cls(fill=Baselines(), sampler=Permutations(), budget=300))
+
+
+def pooled(found: Estimate) -> Estimate:
+    """Average estimates over examples, whose draws are independent: [1, P]."""
+    error = found.standard_error.square().sum(0, keepdim=True).sqrt() / len(found.values)
+    return Estimate(found.values.mean(0, keepdim=True), error)
+
+
+def pooled_precision(found: Estimate) -> Float[Tensor, " B"]:
+    """Judge every example by the precision of the mean."""
+    return pooled(found).precision.expand(len(found.values))

@@ -1,0 +1,108 @@
+"""Shapley values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from apportion.core.attribution import Attribution
+from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.question import Question
+from apportion.core.registry import register
+from apportion.parts.masks.sampled import OrderMethod
+from apportion.parts.masks.samplers import Permutations
+
+CARD = Card(
+    title="Shapley values",
+    paper=Paper(
+        "Shapley",
+        1953,
+        "A value for n-person games",
+        "Contributions to the Theory of Games II; sampled as by Strumbelj, Kononenko 2010, JMLR 11",
+    ),
+    kind=Kind.SALIENCE,
+    intent="What a player adds to those before it, averaged over all orders in which players may come in.",
+    cost="at most budget + 1 forward, for each draw of the fill; all 2^n coalitions where the budget pays for them",
+    exact_cost=False,
+    families=(
+        Family.PERTURBATION,
+        Family.ADDITIVE,
+        Family.GAME,
+        Family.PATH,
+        Family.REMOVAL,
+        Family.TAYLOR,
+    ),
+    claims=(
+        Claim(Principle.LOCAL_ACCURACY, holds=True, source="Deng et al. 2025, Table VI"),
+        Claim(Principle.MISSINGNESS, holds=True, source="Deng et al. 2025, Table VI"),
+        Claim(Principle.CONSISTENCY, holds=True, source="Deng et al. 2025, Table VI"),
+        Claim(Principle.ALLOCATION_FIDELITY, holds=True, source="Deng et al. 2025, Table VI"),
+    ),
+    measured={
+        Principle.COMPLETENESS: True,
+        Principle.SENSITIVITY: True,
+        Principle.DUMMY: True,
+        Principle.LINEARITY: True,
+        Principle.SYMMETRY: True,
+        Principle.IMPLEMENTATION_INVARIANCE: True,
+        Principle.SHIFT_INVARIANCE: False,
+    },
+    total=Total.DIFFERENCE,
+    cautions=(
+        "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error'].",
+        "Sampled values treat equal players alike on average only.",
+        "What stands in for an absent player is part of the question: points that no data resemble are scored, too.",
+    ),
+)
+
+
+@register(CARD)
+@dataclass(frozen=True)
+class Shapley(OrderMethod):
+    """φ_i = Σ_{S∌i} |S|! (n - |S| - 1)! / n! · [v(S ∪ i) - v(S)]; Shapley 1953.
+
+    Exact where the budget pays for every coalition, up to 20 players; otherwise the mean over orders drawn at random
+    of what each player adds where it comes in, which sums to v(N) - v(∅) order by order and is unbiased, unless it
+    stops early. Values are in units of the score. `parts["standard_error"]` is 0 where values are exact;
+    `parts["coalitions"]` [B] counts what was evaluated, `parts["precision"]` [B] is the largest standard error over
+    the range of the values.
+
+    Attributes:
+        sampler: which orders are drawn, one of `ap.samplers.Permutations`; `AllSubsets()` for none; None decides by
+            the budget, for each example.
+        budget: coalitions evaluated for each example, at most, without the empty and the full one.
+        precision: stop where `parts["precision"]` is down to this; None spends the budget. Stopping by what was seen
+            biases a little.
+
+    Raises:
+        ConfigError: a budget for less than two independent draws, without which there is no standard error.
+        InputError: `AllSubsets` for more players than it takes.
+
+    >>> import torch, apportion as ap
+    >>> a = ap.Shapley()(ap.Field(lambda x: x.prod(1)), torch.tensor([[2.0, 3.0]]))
+    >>> a.values.tolist(), a.parts["coalitions"].tolist()      # each alone makes 0
+    ([[3.0, 3.0]], [2])
+    """
+
+    def explain(self, q: Question) -> Attribution:
+        game = self.game(q)
+        found = self.estimate(game)
+        empty = game.value(torch.zeros(1, game.players, dtype=torch.bool))[:, 0]
+        return self.answer(
+            q,
+            game,
+            found.values,
+            standard_error=found.standard_error,
+            claimed_total=q.fx - empty,
+            parts=self.record(q, game, found),
+        )
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return self.at_most(q)
+
+    @classmethod
+    def variants(cls) -> tuple[Explainer, ...]:
+        return (cls(budget=254), cls(sampler=Permutations(), budget=300, precision=0.01))
+

@@ -1,0 +1,313 @@
+"""Estimators: what is made of coalitions and their values, block by block."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, combinations
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apportion.core.errors import ConfigError
+from apportion.core.game import Block, Game
+from apportion.parts.masks.weights import SizeWeights
+
+LEAST = 16
+"""Independent draws before their spread is trusted to tell whether there are enough."""
+_AT_ONCE = 1 << 14
+"""Coalitions listed at once."""
+_OFTEN = 1.25
+"""By how much the draws have grown when this is looked at again."""
+
+
+class Estimate(NamedTuple):
+    """What is known of each player.
+
+    Attributes:
+        values: [B, P], in float64.
+        standard_error: of each value; 0 where nothing is drawn.
+    """
+
+    values: Float[Tensor, "B P"]
+    standard_error: Float[Tensor, "B P"]
+
+    @property
+    def precision(self) -> Float[Tensor, " B"]:
+        """The largest standard error over the range of the values; 0 where there are no errors at all."""
+        worst = self.standard_error.amax(1)
+        wide = self.values.amax(1) - self.values.amin(1)
+        return torch.where(worst > 0, worst / wide, worst)
+
+    def where(self, which: Bool[Tensor, " B"], other: Estimate) -> Estimate:
+        """Take these for some examples, and others elsewhere."""
+        return Estimate(*(torch.where(which[:, None], a, b) for a, b in zip(self, other, strict=True)))
+
+
+class Estimator(ABC):
+    """Takes coalitions with their values, and estimates.
+
+    Attributes:
+        game: whose players they are.
+        own: which players each example has, [B, P].
+        units: independent draws taken in so far, the most of any example.
+    """
+
+    def __init__(self, game: Game) -> None:
+        """Begin with nothing."""
+        self.game, self.units = game, 0
+        self.own = game.own.to(game.question.device)
+
+    @abstractmethod
+    def add(self, block: Block, values: Float[Tensor, "B S"]) -> None:
+        """Take a block in."""
+
+    @abstractmethod
+    def estimate(self) -> Estimate:
+        """Estimate from all that was taken in."""
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Make a float64 tensor where the examples are."""
+        return torch.zeros(*shape, dtype=torch.float64, device=self.own.device)
+
+    def _masks(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Give masks [B, S, P] of players that are there, and which of them were asked, [B, S]."""
+        masks = block.masks.to(self.own.device)
+        masks = masks.expand(len(self.own), *masks.shape[-2:]) & self.own[:, None]
+        asked = torch.ones_like(masks[..., 0]) if block.where is None else block.where.to(masks.device)
+        return masks, asked
+
+
+class Sums(Estimator):
+    """Semivalues from every coalition that counts, each once: φ_i = Σ_S (p(|S|-1) [i ∈ S] - p(|S|) [i ∉ S]) v(S)."""
+
+    def __init__(self, game: Game, weights: SizeWeights) -> None:
+        super().__init__(game)
+        batch, players = self.own.shape
+        self.table = self.zeros(batch, players + 2)
+        for n in game.sizes.unique().tolist():  # p(s) stands at s + 1, with 0 around it
+            self.table[game.sizes == n, 1 : n + 1] = weights.of(n).to(self.table.device)
+        self.total = self.zeros(batch, players)
+        self.full = game.question.fx.double()[:, None]  # values are counted from it, so that few digits are lost
+
+    def add(self, block: Block, values: Tensor) -> None:
+        masks, asked = self._masks(block)
+        size = masks.sum(2)
+        inside, outside = self.table.gather(1, size), self.table.gather(1, size + 1)
+        v = (values.double() - self.full) * asked
+        self.total += torch.einsum("bs,bsp->bp", v * (inside + outside), masks.double())
+        self.total -= (v * outside).sum(1, keepdim=True)
+
+    def estimate(self) -> Estimate:
+        values = self.total.masked_fill(~self.own, 0)
+        return Estimate(values, torch.zeros_like(values))
+
+
+class Chains(Estimator):
+    """The mean of what each player adds where it enters, over orders in which players come in.
+
+    Orders come in units that are drawn independently of each other, such as an order and its reverse: the spread of
+    the units' means tells the standard error (moments by Chan, Golub and LeVeque 1979).
+    """
+
+    def __init__(self, game: Game, unit: int = 1) -> None:
+        """Set up.
+
+        Args:
+            game: whose players they are.
+            unit: orders drawn together.
+        """
+        super().__init__(game)
+        batch, players = self.own.shape
+        self.unit, self.count = unit, self.zeros(batch, 1)
+        self.mean, self.squares = self.zeros(batch, players), self.zeros(batch, players)
+
+    def add(self, block: Block, values: Tensor) -> None:
+        assert block.order is not None  # blocks of permutations have one
+        order = block.order.to(values.device)
+        batch, m, players = order.shape
+        steps = values.double().reshape(batch, m, players + 1).diff(dim=2)
+        units = torch.zeros_like(steps).scatter(2, order, steps).reshape(batch, -1, self.unit, players).mean(2)
+        asked = torch.ones(batch, block.size, dtype=torch.bool) if block.where is None else block.where
+        on = asked.reshape(batch, -1, self.unit, players + 1)[:, :, 0, 0].to(units)[..., None]
+        new = on.sum(1)
+        mean = (units * on).sum(1) / new.clamp(min=1)
+        within = ((units - mean[:, None]).square() * on).sum(1)
+        total, apart = (self.count + new).clamp(min=1), mean - self.mean
+        self.squares += within + apart.square() * self.count * new / total
+        self.mean += apart * new / total
+        self.count += new
+        self.units = int(self.count.max())
+
+    def estimate(self) -> Estimate:
+        variance = torch.where(self.count > 1, self.squares / (self.count - 1) / self.count, torch.inf)
+        return Estimate(self.mean, variance.sqrt().masked_fill(~self.own, 0))
+
+
+class Differences(Estimator):
+    """The mean of v with each player less the mean without: every coalition serves all players (Wang and Jia 2023)."""
+
+    def __init__(self, game: Game) -> None:
+        super().__init__(game)
+        batch, players = self.own.shape
+        self.sums = self.zeros(3, batch, 2, players)
+        self.full = game.question.fx.double()[:, None]  # as for sums
+
+    def add(self, block: Block, values: Tensor) -> None:
+        masks, asked = self._masks(block)
+        sides = torch.stack([~masks, masks], 1).double() * asked[:, None, :, None]
+        v = values.double() - self.full
+        self.sums += torch.einsum("kbs,bcsp->kbcp", torch.stack([torch.ones_like(v), v, v * v]), sides)
+        self.units = int(self.sums[0].sum(1).max())
+
+    @property
+    def counts(self) -> Float[Tensor, "B 2 P"]:
+        """How many coalitions were without each player, and how many with it."""
+        return self.sums[0]
+
+    def estimate(self) -> Estimate:
+        count, total, squares = self.sums
+        mean = total / count
+        errors = ((squares - total * mean).clamp(min=0) / (count - 1) / count).sum(1).sqrt()
+        both = (mean[:, 1] - mean[:, 0], errors)
+        return Estimate(*(t.masked_fill(~self.own, 0) for t in both))
+
+
+class LeastSquares(Estimator):
+    """argmin_φ Σ_S w(S) (v(S) - v(∅) - Σ_{i∈S} φ_i)² with Σ φ = v(N) - v(∅), the constraint eliminated by player 0.
+
+    Standard errors are those of a weighted regression whose residuals spread as they do (White 1980), coalitions
+    taken together by unit. Of the coalitions drawn a few bytes each are kept for them.
+    """
+
+    def __init__(self, game: Game, unit: int, empty: Float[Tensor, " B"], drawn: Bool[Tensor, " B"]) -> None:
+        """Set up.
+
+        Args:
+            game: whose players they are.
+            unit: coalitions drawn together, such as one and its complement.
+            empty: v of no player.
+            drawn: for which examples coalitions are drawn, rather than listed.
+        """
+        super().__init__(game)
+        batch, players = self.own.shape
+        self.unit, self.drawn = unit, drawn.to(self.own.device)
+        self.empty, self.total = empty.double(), game.question.fx.double() - empty.double()
+        self.square, self.product = self.zeros(batch, players - 1, players - 1), self.zeros(batch, players - 1)
+        self.seen: list[tuple[np.ndarray, Tensor, Tensor]] = []
+
+    def _equations(self, masks: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Give rows [B, S, P-1] and right sides [B, S] once φ_0 = total - Σ others is put in."""
+        z = masks.double()
+        rows = (z[..., 1:] - z[..., :1]) * self.own[:, None, 1:]
+        return rows, values.double() - self.empty[:, None] - z[..., 0] * self.total[:, None]
+
+    def add(self, block: Block, values: Tensor) -> None:
+        masks, asked = self._masks(block)
+        assert block.weight is not None  # these samplers weigh their coalitions
+        weight = block.weight.to(asked.device).expand(len(asked), -1).double() * asked
+        rows, right = self._equations(masks, values)
+        self.square += (rows * weight[..., None]).mT @ rows
+        self.product += (rows.mT @ (weight * right)[..., None])[..., 0]
+        self.units += block.size // self.unit
+        if bool(self.drawn.any()):
+            self.seen.append((np.packbits(masks.cpu().numpy(), axis=-1), values, weight))
+
+    def estimate(self) -> Estimate:
+        """Solve.
+
+        Raises:
+            ConfigError: the coalitions do not tell all players apart.
+        """
+        square = self.square + torch.diag_embed((~self.own[:, 1:]).double())  # apart from those not there
+        if square.shape[1]:
+            scale = square.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
+            least = torch.linalg.eigvalsh(scale[:, :, None] * square * scale[:, None])[:, 0]
+            if bool((least <= 1e-10).any()):
+                raise ConfigError(
+                    f"{self.units * self.unit} coalitions that do not tell {self.own.shape[1]} players apart",
+                    "as many as it takes",
+                    "raise budget, or make fewer players; nothing is added that would make the equations solvable",
+                )
+        inverse = torch.linalg.inv(square)
+        others = (inverse @ self.product[..., None])[..., 0]
+        values = torch.cat([self.total[:, None] - others.sum(1, keepdim=True), others], 1)
+        return Estimate(values, self._errors(others, inverse) if self.seen else torch.zeros_like(values))
+
+    def _errors(self, others: Tensor, inverse: Tensor) -> Tensor:
+        middle, units = torch.zeros_like(self.square), self.zeros(len(others))
+        for packed, values, weight in self.seen:
+            found = np.unpackbits(packed, axis=-1, count=self.own.shape[1])
+            rows, right = self._equations(torch.from_numpy(found).to(values.device), values)
+            pull = rows * ((right - (rows @ others[..., None])[..., 0]) * weight)[..., None]
+            pull = pull.reshape(len(pull), -1, self.unit, pull.shape[2]).sum(2)
+            middle += pull.mT @ pull
+            units += (weight.reshape(len(pull), -1, self.unit)[..., 0] > 0).sum(1)
+        free = self.own.sum(1) - 1
+        spread = inverse @ middle @ inverse * (units / (units - free).clamp(min=1))[:, None, None]
+        first = spread.sum((1, 2))[:, None]  # of player 0, which is the total less the others
+        variance = torch.cat([first, spread.diagonal(dim1=1, dim2=2)], 1).clamp(min=0)
+        return (variance * self.drawn[:, None]).sqrt().masked_fill(~self.own, 0)
+
+
+def listed(game: Game, which: Bool[Tensor, " B"], weights: SizeWeights) -> Iterator[Block]:
+    """List the coalitions that count, of some examples, by size.
+
+    Args:
+        game: whose players they are.
+        which: the examples.
+        weights: tell which sizes count.
+    """
+    for n in game.sizes[which].unique().tolist():
+        asked = (which & (game.sizes == n))[:, None]
+        for size in weights.sizes(n):
+            few = min(size, n - size)  # the members, or those who are not
+            count = comb(n, few)
+            each = np.fromiter(chain.from_iterable(combinations(range(n), few)), dtype=np.int64, count=count * few)
+            named, whole = torch.from_numpy(each).reshape(count, few), torch.arange(game.players) < n
+            for part in named.split(_AT_ONCE):
+
+                def make(at: Tensor, part: Tensor = part, out: bool = few < size, whole: Tensor = whole) -> Tensor:
+                    there = torch.zeros(len(at), game.players, dtype=torch.bool).scatter(1, part[at], True)
+                    return ~there & whole if out else there
+
+                yield Block(len(part), make, None if bool(asked.all()) else asked.expand(-1, len(part)))
+
+
+def each_alone(found: Estimate) -> Tensor:
+    """Judge every example by its own precision."""
+    return found.precision
+
+
+def estimated(
+    blocks: Iterable[Block],
+    estimator: Estimator,
+    precision: float | None = None,
+    judge: Callable[[Estimate], Float[Tensor, " B"]] = each_alone,
+) -> Estimate:
+    """Play blocks until they end, or until an example's values are known as precisely as wished.
+
+    Args:
+        blocks: of coalitions.
+        estimator: what is made of them.
+        precision: the largest standard error over the range of the values at which no more are asked.
+        judge: tells the precision reached.
+    """
+    game, due = estimator.game, LEAST
+    active = torch.ones(len(game.question), dtype=torch.bool)
+    for block in blocks:
+        block = block if bool(active.all()) else block.among(active)
+        estimator.add(block, game.value(block))
+        if precision is not None and estimator.units >= due:
+            due = int(estimator.units * _OFTEN) + 1
+            active &= (judge(estimator.estimate()) > precision).cpu()
+            if not bool(active.any()):
+                break
+    return estimator.estimate()
+
+
+__all__ = ["Chains", "Differences", "Estimate", "Estimator", "LeastSquares", "Sums", "each_alone", "estimated", "listed"]

@@ -1,0 +1,111 @@
+"""The base of the methods that estimate values from coalitions, up to a budget or a precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apportion.core.errors import ConfigError
+from apportion.core.explainer import Passes
+from apportion.core.game import Game
+from apportion.core.question import Question
+from apportion.parts.masks.estimators import Chains, Estimate, Sums, each_alone, estimated, listed
+from apportion.parts.masks.explainer import GameMethod
+from apportion.parts.masks.samplers import AllSubsets, Permutations, needed
+from apportion.parts.masks.weights import ShapleyWeights, SizeWeights
+
+
+@dataclass(frozen=True)
+class SampledMethod(GameMethod):
+    """Values known up to a standard error, which says when to stop.
+
+    Attributes:
+        budget: coalitions evaluated for each example at most, without the empty and the full one.
+        precision: the largest standard error over the range of the values at which no more are asked.
+    """
+
+    _positive = ("budget",)
+
+    budget: int = 2048
+    precision: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision is not None and not self.precision > 0:
+            raise ConfigError(
+                f"{type(self).__name__}(precision={self.precision})",
+                "a positive number or None",
+                "write precision=0.05 for errors of a twentieth of the range of the values",
+            )
+
+    def affordable(self, game: Game) -> Bool[Tensor, " B"]:
+        """Tell for which examples the budget pays for all coalitions."""
+        return torch.tensor([n <= LISTED and 2**n - 2 <= self.budget for n in game.sizes.tolist()])
+
+    def record(self, q: Question, game: Game, found: Estimate, reached: Tensor | None = None) -> dict[str, Tensor]:
+        """Give what tells how far to trust the values: coalitions evaluated, and the precision reached.
+
+        A precision that was wished for and not reached is a warning.
+        """
+        reached = found.precision if reached is None else reached
+        if self.precision is not None and bool((reached > self.precision).any()):
+            q.warn(
+                f"the budget of {self.budget} coalitions was spent at a precision of {float(reached.max()):.3g}, "
+                f"short of {self.precision:g}: the largest standard error over the range of the values"
+            )
+        return {"coalitions": game.evaluated.to(q.device), "precision": reached}
+
+    def at_most(self, q: Question | None) -> Passes:
+        """Count passes: the budget, or all coalitions where there are fewer."""
+        if q is None:
+            return self.passes_of(self.budget, exact=False)
+        n = self.game(q).players
+        return self.passes_of(min(self.budget, 2**n - 2) if n <= LISTED else self.budget, exact=False)
+
+
+LISTED = 20
+"""The most players whose coalitions are listed: a million."""
+
+
+@dataclass(frozen=True)
+class OrderMethod(SampledMethod):
+    """Shapley values of a game, from all coalitions or from orders.
+
+    Attributes:
+        sampler: the orders; None takes all coalitions wherever the budget pays for them.
+    """
+
+    sampler: AllSubsets | Permutations | None = None
+
+    weights: ClassVar[SizeWeights] = ShapleyWeights()
+
+    def estimate(
+        self, game: Game, judge: Callable[[Estimate], Float[Tensor, " B"]] = each_alone
+    ) -> Estimate:
+        """Estimate Shapley values of v.
+
+        Raises:
+            ConfigError: the budget does not pay for two independent draws.
+            InputError: too many players for the sampler.
+        """
+        if isinstance(self.sampler, AllSubsets):
+            return estimated(self.sampler.blocks(game), Sums(game, self.weights))
+        exact = self.affordable(game) if self.sampler is None else torch.zeros(len(game.sizes), dtype=torch.bool)
+        known = estimated(listed(game, exact, self.weights), Sums(game, self.weights))
+        if bool(exact.all()):
+            return known
+        sampler = Permutations() if self.sampler is None else self.sampler
+        n, unit = int(game.sizes.max()), sampler.unit
+        needed(self.budget, 2 * unit * max(1, n - 1), f"two draws of {unit} order(s) of {n} players, for their spread")
+        drawn = (b.among(~exact) for b in sampler.blocks(game, self.budget))
+        return known.where(exact.to(known.values.device), estimated(drawn, Chains(game, unit), self.precision, judge))
+
+    def at_most(self, q: Question | None) -> Passes:
+        if isinstance(self.sampler, AllSubsets) and q is not None:
+            return self.passes_of(self.sampler.coalitions(self.game(q).players), exact=False)
+        return super().at_most(q)
