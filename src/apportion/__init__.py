@@ -16,6 +16,7 @@ from apportion.core.registry import methods as _list_methods
 from apportion.core.score import (
     Contrast,
     Custom,
+    Decision,
     Logit,
     LogOdds,
     LogProbability,
@@ -42,10 +43,12 @@ from apportion.methods import (
     LPI,
     LRP,
     RISE,
+    SAGE,
     SAMP,
     SLIME,
     SPI,
     BayLIME,
+    Banzhaf,
     BlurIG,
     BoundarySaliency,
     ContrastiveExcitationBackprop,
@@ -70,7 +73,9 @@ from apportion.methods import (
     HiResCAM,
     InformationBottleneck,
     IntegratedGradients,
+    KernelSHAP,
     LayerCAM,
+    LossSHAP,
     MeaningfulPerturbation,
     NeFLAG,
     Occlusion,
@@ -80,6 +85,8 @@ from apportion.methods import (
     PatternNet,
     RectGrad,
     ScoreCAM,
+    Semivalue,
+    Shapley,
     SmoothGrad,
     SmoothGradCAMPlusPlus,
     SmoothGradSquared,
@@ -93,9 +100,11 @@ from apportion.parts import accumulate, baselines, grids, noise, paths, quadratu
 from apportion.parts import surrogate as surrogates
 from apportion.parts.feature_moments import FeatureMoments
 from apportion.parts.masks import fills, groups, samplers
+from apportion.parts.masks import weights as semivalues
 from apportion.parts.masks.dividends import harsanyi
 from apportion.path_profile import PathProfile, path_profile
 from apportion.regions import Regions, regions
+from apportion.sufficiency import Sufficiency, sufficiency
 
 __version__ = "0.1.0"
 
@@ -114,6 +123,7 @@ __all__ = [
     "LPI",
     "LRP",
     "RISE",
+    "SAGE",
     "SAMP",
     "SLIME",
     "SPI",
@@ -123,6 +133,7 @@ __all__ = [
     "AtX",
     "Attribution",
     "BayLIME",
+    "Banzhaf",
     "BiasReport",
     "BlurIG",
     "BoundarySaliency",
@@ -133,6 +144,7 @@ __all__ = [
     "Cost",
     "CrediblePath",
     "Custom",
+    "Decision",
     "Deconvnet",
     "DeepLIFT",
     "DeepSHAP",
@@ -161,12 +173,14 @@ __all__ = [
     "InformationBottleneck",
     "Input",
     "IntegratedGradients",
+    "KernelSHAP",
     "Kind",
     "LayerCAM",
     "LogOdds",
     "LogProbability",
     "Logit",
     "Loss",
+    "LossSHAP",
     "MeaningfulPerturbation",
     "NeFLAG",
     "Need",
@@ -190,7 +204,9 @@ __all__ = [
     "SPIProbability",
     "Score",
     "ScoreCAM",
+    "Semivalue",
     "Sequence",
+    "Shapley",
     "Shared",
     "Site",
     "SiteInfo",
@@ -198,6 +214,7 @@ __all__ = [
     "SmoothGradCAMPlusPlus",
     "SmoothGradSquared",
     "SplitIG",
+    "Sufficiency",
     "Total",
     "VarGrad",
     "XGradCAM",
@@ -224,7 +241,9 @@ __all__ = [
     "register",
     "rules",
     "samplers",
+    "semivalues",
     "subsets",
     "surrogates",
+    "sufficiency",
     "testing",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.attribution import Cost, Groups
@@ -49,7 +49,7 @@ class Sufficiency:
 def sufficiency(
     field: Field,
     x: Tree,
-    coalitions: Bool[Tensor, "*b S P"],
+    coalitions: Tensor,
     *,
     fill: Fill,
     groups: Groups | None = None,
@@ -66,7 +66,7 @@ def sufficiency(
     Args:
         field: the model under `ap.Decision()`.
         x: the examples.
-        coalitions: True for players of S; one set of them for all examples, or one for each.
+        coalitions: Boolean, True for players of S: [S, P] for all examples, or [B, S, P].
         fill: what absent players are drawn from; each of its draws counts alike.
         groups: what a player is; elements unless given.
         target: the decision; each example's own unless given.

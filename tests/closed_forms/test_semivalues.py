@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations, permutations
+from itertools import combinations
 from math import factorial
 
 import pytest
@@ -14,6 +14,8 @@ import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.explainer import Explainer
+from apportion.core.game import Block
+from apportion.parts.masks.estimators import Chains, LeastSquares, estimated
 
 DOUBLE = torch.float64
 BERNOULLI = ap.samplers.Bernoulli
@@ -257,13 +259,13 @@ def test_two_efficiency(name: str) -> None:
 SEEDS = 2000
 PERMUTATIONS = ap.samplers.Permutations
 ESTIMATES: dict[str, tuple[Explainer, Callable[[int, int], float]]] = {
-    "permutations": (ap.Shapley(sampler=PERMUTATIONS(), budget=500), shapley),
-    "antithetic": (ap.Shapley(sampler=ap.samplers.Antithetic(), budget=1000), shapley),
-    "stratified": (ap.Shapley(sampler=ap.samplers.Stratified(3), budget=1500), shapley),
-    "maximum sample reuse": (ap.Banzhaf(sampler=BERNOULLI(), budget=300), banzhaf),
-    "p = 0.7": (ap.Banzhaf(sampler=BERNOULLI(0.7), budget=400), lambda s, n: 0.7**s * 0.3 ** (n - 1 - s)),
+    "permutations": (ap.Shapley(sampler=PERMUTATIONS(), budget=180), shapley),
+    "antithetic": (ap.Shapley(sampler=PERMUTATIONS(antithetic=True), budget=360), shapley),
+    "stratified": (ap.Shapley(sampler=PERMUTATIONS(rotated=True), budget=720), shapley),
+    "maximum sample reuse": (ap.Banzhaf(sampler=BERNOULLI(), budget=150), banzhaf),
+    "p = 0.7": (ap.Banzhaf(sampler=BERNOULLI(0.7), budget=200), lambda s, n: 0.7**s * 0.3 ** (n - 1 - s)),
 }
-"""Unbiased ones, each with a hundred independent draws and more."""
+"""Unbiased ones, each with sixty independent draws and more of a game of four."""
 
 
 def interval(estimates: Tensor, tests: int) -> Tensor:
@@ -275,14 +277,14 @@ def interval(estimates: Tensor, tests: int) -> Tensor:
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_unbiased_with_honest_errors(name: str) -> None:
     explain, weight = ESTIMATES[name]
-    game = random_game(6, seed=9)
+    game = random_game(4, seed=9)
     a = game.ask(explain, SEEDS)
     want, error = by_definition(game, weight), a.parts["standard_error"]
-    tests = 6 * len(ESTIMATES)
+    tests = 4 * len(ESTIMATES)
     assert bool(((a.values.mean(0) - want).abs() <= interval(a.values, tests)).all())
     covered = ((a.values - want).abs() <= 1.96 * error).double().mean(0)
     assert bool(((covered - 0.95).abs() <= 0.02).all()), covered
-    assert float((error.square().mean(0).sqrt() / a.values.std(0) - 1).abs().max()) < 0.06
+    assert float((error.square().mean(0).sqrt() / a.values.std(0) - 1).abs().max()) < 0.08  # four of its own errors
     # another value is told apart
     assert bool(((a.values.mean(0) - want - 0.1).abs() > interval(a.values, tests)).all())
     # one example is its own sample
@@ -291,22 +293,164 @@ def test_unbiased_with_honest_errors(name: str) -> None:
     assert not torch.equal(game.ask(explain, 3, seed=1).values, a.values[:3])
 
 
+def least_squares(game: Table, sampler: ap.samplers.KernelWeighted, budget: int, seeds: int) -> Tensor:
+    """Sampled KernelSHAP with the values read off the table, for many seeds at once."""
+    q = game.field().bind(torch.ones(seeds, game.players, dtype=DOUBLE), ids=range(seeds))
+    plays = ap.Game(q, ap.groups.Elements(), ap.fills.Baselines())
+    drawn = torch.ones(seeds, dtype=torch.bool)
+    fit = LeastSquares(plays, 2 if sampler.paired else 1, game.values[:1].expand(seeds), drawn)
+    for block in sampler.blocks(plays, budget):
+        fit.add(block, game.values[(block.masks * 2 ** torch.arange(game.players)).sum(-1)])
+    return fit.estimate().values
+
+
 @pytest.mark.parametrize("paired", [True, False])
 def test_kernel_shap_is_biased_less_and_less(paired: bool) -> None:
-    """Four times the budget takes away at least half of the bias, in the mean square over games."""
-    bias = []
-    for budget in (24, 96, 384):
-        apart, noise = 0.0, 0.0
-        for seed in range(4):
-            game = random_game(7, seed=seed)
-            a = game.ask(ap.KernelSHAP(sampler=ap.samplers.KernelWeighted(paired=paired), budget=min(budget, 125)), SEEDS)
-            if budget > 125:
-                continue
-            error = a.values.mean(0) - by_definition(game, shapley)
-            apart += float(error.square().mean())
-            noise += float((a.values.var(0) / SEEDS).mean())
-            assert float(a.gap.abs().max()) < 1e-12
-        bias.append((apart, noise))
+    """The squared bias falls as 1 / budget² by theory; a maximum is a game that shows it."""
+    index, seeds, few = torch.arange(128), 6000, 52 if paired else 30  # fewer pairs leave a seed unsolved
+    game = Table(torch.stack([(index >> i & 1) * (i + 1.0) ** 2 for i in range(7)]).amax(0).double())
+    sampler, bias, noise = ap.samplers.KernelWeighted(paired=paired), [], []
+    for budget in (few, 120):
+        found = least_squares(game, sampler, budget, seeds)
+        spread = found.var(0) / seeds
+        bias.append(float(((found.mean(0) - by_definition(game, shapley)).square() - spread).mean()))
+        noise.append(float(spread.mean()))
+    assert bias[0] > 2 * noise[0], "the bias of a small budget shows"
+    assert bias[1] < bias[0] / 4
     assert "biased" in ap.methods()["kernel_shap"].cautions[0]
-    assert bias[0][0] > 3 * bias[0][1], "the bias of a small budget shows"
-    assert max(0.0, bias[1][0] - bias[1][1]) < (bias[0][0] - bias[0][1]) / 4
+
+
+def test_errors_of_kernel_shap() -> None:
+    game = random_game(6, seed=9)
+    for paired in (True, False):
+        a = game.ask(ap.KernelSHAP(sampler=ap.samplers.KernelWeighted(paired=paired), budget=60), SEEDS)
+        covered = ((a.values - by_definition(game, shapley)).abs() <= 1.96 * a.parts["standard_error"]).double().mean()
+        assert 0.88 < float(covered) < 0.97
+
+
+# -- budgets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_what_is_evaluated_is_what_is_told(name: str) -> None:
+    """Each coalition once; those of 4 players are 16, of which the empty and the full one are known."""
+    explain, _ = ESTIMATES[name]
+    a = random_game(4).ask(explain, 3)
+    assert a.parts["coalitions"].tolist() == [14] * 3
+    assert (a.cost.forward == a.parts["coalitions"] + 1).all()
+    few = type(explain)(sampler=explain.sampler, budget=44)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    b = random_game(12).ask(few, 3) if "stratified" not in name else random_game(6).ask(few, 3)
+    assert int(b.parts["coalitions"].max()) <= 44
+
+
+def test_precision_stops_early_each_for_itself() -> None:
+    table = torch.cat([torch.arange(128).double() * 1e-3 + 0, random_game(7).values])  # player 7: a coin for chaos
+    game, x = Table(table), torch.ones(2, 8, dtype=DOUBLE)
+    x[0, 7] = 0  # an additive game, of which an order tells all
+    explain = ap.Shapley(sampler=PERMUTATIONS(), budget=4000, precision=0.1)
+    both = explain(game.field(), x, ids=[0, 1])
+    asked = both.parts["coalitions"].tolist()
+    assert asked[0] < asked[1] <= 254
+    assert bool((both.parts["precision"] <= 0.1).all())
+    assert not any("precision" in w for w in both.warnings)
+    for i in (0, 1):
+        alone = explain(game.field(), x[i : i + 1], ids=[i])
+        torch.testing.assert_close(alone.values[0], both.values[i], atol=1e-12, rtol=0)
+    short = ap.Shapley(sampler=PERMUTATIONS(), budget=140, precision=0.001)(game.field(), x, ids=[0, 1])
+    assert any("short of 0.001" in w for w in short.warnings)
+
+
+def test_ragged_players() -> None:
+    """Examples with 3 and 12 players: the first is exact, the second sampled, each as it would be alone."""
+    net = ap.Field(lambda x: x.prod(1) + x[:, 0])
+    labels = torch.stack([torch.arange(12).clamp(max=2), torch.arange(12)])
+    x = torch.rand(2, 12, generator=torch.Generator().manual_seed(0), dtype=DOUBLE) + 0.5
+    for method in (ap.Shapley(budget=200), ap.Banzhaf(budget=200), ap.KernelSHAP(budget=200)):
+        explain = type(method)(budget=200, groups=ap.groups.Labels(labels))
+        a = explain(net, x, ids=[0, 1])
+        assert a.values.shape == (2, 12)
+        assert a.parts["sizes"].tolist() == [3, 12]
+        assert not a.values[0, 3:].any()
+        error = a.parts["standard_error"]
+        assert not error[0].any()
+        assert bool((error[1] > 0).any())
+        for i, size in ((0, 3), (1, 12)):
+            one = type(method)(budget=200, groups=ap.groups.Labels(labels[i]))(net, x[i : i + 1], ids=[i])
+            torch.testing.assert_close(one.values[0], a.values[i, :size], atol=1e-12, rtol=0)
+
+
+def test_errors() -> None:
+    x, net = torch.ones(1, 30, dtype=DOUBLE), ap.Field(lambda x: x.sum(1))
+    with pytest.raises(InputError, match=r"2\^30[\s\S]*20 players[\s\S]*sample"):
+        ap.Shapley(sampler=ap.samplers.AllSubsets())(net, x)
+    with pytest.raises(InputError, match=r"30 players[\s\S]*ap\.Banzhaf"):
+        ap.Semivalue(weights=ap.semivalues.BanzhafWeights())(net, x)
+    with pytest.raises(ConfigError, match=r"budget=57[\s\S]*at least 58"):
+        ap.Shapley(budget=57)(net, x)
+    with pytest.raises(ConfigError, match=r"budget=59[\s\S]*at least 60"):
+        ap.KernelSHAP(budget=59)(net, x)
+    with pytest.raises(ConfigError, match=r"in, or out of, [01] coalition"):
+        ap.Banzhaf(budget=3)(net, x)
+    with pytest.raises(ConfigError, match="precision"):
+        ap.Shapley(precision=0.0)
+    with pytest.raises(ConfigError, match="sampler"):
+        ap.Shapley(sampler=BERNOULLI())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="0 < p < 1"):
+        ap.semivalues.BanzhafWeights(1.0)
+
+
+def test_coalitions_that_do_not_tell_players_apart() -> None:
+    """Of 12 players, 12 coalitions and their complements can leave two always together."""
+    game = random_game(12)
+    x = torch.ones(60, 12, dtype=DOUBLE)  # of which one at least will do
+    with pytest.raises(ConfigError, match="do not tell 12 players apart"):
+        ap.KernelSHAP(budget=24)(game.field(), x, ids=range(60))
+
+
+def test_families_of_orders_are_averaged_wherever_blocks_end() -> None:
+    """Two examples of 5 and 3 players, each order with its rotations and reverses: 10 and 6 together."""
+    sampler = PERMUTATIONS(antithetic=True, rotated=True)
+    labels = torch.stack([torch.arange(5), torch.arange(5).clamp(max=2)])
+    q = ap.Field(lambda x: x.prod(1) + x[:, 0] ** 2).bind(torch.rand(2, 5, dtype=DOUBLE) + 1, ids=[0, 1])
+    game = ap.Game(q, ap.groups.Labels(labels), ap.fills.Baselines())
+    blocks = list(sampler.blocks(game, 200))
+    found = estimated(blocks, Chains(game, sampler.family))
+    order = torch.cat([b.order for b in blocks if b.order is not None], 1)
+    for b, (n, family) in enumerate(((5, 10), (3, 6))):
+        gains = []
+        for one in order[b, : sampler.orders(n, 200), :n].tolist():
+            masks = torch.zeros(1, n + 1, 5, dtype=torch.bool)
+            for i, player in enumerate(one):
+                masks[0, i + 1 :, player] = True
+            steps = game.value(masks.expand(2, -1, -1))[b].diff()
+            gains.append(torch.zeros(5, dtype=DOUBLE).index_copy(0, torch.tensor(one), steps))
+        means = torch.stack(gains).reshape(-1, family, 5).mean(1)
+        torch.testing.assert_close(found.values[b], means.mean(0), atol=1e-12, rtol=0)
+        error = means.std(0) / len(means) ** 0.5
+        torch.testing.assert_close(found.standard_error[b], error, atol=1e-12, rtol=0)
+    for size in (1, 3, 7):  # in other blocks
+        again = Chains(game, sampler.family)
+        whole = torch.cat([game.value(b) for b in blocks], 1).reshape(2, -1, 6)
+        asked = torch.cat([torch.ones(2, b.size, dtype=torch.bool) if b.where is None else b.where for b in blocks], 1)
+        asked = asked.reshape(2, -1, 6)
+        for at in range(0, order.shape[1], size):
+            part = order[:, at : at + size]
+            block = Block(part.shape[1] * 6, lambda at: at, asked[:, at : at + size].flatten(1), order=part)
+            again.add(block, whole[:, at : at + size].flatten(1))
+        torch.testing.assert_close(again.estimate().values, found.values, atol=1e-12, rtol=0)
+        torch.testing.assert_close(again.estimate().standard_error, found.standard_error, atol=1e-12, rtol=0)
+
+
+def test_shapiq_agrees() -> None:
+    shapiq = pytest.importorskip("shapiq")
+    game = random_game(6, seed=11)
+    table = {tuple(s): float(game.values[number(s)]) for s in subsets(list(range(6)))}
+
+    def value(coalitions):  # type: ignore[no-untyped-def]
+        return [table[tuple(int(i) for i in row.nonzero()[0])] for row in coalitions]
+
+    computer = shapiq.ExactComputer(n_players=6, game=lambda c: torch.tensor(value(c)).numpy())
+    for name, index in (("shapley", "SV"), ("banzhaf", "BV")):
+        found = computer(index)
+        theirs = torch.tensor([float(found[(i,)]) for i in range(6)], dtype=DOUBLE)
+        torch.testing.assert_close(game.ask(EXACT[name][0]).values[0], theirs, atol=1e-6, rtol=0)

@@ -104,7 +104,7 @@ class Attribution:
         kind: the question answered.
         domain: what the values are attached to.
         value: f(x).
-        claimed_total: what the method says the values sum to; None for nothing.
+        claimed_total: what the method says the values sum to, one number for each map; None for nothing.
         parts: named companions: standard errors, split halves, maps per baseline.
         references: the baselines used; None without.
         cost: rows spent.
@@ -126,7 +126,7 @@ class Attribution:
     kind: Kind
     domain: Domain
     value: Float[Tensor, " B"]
-    claimed_total: Float[Tensor, " B"] | None
+    claimed_total: Float[Tensor, " T"] | None
     cost: Cost
     method: Json
     score: Json

@@ -298,7 +298,11 @@ class Game:
             self._place.update(list(fresh.items())[:room])
             self._held += min(room, len(fresh)) * (width + 100)
             self._known = pool[: len(self._place)]
-        return self._none()[:0].reshape(-1) if pool is None else pool[torch.tensor(place, device=pool.device)]
+        return (
+            self._none()[:0].reshape(-1)
+            if pool is None
+            else pool[torch.tensor(place, dtype=torch.long, device=pool.device)]
+        )
 
     def _new(self, masks: Tensor, owner: Tensor) -> Tensor:
         """Evaluate coalitions; what all of the players give is known, and often what none does."""

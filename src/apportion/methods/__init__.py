@@ -45,8 +45,14 @@ from apportion.methods.path.samp import SAMP
 from apportion.methods.path.spi import SPI, SPIProbability
 from apportion.methods.path.split_ig import SplitIG
 from apportion.methods.removal.ace import ACE
+from apportion.methods.removal.banzhaf import Banzhaf
+from apportion.methods.removal.kernel_shap import KernelSHAP
+from apportion.methods.removal.loss_shap import LossSHAP
 from apportion.methods.removal.occlusion import Occlusion
 from apportion.methods.removal.rise import RISE
+from apportion.methods.removal.sage import SAGE
+from apportion.methods.removal.semivalue import Semivalue
+from apportion.methods.removal.shapley import Shapley
 from apportion.methods.subset.extremal_perturbation import ExtremalPerturbation
 from apportion.methods.subset.information_bottleneck import InformationBottleneck
 from apportion.methods.subset.meaningful_perturbation import MeaningfulPerturbation
@@ -70,10 +76,12 @@ __all__ = [
     "LPI",
     "LRP",
     "RISE",
+    "SAGE",
     "SAMP",
     "SLIME",
     "SPI",
     "BayLIME",
+    "Banzhaf",
     "BlurIG",
     "BoundarySaliency",
     "ContrastiveExcitationBackprop",
@@ -98,7 +106,9 @@ __all__ = [
     "HiResCAM",
     "InformationBottleneck",
     "IntegratedGradients",
+    "KernelSHAP",
     "LayerCAM",
+    "LossSHAP",
     "MeaningfulPerturbation",
     "NeFLAG",
     "Occlusion",
@@ -109,6 +119,8 @@ __all__ = [
     "RectGrad",
     "SPIProbability",
     "ScoreCAM",
+    "Semivalue",
+    "Shapley",
     "SmoothGrad",
     "SmoothGradCAMPlusPlus",
     "SmoothGradSquared",

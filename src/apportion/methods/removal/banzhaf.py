@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
+from apportion.core.game import Game
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.masks.estimators import Differences, Sums, estimated, listed
+from apportion.parts.masks.estimators import Differences, Estimate, Sums, estimated, listed
 from apportion.parts.masks.sampled import SampledMethod
 from apportion.parts.masks.samplers import AllSubsets, Bernoulli
 from apportion.parts.masks.weights import BanzhafWeights
@@ -78,28 +77,30 @@ class Banzhaf(SampledMethod):
 
     def explain(self, q: Question) -> Attribution:
         game = self.game(q)
+        found = self._estimate(game)
+        parts = self.record(q, game, found)
+        return self.answer(q, game, found.values, standard_error=found.standard_error, parts=parts)
+
+    def _estimate(self, game: Game) -> Estimate:
         weights = BanzhafWeights()
         if isinstance(self.sampler, AllSubsets):
-            found = estimated(self.sampler.blocks(game), Sums(game, weights))
-        else:
-            drawn = ~self.affordable(game) | (self.sampler is not None)
-            found = estimated(listed(game, ~drawn, weights), Sums(game, weights))
-            if bool(drawn.any()):
-                sampler = Bernoulli() if self.sampler is None else self.sampler
-                estimator = Differences(game)
-                blocks = (b.among(drawn) for b in sampler.blocks(game, self.budget))
-                other = estimated(blocks, estimator, self.precision)
-                met = estimator.counts.amin(1)[game.own.to(other.values.device) & drawn.to(other.values.device)[:, None]]
-                if bool((met < 2).any()):
-                    raise ConfigError(
-                        f"budget={self.budget}, of which some player was in, or out of, {int(met.min())} coalitions",
-                        "two at least, for their spread",
-                        "raise budget, or take p nearer to 1/2",
-                    )
-                found = other.where(drawn.to(other.values.device), found)
-        return self.answer(
-            q, game, found.values, standard_error=found.standard_error, parts=self.record(q, game, found)
-        )
+            return estimated(self.sampler.blocks(game), Sums(game, weights))
+        drawn = ~self.affordable(game) | (self.sampler is not None)
+        known = estimated(listed(game, ~drawn, weights), Sums(game, weights))
+        if not bool(drawn.any()):
+            return known
+        sampler, means = Bernoulli() if self.sampler is None else self.sampler, Differences(game)
+        blocks = (b.among(drawn) for b in sampler.blocks(game, self.budget))
+        found = estimated(blocks, means, self.precision)
+        on = drawn.to(means.own.device)
+        fewest = means.counts.amin(1)[means.own & on[:, None]].min()
+        if fewest < 2:
+            raise ConfigError(
+                f"budget={self.budget}, of which a player was in, or out of, {int(fewest)} coalition(s)",
+                "two at least, for their spread",
+                "raise budget, or take p nearer to 1/2",
+            )
+        return found.where(on, known)
 
     def passes(self, q: Question | None = None) -> Passes:
         if isinstance(self.sampler, AllSubsets) and q is not None:

@@ -50,7 +50,7 @@ CARD = Card(
     total=Total.DIFFERENCE,
     cautions=(
         "Sampled, it is biased: a quotient of sample means, whose bias falls as 1 / budget, faster than its error.",
-        "Equal to the Shapley value where all coalitions are listed; sampled wherever the budget does not pay for them.",
+        "Equal to the Shapley value only where all coalitions are listed, as far as the budget pays for them.",
         "Nothing is added to the equations: a ridge, which other implementations add, moves every value towards 0.",
     ),
 )
@@ -106,4 +106,4 @@ class KernelSHAP(SampledMethod):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(budget=400), cls(sampler=KernelWeighted(paired=False), budget=400, precision=0.01))
+        return (cls(budget=360),)

@@ -15,7 +15,6 @@ from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.score import Loss
 from apportion.parts.masks.sampled import OrderMethod
-from apportion.parts.masks.samplers import Permutations
 
 CARD = Card(
     title="LossSHAP",
@@ -92,7 +91,7 @@ class LossSHAP(OrderMethod):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(budget=254), cls(sampler=Permutations(), budget=300, precision=0.01))
+        return (cls(budget=254),)
 
 
 def check_loss(explainer: Explainer, q: Question) -> None:

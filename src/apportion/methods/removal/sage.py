@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Domain
-from apportion.core.card import Card, Family, Kind, Need, Paper, Principle, Total
+from apportion.core.card import Card, Family, Kind, Need, Paper, Total
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.game import Game
@@ -24,7 +24,6 @@ from apportion.parts.masks.explainer import elementwise
 from apportion.parts.masks.fills import Baselines, Fill, Marginal
 from apportion.parts.masks.groups import Elements
 from apportion.parts.masks.sampled import OrderMethod
-from apportion.parts.masks.samplers import Permutations
 
 CARD = Card(
     title="SAGE",
@@ -120,7 +119,7 @@ class SAGE(OrderMethod):
 
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
-        return (cls(fill=Baselines(), budget=254), cls(fill=Baselines(), sampler=Permutations(), budget=300))
+        return (cls(fill=Baselines(), budget=254),)
 
 
 def pooled(found: Estimate) -> Estimate:

@@ -110,20 +110,21 @@ class Sums(Estimator):
 class Chains(Estimator):
     """The mean of what each player adds where it enters, over orders in which players come in.
 
-    Orders come in units that are drawn independently of each other, such as an order and its reverse: the spread of
-    the units' means tells the standard error (moments by Chan, Golub and LeVeque 1979).
+    Orders come in families that are drawn independently of each other, such as an order and its reverse: the spread
+    of the families' means tells the standard error (moments by Chan, Golub and LeVeque 1979).
     """
 
-    def __init__(self, game: Game, unit: int = 1) -> None:
+    def __init__(self, game: Game, family: Callable[[int], int] = lambda players: 1) -> None:
         """Set up.
 
         Args:
             game: whose players they are.
-            unit: orders drawn together.
+            family: tells how many orders are drawn together, for a number of players.
         """
         super().__init__(game)
         batch, players = self.own.shape
-        self.unit, self.count = unit, self.zeros(batch, 1)
+        self.family = torch.tensor([family(max(1, n)) for n in game.sizes.tolist()], device=self.own.device)[:, None]
+        self.begun, self.count, self.seen = self.zeros(batch, players), self.zeros(batch, 1), 0
         self.mean, self.squares = self.zeros(batch, players), self.zeros(batch, players)
 
     def add(self, block: Block, values: Tensor) -> None:
@@ -131,9 +132,22 @@ class Chains(Estimator):
         order = block.order.to(values.device)
         batch, m, players = order.shape
         steps = values.double().reshape(batch, m, players + 1).diff(dim=2)
-        units = torch.zeros_like(steps).scatter(2, order, steps).reshape(batch, -1, self.unit, players).mean(2)
-        asked = torch.ones(batch, block.size, dtype=torch.bool) if block.where is None else block.where
-        on = asked.reshape(batch, -1, self.unit, players + 1)[:, :, 0, 0].to(units)[..., None]
+        gains = torch.zeros_like(steps).scatter(2, order, steps)
+        number = self.seen + torch.arange(m, device=order.device)
+        whose = number // self.family - self.seen // self.family
+        most = int(whose.max()) + 1
+        sums = self.zeros(batch, most, players).scatter_add_(1, whose[..., None].expand(-1, -1, players), gains)
+        sums[:, 0] += self.begun
+        asked = torch.ones_like(whose, dtype=torch.bool)
+        if block.where is not None:
+            asked = block.where.to(order.device).reshape(batch, m, players + 1)[..., 0]
+        ends = ((number + 1) % self.family == 0) & asked
+        self.begun = torch.where(
+            (self.seen + m) % self.family == 0, 0.0, sums.gather(1, whose[:, -1:, None].expand(-1, -1, players))[:, 0]
+        )
+        self.seen += m
+        on = torch.zeros_like(sums[..., 0]).scatter_add_(1, whose, ends.double())[..., None]
+        units = sums / self.family[..., None]
         new = on.sum(1)
         mean = (units * on).sum(1) / new.clamp(min=1)
         within = ((units - mean[:, None]).square() * on).sum(1)
@@ -310,4 +324,14 @@ def estimated(
     return estimator.estimate()
 
 
-__all__ = ["Chains", "Differences", "Estimate", "Estimator", "LeastSquares", "Sums", "each_alone", "estimated", "listed"]
+__all__ = [
+    "Chains",
+    "Differences",
+    "Estimate",
+    "Estimator",
+    "LeastSquares",
+    "Sums",
+    "each_alone",
+    "estimated",
+    "listed",
+]

@@ -84,9 +84,7 @@ class OrderMethod(SampledMethod):
 
     weights: ClassVar[SizeWeights] = ShapleyWeights()
 
-    def estimate(
-        self, game: Game, judge: Callable[[Estimate], Float[Tensor, " B"]] = each_alone
-    ) -> Estimate:
+    def estimate(self, game: Game, judge: Callable[[Estimate], Float[Tensor, " B"]] = each_alone) -> Estimate:
         """Estimate Shapley values of v.
 
         Raises:
@@ -100,10 +98,12 @@ class OrderMethod(SampledMethod):
         if bool(exact.all()):
             return known
         sampler = Permutations() if self.sampler is None else self.sampler
-        n, unit = int(game.sizes.max()), sampler.unit
-        needed(self.budget, 2 * unit * max(1, n - 1), f"two draws of {unit} order(s) of {n} players, for their spread")
+        n = int(game.sizes.max())
+        family = sampler.family(n)
+        needed(self.budget, 2 * family * max(1, n - 1), f"two draws of {family} order(s) of {n} players each")
         drawn = (b.among(~exact) for b in sampler.blocks(game, self.budget))
-        return known.where(exact.to(known.values.device), estimated(drawn, Chains(game, unit), self.precision, judge))
+        found = estimated(drawn, Chains(game, sampler.family), self.precision, judge)
+        return known.where(exact.to(known.values.device), found)
 
     def at_most(self, q: Question | None) -> Passes:
         if isinstance(self.sampler, AllSubsets) and q is not None:

@@ -186,8 +186,8 @@ class Permutations(Sampler):
     antithetic: bool = False
     rotated: bool = False
 
-    def _family(self, players: int) -> int:
-        """Count the orders made of each one drawn."""
+    def family(self, players: int) -> int:
+        """Count the orders made of each one drawn, itself included; those of different ones are independent."""
         return (players if self.rotated else 1) * (2 if self.antithetic else 1)
 
     def orders(self, players: int, budget: int | None) -> int:
@@ -197,7 +197,7 @@ class Permutations(Sampler):
             ConfigError: none.
         """
         players = max(1, players)
-        family, cost = self._family(players), max(1, players - 1)
+        family, cost = self.family(players), max(1, players - 1)
         what = f"permutations of {players} player(s), {family} at a time"
         return family * (needed(budget, family * cost, what) // (family * cost))
 
@@ -207,7 +207,7 @@ class Permutations(Sampler):
     def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
         n, sizes = game.players, game.sizes
         most = torch.tensor([self.orders(int(size), budget) for size in sizes])
-        family = torch.tensor([self._family(max(1, int(size))) for size in sizes])[:, None]
+        family = torch.tensor([self.family(max(1, int(size))) for size in sizes])[:, None]
         per = max(1, game.per_block // (1 << max(0, (n - 1).bit_length())))
         for start in range(0, int(most.max()), per):
             number = torch.arange(start, min(start + per, int(most.max())))
