@@ -56,19 +56,19 @@ def test_sage_is_the_mean_of_loss_shap() -> None:
 
 
 def test_sampled_sage_covers_and_stops() -> None:
-    """Over 500 seeds the mean is right and 95 % of the intervals hold; a wish for less precision asks for less."""
+    """Over seeds the mean is right and intervals hold; a wish for less precision asks for less."""
     want = WEIGHT**2 * DATA.var(0, correction=0)
     rows = DATA[[0, 4, 8, 9, 13, 17]]
     true = ap.SAGE(fill=ap.fills.Marginal(DATA))(FIELD, rows, target=linear(rows)).values[0]
     explain = ap.SAGE(fill=ap.fills.Marginal(DATA), sampler=ap.samplers.Permutations(), budget=24, precision=None)
     found, covered = [], []
-    for seed in range(120):
+    for seed in range(60):
         a = explain(FIELD, rows, target=linear(rows), ids=range(len(rows)), seed=seed)
         found.append(a.values[0])
         covered.append((a.values[0] - true).abs() <= 1.96 * a.parts["standard_error"][0])
     values = torch.stack(found)
     assert bool(((values.mean(0) - true).abs() <= 3 * values.std(0) / len(values) ** 0.5).all())
-    assert bool(((torch.stack(covered).double().mean(0) - 0.95).abs() < 0.06).all())
+    assert bool(((torch.stack(covered).double().mean(0) - 0.95).abs() < 0.08).all())
     assert float((true - want).abs().max()) > 0.05  # of these rows, not of the table
     sampler = ap.samplers.Permutations()
     coarse, fine = (

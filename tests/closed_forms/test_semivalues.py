@@ -338,9 +338,9 @@ def test_what_is_evaluated_is_what_is_told(name: str) -> None:
     a = random_game(4).ask(explain, 3)
     assert a.parts["coalitions"].tolist() == [14] * 3
     assert (a.cost.forward == a.parts["coalitions"] + 1).all()
-    few = type(explain)(sampler=explain.sampler, budget=44)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    few = type(explain)(sampler=explain.sampler, budget=60)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     b = random_game(12).ask(few, 3) if "stratified" not in name else random_game(6).ask(few, 3)
-    assert int(b.parts["coalitions"].max()) <= 44
+    assert int(b.parts["coalitions"].max()) <= 60
 
 
 def test_precision_stops_early_each_for_itself() -> None:
