@@ -60,8 +60,7 @@ class Banzhaf(SampledMethod):
     Attributes:
         sampler: the probability with which players are there, 1/2 for Banzhaf values; `AllSubsets()` for no drawing;
             None decides by the budget, for each example.
-        budget: coalitions asked of each example, at most, without the empty and the full one.
-        precision: stop where `parts["precision"]` is down to this; None spends the budget.
+        budget, precision: as for `Shapley`; the same coalition drawn twice is paid for once.
 
     Raises:
         ConfigError: a budget so small that a player is not met twice with and twice without.

@@ -67,8 +67,7 @@ class KernelSHAP(SampledMethod):
 
     Attributes:
         sampler: how coalitions are drawn where the budget does not pay for all: each with its complement or alone.
-        budget: coalitions asked of each example, at most, without the empty and the full one.
-        precision: stop where `parts["precision"]` is down to this; None spends the budget.
+        budget, precision: as for `Shapley`.
 
     Raises:
         ConfigError: a budget of less than two coalitions a player, or coalitions that do not tell players apart.

@@ -65,7 +65,7 @@ class SAGE(OrderMethod):
         precision: the authors' threshold is 0.025; None spends the budget.
 
     Raises:
-        ConfigError: a score that is no loss, or a budget for less than two draws.
+        ConfigError: a score other than a loss, or a budget too small for two draws.
 
     >>> import torch, apportion as ap
     >>> x = torch.tensor([[-1.0, -2.0], [-1.0, 2.0], [1.0, -2.0], [1.0, 2.0]])

@@ -26,7 +26,7 @@ class SampledMethod(GameMethod):
 
     Attributes:
         budget: coalitions evaluated for each example at most, without the empty and the full one.
-        precision: the largest standard error over the range of the values at which no more are asked.
+        precision: at which to stop, see `Estimate.precision`; None spends the budget.
     """
 
     _positive = ("budget",)
