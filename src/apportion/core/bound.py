@@ -17,7 +17,7 @@ from apportion.core import tree
 from apportion.core.attribution import Cost, References
 from apportion.core.config import whole
 from apportion.core.errors import ConfigError, InputError
-from apportion.core.field import Field
+from apportion.core.field import Checked, Field
 from apportion.core.protocols import Baseline
 from apportion.core.runner import Runner
 from apportion.core.score import Score
@@ -55,6 +55,7 @@ class Bound:
         self._references: dict[Any, tuple[Baseline, References]]
         self._overrides: dict[int, tuple[Score, Tree]] = {}
         self._checks: int
+        self._checked: Checked | None = None
         self._compared: list[Any] = []  # rule sets whose signals were held to float32, and how far they were
         self._under_rules: list[dict[str, Any]] = []
         self._reaching: dict[tuple[Site, ...], list[Site]] = {}

@@ -79,7 +79,7 @@ class Shared:
 
 
 @dataclass(eq=False)
-class _Checked:
+class Checked:
     """What checking the model on one example showed.
 
     Attributes:
@@ -88,6 +88,7 @@ class _Checked:
         read_pair: the same of two examples in one pass; None where passes have one row.
         row_bytes: memory kept per row for the backward pass.
         rows: rows spent.
+        sites: the addressable tensors of a pass, once they were listed.
     """
 
     outputs: Any
@@ -95,6 +96,7 @@ class _Checked:
     read_pair: Any
     row_bytes: int
     rows: int
+    sites: list[SiteInfo] | None = None
 
 
 @dataclass
@@ -361,7 +363,7 @@ class Field:
         )
         return settings if is_key(settings) else None
 
-    def own(self, checked: _Checked) -> _Own:
+    def own(self, checked: Checked) -> _Own:
         """Give what this thread has seen besides the model's checks."""
         if not hasattr(self._local, "own"):
             self._local.own = WeakKeyDictionary()
@@ -494,12 +496,12 @@ class Field:
         if message := complaint(self.lowered, own.deviation):
             q.warn(message)
 
-    def check_model(self, q: Question) -> _Checked:
+    def check_model(self, q: Question) -> Checked:
         """See how the model behaves, in float32 where passes have fewer digits; see `_check_model`."""
         with self.in_full():
             return self._check_model(q)
 
-    def _check_model(self, q: Question) -> _Checked:
+    def _check_model(self, q: Question) -> Checked:
         """Run the model on the first example, twice, and beside another; remember the outcome.
 
         Raises:
@@ -512,7 +514,7 @@ class Field:
         if plan is not None and plan.refresh():
             held.checked.clear()  # other weights: what is equal to rounding may no longer be
         self._choose(shapes)
-        known: _Checked | None = held.checked.get(key)
+        known: Checked | None = held.checked.get(key)
         if known is not None and (plan is not None or q.differentiable):
             self._fit(shapes, known)
             return known
@@ -567,7 +569,7 @@ class Field:
         inputs = sum(t[0].numel() * t.element_size() for t in tree.leaves(x))
         fixed = {t.untyped_storage().data_ptr() for t in self.twin().tensors()}
         row_bytes = sum(size for where, size in storages.items() if where not in fixed) + 4 * inputs
-        checked = _Checked(one, read, read_pair, row_bytes, spent)
+        checked = Checked(one, read, read_pair, row_bytes, spent)
         held.checked[key] = checked
         q.looked(spent)
         if plan is not None:
@@ -575,7 +577,7 @@ class Field:
         self._fit(shapes, checked)
         return checked
 
-    def _fit(self, shapes: Any, checked: _Checked) -> None:
+    def _fit(self, shapes: Any, checked: Checked) -> None:
         """Choose rows per pass for examples of some shapes, unless that was done before."""
         if self.is_automatic and shapes not in self._fits:
             self._fits[shapes] = _fitting_rows(checked.row_bytes, shapes[0][2])
@@ -612,7 +614,7 @@ class Field:
         return 1
 
 
-def check_score(q: Question, checked: _Checked) -> None:
+def check_score(q: Question, checked: Checked) -> None:
     """See that a score of one row is the same alone and beside another, and the same twice.
 
     Raises:

@@ -81,10 +81,14 @@ class Looks(Calls):
         return self.once("sites", Looks._listed)
 
     def _listed(self) -> list[SiteInfo]:
+        if self._checked is not None and self._checked.sites is not None:
+            return self._checked.sites
         first = torch.zeros(1, dtype=torch.long, device=self.device)
         with torch.inference_mode(False), torch.no_grad():
             seen = self._runner.call(self._normalized(tree.index(self.inputs, first)), first, trace=True).seen
         self._checks += 1
+        if self._checked is not None:
+            self._checked.sites = seen
         return seen
 
     def look(

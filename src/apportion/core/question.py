@@ -45,7 +45,7 @@ class Question(Evaluation, Looks, Referenced):
         """Resolve everything that is fixed for good; see `Field.bind`."""
         self = cls.begin(field, x, ids, seed, differentiable)
         batch = len(self)
-        checked = field.check_model(self)
+        checked = self._checked = field.check_model(self)
         outputs: list[Any] = []
         if not isinstance(field.site, Input):
             self.x, outputs = self._read_site(self.inputs)

@@ -261,6 +261,19 @@ def test_further_arguments_are_checked_each_time() -> None:
     assert all(ask(model, x, extra=extra).cost.checks > 0 for _ in range(2))
 
 
+def test_the_layers_of_a_model_are_listed_once() -> None:
+    """Of three passes to see to the last layer, one is left: whether the score depends on it."""
+    model = net()
+    first, second = (ap.explain(model, X, "grad_cam", target=1) for _ in range(2))
+    assert first.cost.checks > second.cost.checks == 1
+    assert torch.equal(first.values, second.values)
+    field = ap.Field(model)
+    assert field.sites(X) == field.bind(X).sites()
+    before = len(field.bind(X).sites())
+    model.act = nn.Sequential(nn.ReLU(), nn.Identity())
+    assert len(field.bind(X).sites()) == before + 2
+
+
 def test_rows_a_pass_fit_in_every_field() -> None:
     model = net()
     chunks = []
