@@ -38,20 +38,21 @@ CARD = Card(
         Principle.IMPLEMENTATION_INVARIANCE: True,
         Principle.SHIFT_INVARIANCE: True,
     },
-    cautions=("Estimates SmoothGrad of the gradient without gradients, and needs more samples than elements.",),
+    cautions=("Estimates SmoothGrad of the gradient without gradients, with far more noise from as many passes.",),
 )
 
 
 @register(CARD)
 @dataclass(frozen=True)
 class CLIME(LocalFit):
-    """Slopes b of min Σ (f(x + s n) - b₀ - bᵀ s n)² over Gaussian n; Agarwal et al. 2021.
+    """Slopes of a linear model of f(x + s n) over Gaussian n: Cov(f, s n) / s²; Agarwal et al. 2021.
 
     The expectation is that of SmoothGrad, E ∇f(x + s n), by Stein's identity, and the score need not be
-    differentiable. Values are in units of the score per unit of input; `parts` are those of `LIME`.
+    differentiable. Elements of the noise are independent, so that each is regressed alone, in any number; where samples
+    outnumber elements, `Ridge(0.0)` fits all at once and is exact for linear scores. Values are in units of the score per unit of input; `parts` are those of `LIME`.
 
     Attributes:
-        samples: N, more than there are elements unless the regression is `Separate` or has a penalty.
+        samples: N.
         trust: further runs, to judge the fit.
         noise: its width s.
         regression: how b is found.
@@ -64,7 +65,7 @@ class CLIME(LocalFit):
     """
 
     noise: Gaussian = Gaussian()
-    regression: Regression = Ridge(0.0)
+    regression: Regression = Separate()
 
     def around(self, q: Question) -> Local:
         return Cloud(self.noise).around(q)
@@ -79,4 +80,4 @@ class CLIME(LocalFit):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         trust = Trust(reruns=1)
-        return cls(samples=32, regression=Ridge(0.01), trust=trust), cls(samples=24, regression=Separate(), trust=trust)
+        return cls(samples=24, regression=Ridge(0.01), trust=trust), cls(samples=24, trust=trust)

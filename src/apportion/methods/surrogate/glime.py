@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from apportion.core.attribution import Groups
 from apportion.core.card import Card, Kind, Paper
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer
 from apportion.core.registry import register
 from apportion.methods.surrogate.lime import CLAIMS, FAMILIES, NOISY
+from apportion.parts.masks.fills import SegmentMean
 from apportion.parts.masks.samplers import Bernoulli, Sampler
+from apportion.parts.masks.segments import QuickShift
 from apportion.parts.surrogate.explainer import Fitted, Surrogate, by_kernel, fit
 from apportion.parts.surrogate.kernels import Uniform
 from apportion.parts.surrogate.neighborhoods import Local
@@ -78,6 +81,16 @@ class GLIME(Surrogate):
     def near(cls, sigma: float, samples: int = 1000) -> GLIME:
         """Give GLIME of a width σ."""
         return cls(sampler=kept_with(sigma), samples=samples)
+
+    @classmethod
+    def for_images(cls, groups: Groups | None = None, *, samples: int = 1000) -> GLIME:
+        """LIME's segments and fill for pictures, sampled near them.
+
+        Args:
+            groups: the players; quickshift segments unless given.
+            samples: in a run.
+        """
+        return cls(groups=QuickShift() if groups is None else groups, fill=SegmentMean(), samples=samples)
 
     def fitted_to(self, local: Local, run: int) -> Fitted:
         drawn = local.draw(run, 0, self.samples)

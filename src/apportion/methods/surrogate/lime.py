@@ -11,9 +11,10 @@ from apportion.core.attribution import Groups
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
 from apportion.core.explainer import Explainer
 from apportion.core.registry import register
-from apportion.parts.masks.fills import Baselines, Fill
+from apportion.parts.masks.fills import Baselines, Fill, SegmentMean
 from apportion.parts.masks.groups import RealTokens
 from apportion.parts.masks.samplers import UniformSizes
+from apportion.parts.masks.segments import QuickShift
 from apportion.parts.surrogate.explainer import Fitted, Surrogate, by_kernel, fit
 from apportion.parts.surrogate.kernels import Euclid, Exponential, Kernel
 from apportion.parts.surrogate.neighborhoods import Local
@@ -92,6 +93,16 @@ class LIME(Surrogate):
     def fitted_to(self, local: Local, run: int) -> Fitted:
         drawn = local.draw(run, 0, self.samples)
         return fit(drawn, local, by_kernel(self.kernel, local), self.selection, self.regression)
+
+    @classmethod
+    def for_images(cls, groups: Groups | None = None, *, samples: int = 1000) -> LIME:
+        """Give the authors' settings for pictures: of the segments any half is replaced by their mean colors.
+
+        Args:
+            groups: the players; quickshift segments unless given.
+            samples: in a run.
+        """
+        return cls(groups=QuickShift() if groups is None else groups, fill=SegmentMean(), samples=samples)
 
     @classmethod
     def for_text(

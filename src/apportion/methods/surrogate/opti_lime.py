@@ -9,11 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from apportion.core.attribution import Groups
 from apportion.core.card import Card, Kind, Paper, Principle
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer
 from apportion.core.registry import register
 from apportion.methods.surrogate.lime import CLAIMS, FAMILIES, NOISY
+from apportion.parts.masks.fills import SegmentMean
+from apportion.parts.masks.segments import QuickShift
 from apportion.parts.surrogate.explainer import Fitted, Surrogate, fit
 from apportion.parts.surrogate.kernels import Cosine, Distance, Euclid, exponential
 from apportion.parts.surrogate.neighborhoods import Drawn, Local
@@ -131,6 +134,16 @@ class OptiLIME(Surrogate):
         r2 = c.fit(b, b).r2
         folded = torch.where(r2 <= self.target, r2, 2 * self.target - r2)
         return torch.where(determined & torch.isfinite(r2), folded, -float("inf"))
+
+    @classmethod
+    def for_images(cls, groups: Groups | None = None, *, samples: int = 1000) -> OptiLIME:
+        """LIME's segments and fill for pictures, with a width for each of them.
+
+        Args:
+            groups: the players; quickshift segments unless given.
+            samples: in a run.
+        """
+        return cls(groups=QuickShift() if groups is None else groups, fill=SegmentMean(), samples=samples)
 
     @classmethod
     def for_tables(

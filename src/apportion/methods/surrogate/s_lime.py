@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from apportion.core.attribution import Groups
 from apportion.core.card import Card, Kind, Paper, Principle
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.methods.surrogate.lime import CLAIMS, FAMILIES, NOISY
+from apportion.parts.masks.fills import SegmentMean
+from apportion.parts.masks.segments import QuickShift
 from apportion.parts.surrogate.explainer import Fitted, Surrogate, by_kernel
 from apportion.parts.surrogate.kernels import Euclid, Exponential, Kernel
 from apportion.parts.surrogate.lars import lars
@@ -118,6 +121,18 @@ class SLIME(Surrogate):
     def passes(self, q: Question | None = None) -> Passes:
         made = self.passes_for(self.most, q)
         return made._replace(exact=False)
+
+    @classmethod
+    def for_images(cls, groups: Groups | None = None, *, samples: int = 1000) -> SLIME:
+        """LIME's segments and fill for pictures, and as many samples as the authors allow for tables.
+
+        Args:
+            groups: the players; quickshift segments unless given.
+            samples: to begin with, ten times as many at most.
+        """
+        return cls(
+            groups=QuickShift() if groups is None else groups, fill=SegmentMean(), samples=samples, most=10 * samples
+        )
 
     @classmethod
     def for_tables(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,8 @@ Weights = Float[Tensor, "*b N"]
 PerFeature = Float[Tensor, "*b P"]
 Kept = Bool[Tensor, "*b P"]
 
+_MOST = 8192
+"""Features of which a regression takes all pairs: the matrix has half a gigabyte."""
 _SINGULAR = 1e-11
 """A pivot this small beside the largest entry: the samples do not determine the coefficients."""
 
@@ -57,7 +60,6 @@ class Centered:
         w: weights.
         z_mean: what was taken off; 0 without an intercept.
         v_mean: likewise.
-        gram: Σ w z zᵀ.
         cross: Σ w z v.
         kept: the columns in play.
     """
@@ -67,7 +69,6 @@ class Centered:
     w: Weights
     z_mean: PerFeature
     v_mean: Float[Tensor, "*b"]
-    gram: Float[Tensor, "*b P P"]
     cross: PerFeature
     kept: Kept
 
@@ -81,9 +82,22 @@ class Centered:
             z_mean, v_mean = torch.zeros_like(z_mean), torch.zeros_like(v_mean)
         z = torch.where(kept[..., None, :], z - z_mean[..., None, :], 0)
         v = v - v_mean[..., None]
-        weighted = w[..., None] * z
-        gram, cross = weighted.mT @ z, (weighted.mT @ v[..., None]).squeeze(-1)
-        return cls(z, v, w, z_mean, v_mean, gram, cross, kept)
+        return cls(z, v, w, z_mean, v_mean, (z.mT @ (w * v)[..., None]).squeeze(-1), kept)
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "*b P P"]:
+        """Σ w z zᵀ.
+
+        Raises:
+            ConfigError: too many features for a matrix of all pairs.
+        """
+        if (features := self.z.shape[-1]) > _MOST:
+            raise ConfigError(
+                f"a regression of {features} features",
+                f"at most {_MOST}",
+                "group them, as ap.groups.Superpixels(50) does, or regress each alone with ap.surrogates.Separate()",
+            )
+        return (self.w[..., None] * self.z).mT @ self.z
 
     def fit(self, coefficients: PerFeature, standard_error: PerFeature, **parts: Tensor) -> Fit:
         """Make the model of these coefficients."""
@@ -195,15 +209,18 @@ class Separate(Regression):
 
     def __call__(self, z: Samples, v: Values, w: Weights, kept: Kept) -> Fit:
         c = Centered.of(z, v, w, kept)
-        own = c.gram.diagonal(dim1=-2, dim2=-1)
-        varies = own > 0
-        scale = torch.where(varies, own, 1)
-        coefficients = torch.where(varies, c.cross / scale, 0)
-        left = c.v[..., None] - c.z * coefficients[..., None, :]
-        leverage = c.w[..., None] * (c.z.square() / scale[..., None, :] + 1 / c.w.sum(-1)[..., None, None])
-        left = left / (1 - leverage).clamp(min=1e-6)
-        error = (c.w[..., None] * left * c.z).square().sum(-2).sqrt() / scale
-        return c.fit(coefficients, torch.where(varies, error, 0))
+        each = 1 / c.w.sum(-1)[..., None, None]
+        found: list[tuple[Tensor, Tensor]] = []
+        for part, cross in zip(c.z.split(_MOST, -1), c.cross.split(_MOST, -1), strict=True):
+            own = (c.w[..., None] * part.square()).sum(-2)
+            varies = own > 0
+            scale = torch.where(varies, own, 1)
+            b = torch.where(varies, cross / scale, 0)
+            leverage = c.w[..., None] * (part.square() / scale[..., None, :] + each)
+            left = (c.v[..., None] - part * b[..., None, :]) / (1 - leverage).clamp(min=1e-6)
+            error = (c.w[..., None] * left * part).square().sum(-2).sqrt() / scale
+            found.append((b, torch.where(varies, error, 0)))
+        return c.fit(*(torch.cat(both, -1) for both in zip(*found, strict=True)))
 
 
 @dataclass(frozen=True)
