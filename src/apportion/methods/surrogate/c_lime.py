@@ -49,7 +49,8 @@ class CLIME(LocalFit):
 
     The expectation is that of SmoothGrad, E ∇f(x + s n), by Stein's identity, and the score need not be
     differentiable. Elements of the noise are independent, so that each is regressed alone, in any number; where samples
-    outnumber elements, `Ridge(0.0)` fits all at once and is exact for linear scores. Values are in units of the score per unit of input; `parts` are those of `LIME`.
+    outnumber elements, `Ridge(0.0)` fits all at once and is exact for linear scores. Values are in units of the score
+    per unit of input; `parts` are those of `LIME`.
 
     Attributes:
         samples: N.

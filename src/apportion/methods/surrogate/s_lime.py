@@ -130,9 +130,8 @@ class SLIME(Surrogate):
             groups: the players; quickshift segments unless given.
             samples: to begin with, ten times as many at most.
         """
-        return cls(
-            groups=QuickShift() if groups is None else groups, fill=SegmentMean(), samples=samples, most=10 * samples
-        )
+        players = QuickShift() if groups is None else groups
+        return cls(groups=players, fill=SegmentMean(), samples=samples, most=10 * samples)
 
     @classmethod
     def for_tables(
