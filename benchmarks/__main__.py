@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     peers.make_torchvision_importable()
     torch.set_num_threads(given.threads)
     timed = rows(Setting(device, given.short))
-    chosen = [*timed, *memory.rows(given.short), *(profile.rows(device) if device.type == "cuda" else ())]
+    traces = device.type == "cuda" or any("profile/".startswith(o) or o.startswith("profile/") for o in given.only)
+    chosen = [*timed, *memory.rows(given.short), *(profile.rows(device) if traces else ())]
     chosen = [r for r in chosen if not given.only or any(part in r.name for part in given.only)]
     usual = None if given.short else RESULTS / ("speed.json" if device.type == "cpu" else f"speed_{device.type}.json")
     file = given.out or usual
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif isinstance(row, memory.MemoryRow):
             found[row.name] = memory.measure(row, device)
         else:
-            found[row.name] = profile.measure(row, device)
+            found[row.name] = profile.measure(row, device, short=given.short)
         if not given.list:
             print(report.summary(found[row.name]), flush=True)
             if file:

@@ -1,4 +1,7 @@
-"""On a GPU: how much of the time of a method is spent outside the kernels of the model's own passes."""
+"""How much of the time of a method is spent outside the kernels of the model's own passes, on a GPU.
+
+On a CPU, `python -m benchmarks --only profile/` tells the same of torch's operations, on their own account each.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +39,25 @@ def rows(device: torch.device) -> list[ProfileRow]:
     return [ProfileRow(f"profile/{net}", net) for net in ("lite0", "resnet18", "vit_s")]
 
 
-def traced(run: Variant) -> tuple[float, float]:
+def traced(run: Variant, device: torch.device) -> tuple[float, float]:
     """Give wall time and the time of all kernels, in milliseconds, after a warm-up."""
+    on_gpu = device.type == "cuda"
+    settle = torch.cuda.synchronize if on_gpu else lambda: None
     run()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as trace:
+    settle()
+    also = [ProfilerActivity.CUDA] if on_gpu else []
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *also]) as trace:
         start = time.perf_counter()
         run()
-        torch.cuda.synchronize()
-        wall = time.perf_counter() - start
-    return 1e3 * wall, kernels(trace.key_averages()) / 1e3
+        settle()
+        taken = time.perf_counter() - start
+    events = trace.key_averages()
+    return 1e3 * taken, (kernels(events) if on_gpu else operations(events)) / 1e3
+
+
+def operations(events: Iterable[Any]) -> float:
+    """Add up the microseconds of torch's own operations on the CPU, without what they call."""
+    return sum(e.self_cpu_time_total for e in events if e.key.startswith("aten::"))
 
 
 def kernels(events: Iterable[Any]) -> float:
@@ -55,12 +67,12 @@ def kernels(events: Iterable[Any]) -> float:
     )
 
 
-def measure(row: ProfileRow, device: torch.device) -> dict[str, Any]:
+def measure(row: ProfileRow, device: torch.device, *, short: bool = False) -> dict[str, Any]:
     """Trace our passes and the bare ones: what is more than the bare kernels is ours or idle."""
-    net = Setting(device).net(row.net, 1)()
-    steps, batch = 128, 32
-    ours = traced(mine(ap.IntegratedGradients(quadrature=Gauss(steps)), batch_size=batch)(net))
-    alone = traced(bare(net, steps, batch))
+    net = Setting(device, short).net(row.net, 1)()
+    steps, batch = (128, 32) if device.type == "cuda" else (8, 4)
+    ours = traced(mine(ap.IntegratedGradients(quadrature=Gauss(steps)), batch_size=batch)(net), device)
+    alone = traced(bare(net, steps, batch), device)
     share = {"share outside model kernels": 1 - alone[1] / ours[0], "share idle": 1 - ours[1] / ours[0]}
     return {
         "name": row.name,

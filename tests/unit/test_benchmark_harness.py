@@ -247,6 +247,18 @@ def test_kernels_are_added_once() -> None:
     assert profile.kernels([launched, ran, ran, marked]) == 10
 
 
+def test_what_a_cpu_can_tell_of_a_profile() -> None:
+    """Most of 30 products of large matrices is in torch's operations, next to nothing of a loop in Python is."""
+    a = torch.rand(400, 400)
+    taken, inside = profile.traced(lambda: [a @ a for _ in range(30)], CPU)
+    assert 0.5 * taken < inside < 1.5 * taken
+    taken, inside = profile.traced(lambda: sum(i * i for i in range(300_000)), CPU)
+    assert inside < 0.2 * taken
+    row = profile.measure(profile.rows(CPU)[1], CPU, short=True)
+    assert set(row["variants"]) == {"apportion", "bare"}
+    assert all(v["kernels"] > 0 for v in row["variants"].values())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(SystemExit, match="sees no CUDA device"):

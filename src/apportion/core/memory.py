@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _CPU_BUDGET = 1 << 29
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -68,6 +69,18 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
+
+
+def sent(t: Tensor, like: Tensor) -> Tensor:
+    """Bring a tensor to the device and dtype of another; to a GPU from pinned memory, so that no host waits for it.
+
+    >>> sent(torch.ones(1), torch.ones(1, dtype=torch.float64)).dtype
+    torch.float64
+    """
+    t = t.to(like.dtype)
+    if t.device.type == "cpu" and like.device.type == "cuda":
+        return t.pin_memory().to(like.device, non_blocking=True)
+    return t.to(like.device)
 
 
 # -- glibc's allocator ------------------------------------------------------------------------------

@@ -65,11 +65,12 @@ class Runner:
             device: where they are.
         """
         self.field, self.device = field, device
+        self._batch, self._size = batch, 0
+        self._waits = device.type == "cpu"  # elsewhere reading owners would make the host wait for its device
         self.spent = {k: torch.zeros(batch, dtype=torch.long) for k in ("forward", "backward", "at_x")}
         self.warnings: dict[str, None] = {}
         self.found_slopes: set[str] = set()
         self.compared = 0
-        self._batch, self._size = batch, 0
         self.finite: tuple[ref[Tensor], int] | None = None
         self._extra = field.split_extra(batch)
 
@@ -189,10 +190,28 @@ class Runner:
             finally:
                 self._size = before
             self.back_off(size)  # only here has the error let go of the failed pass's tensors
-        tally = torch.bincount(examples.cpu(), minlength=self._batch)
-        for what, times in count.items():
-            self.spent[what].add_(tally, alpha=times)
+        self._due.append((examples, count))
+        if self._waits:
+            self._settle()
         return out
+
+    @property
+    def spent(self) -> dict[str, Tensor]:
+        """Rows sent so far, by kind, per example."""
+        self._settle()
+        return self._spent
+
+    @spent.setter
+    def spent(self, spent: dict[str, Tensor]) -> None:
+        self._spent, self._due = spent, []
+
+    def _settle(self) -> None:
+        """Put the passes made since on the accounts."""
+        due, self._due = self._due, []
+        for examples, count in due:
+            tally = torch.bincount(examples.cpu(), minlength=self._batch)
+            for what, times in count.items():
+                self._spent[what].add_(tally, alpha=times)
 
     def refuse_smaller(self, size: int, error: BaseException) -> None:
         """Give up where fewer rows cannot be tried.

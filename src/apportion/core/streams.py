@@ -14,6 +14,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.errors import InputError, kind_of
+from apportion.core.memory import sent
 from apportion.core.tree import Tree
 
 Id = bool | int | float | str | bytes | tuple[Any, ...]
@@ -156,7 +157,7 @@ class Stream:
         for i, leaf in enumerate(tree.leaves(like)):
             n = leaf[0].numel()
             values = fill(self._uniform_pairs(owner, draw, (n + 1) // 2, i), n)
-            flat.append(values.reshape(len(owner), *leaf.shape[1:]).to(leaf.device, leaf.dtype))
+            flat.append(sent(values.reshape(len(owner), *leaf.shape[1:]), leaf))
         return tree.rebuild(like, flat)
 
     def integers(
