@@ -224,3 +224,19 @@ def test_baselines_are_drawn_each_once(folder: Path, call: Call) -> None:
     write_report("report.html", [one.page], title="t", model="m")
     report = Path("report.html").read_text()
     assert all(name in report for name in extra)
+
+
+def test_pictures_are_explained_by_superpixels(folder: Path, call: Call) -> None:
+    """Methods that remove elements get superpixels of a picture, and their values are drawn."""
+    (choice,) = work.choose(["occlusion"])
+    assert choice.explainer.groups == ap.groups.Superpixels()  # pyright: ignore[reportAttributeAccessIssue]
+    assert work.choose(["gradient"])[0].explainer == ap.Gradient()
+    code, out, _ = call(
+        "explain", "one.png", "--model", "stranger:named", "--method", "occlusion", "--contrast", "none"
+    )
+    assert code == 0, out
+    (stored,) = (folder / "out" / "values").iterdir()
+    a = ap.Attribution.load(stored)
+    assert a.domain is ap.Domain.GROUPS
+    assert a.spread().values.shape[1:] == a.groups.shape[1:]
+    assert "groups, shown by all its pixels" in (folder / "out" / "report.html").read_text(encoding="utf-8")

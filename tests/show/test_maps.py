@@ -175,12 +175,29 @@ def test_the_reader_is_told_when_the_sign_is_gone() -> None:
 def test_values_that_are_no_map_say_so() -> None:
     a = gradient()
     with pytest.raises(InputError, match="domain 'groups'"):
-        maps.picture_map(a.pool(ap.groups.Pixels()))
+        maps.picture_map(dataclasses.replace(a.pool(ap.groups.Pixels()), groups=None))
     with pytest.raises(InputError, match="single input"):
         maps.picture_map(dataclasses.replace(a, values=(a.values, a.values)))
     flat = ap.Gradient()(ap.Field(torch.nn.Linear(2, 1)), torch.zeros(1, 2))
     with pytest.raises(InputError, match=r"\[B, C, H, W\]"):
         maps.picture_map(flat)
+
+
+def test_every_pixel_shows_the_value_of_its_group() -> None:
+    x = torch.rand(2, 3, 4, 6)
+    field = ap.Field(lambda x: x.flatten(1).sum(1))
+    pooled = ap.GradientTimesInput()(field, x).pool(ap.groups.Squares(2))
+    for b in range(2):
+        drawn = maps.picture_map(pooled, b)
+        assert drawn.shape == (4, 6)
+        assert torch.allclose(drawn[2:, 4:], pooled.values[b, 5].expand(2, 2))
+    assert "up to 6 groups" in maps.remarks(pooled)[0]
+    pooled.show(x)
+    with pytest.raises(InputError, match="for a picture of"):
+        maps.picture_map(pooled, size=(8, 8))
+    rows = ap.Gradient()(ap.Field(torch.nn.Linear(4, 1)), torch.zeros(1, 4)).pool(ap.groups.Columns((2, 2)))
+    with pytest.raises(InputError, match="domain 'groups'"):
+        maps.picture_map(rows)
 
 
 @pytest.mark.parametrize("stops", [(), ((256, 0, 0),), ((-1, 0, 0),)])

@@ -38,6 +38,7 @@ from apportion.core.score import Contrast, main_output
 from apportion.core.together import answers
 from apportion.methods import GradCAM, Gradient, GradientTimesInput, IntegratedGradients, SmoothGrad
 from apportion.parts import baselines, quadrature
+from apportion.parts.masks import groups
 
 if TYPE_CHECKING:
     from apportion.show.report import Marked, Page, Panel
@@ -92,6 +93,8 @@ def choose(names: Sequence[str]) -> list[Choice]:
     Raises:
         RegistryError: an unknown name, with the nearest.
 
+    Methods that take groups of elements are given superpixels.
+
     >>> [c.name for c in choose(["quick"])]
     ['gradient', 'gradient_times_input', 'integrated_gradients', 'smooth_grad', 'grad_cam']
     """
@@ -112,7 +115,14 @@ def choose(names: Sequence[str]) -> list[Choice]:
             continue
         for member in members:
             found.setdefault(member, False)
-    return [Choice(explainer, by_name) for explainer, by_name in found.items()]
+    return [Choice(_of_pictures(explainer), by_name) for explainer, by_name in found.items()]
+
+
+def _of_pictures(explainer: Explainer) -> Explainer:
+    """Let methods that remove single elements, of which a picture has too many, remove superpixels."""
+    if getattr(explainer, "groups", None) != groups.Elements() or getattr(explainer, "rows", None) is not None:
+        return explainer
+    return replace(explainer, groups=groups.Superpixels())  # pyright: ignore[reportCallIssue]
 
 
 def named(name: str) -> type[Explainer]:

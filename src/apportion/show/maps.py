@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -295,7 +295,8 @@ def picture_map(
     """Turn an attribution into one number per pixel: the sum over channels, in units of the score (or per input unit).
 
     Args:
-        attribution: on an input [B, C, H, W], or on a site's grid [B, h, w] or [B, K, h, w].
+        attribution: on an input [B, C, H, W], on a site's grid [B, h, w] or [B, K, h, w], or on groups of such, of
+            which every pixel then shows its group's value, the mean over its channels.
         example: which of the B.
         size: height and width; a site's grid is interpolated to it bilinearly. The map's own grid by default.
 
@@ -307,12 +308,15 @@ def picture_map(
     >>> picture_map(ap.Gradient()(ap.Field(net), torch.zeros(1, 3, 2, 2))).shape
     torch.Size([2, 2])
     """
+    if attribution.domain is Domain.GROUPS and isinstance(attribution.groups, Tensor) and attribution.groups.ndim == 4:
+        attribution = attribution.spread()
+        attribution = replace(attribution, values=attribution.values.mean(1, keepdim=True))
     values = attribution.values
     if attribution.domain not in (Domain.INPUT, Domain.SITE):
         raise InputError(
             f"values on the domain {attribution.domain.value!r}",
-            "values on the pixels of an input or on the grid of a site",
-            "draw the attribution it was pooled from, or print this one",
+            "values on the pixels of an input, on the grid of a site, or on groups of pixels",
+            "print it instead",
         )
     if not isinstance(values, Tensor):
         raise InputError(
@@ -359,6 +363,8 @@ def remarks(attribution: Attribution, size: tuple[int, ...] | None = None) -> li
         high, wide = attribution.values.shape[-2:]
         if size is None or (high, wide) != tuple(size):
             found.append(f"computed on the layer's own grid, {high} × {wide}; enlarging it adds no detail")
+    if attribution.domain is Domain.GROUPS and isinstance(attribution.values, Tensor):
+        found.append(f"one value for each of up to {attribution.values.shape[1]:,} groups, shown by all its pixels")
     if any(step.startswith(("abs", "channel_max_abs")) for step in attribution.postprocessing):
         found.append("the sign was taken off: colour says how much, not whether it raises or lowers")
     elif not _signed(attribution):
