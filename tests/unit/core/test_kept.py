@@ -87,6 +87,14 @@ def test_a_second_call_checks_nothing_and_gives_the_same() -> None:
     assert other.cost.checks == 0
 
 
+def test_large_weights_do_not_have_others_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apportion.core.fast._RAMP", {})
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 64, 3), nn.BatchNorm2d(64), nn.AdaptiveAvgPool2d(1)]
+    large, small = nn.Sequential(*layers, nn.Flatten()).eval(), net()
+    assert [ask(m).cost.checks > 0 for m in (small, large, small, large)] == [True, True, False, False]
+
+
 def test_checks_are_those_of_this_call() -> None:
     """By the count of the model itself."""
     rows: list[int] = []
