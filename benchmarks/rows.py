@@ -22,7 +22,21 @@ BATCHED, SEQUENTIAL = 1.3, 1.6
 """Goals: a method's time over its declared passes times the bare pass."""
 STEP_BY_STEP = {"agi", "big", "boundary_saliency", "credible_path", "guided_ig", "ig2", "ne_flag", "samp"}
 """Methods whose next pass depends on the one before."""
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "contrastive_excitation_backprop": "each layer runs a second time, with its positive weights, for two signals",
+    "deep_lift": "each operation goes through Python in the rules' mode, on two tracks",
+    "deep_shap": "each operation goes through Python in the rules' mode, on two tracks",
+    "deep_taylor": "each layer runs again, with parts of its weights",
+    "eigen_cam": "a singular value decomposition",
+    "excitation_backprop": "each layer runs a second time, with its positive weights",
+    "full_grad": "maps of every operation are resized and added",
+    "full_grad_saliency": "maps of every operation are resized and added",
+    "guided_grad_cam": "a pass that finds the layer; each operation goes through Python in the rules' mode",
+    "lrp": "layers are folded as they run, and each operation goes through Python in the rules' mode",
+    "pattern_attribution": "each layer runs a second time, with its pattern",
+    "pattern_net": "each layer runs a second time, with its pattern",
+    "rect_grad": "a selection by rank in every ReLU",
+}
 """Methods known to miss their goal, and why."""
 LAYERS = {"resnet18": "model.resnet.encoder.stages.3", "lite0": "_blocks.15", "small": "model.resnet.encoder.stages.1"}
 STANDINS = {"lite0": "residual", "resnet18": "residual", "small": "residual", "vgg11": "vgg"}
