@@ -89,6 +89,38 @@ def networks(rounds: int) -> None:
                     print(f"  {memory:6} {name:32} {1000 * seconds / 16:6.1f} ms {faults:8.0f} faults")
 
 
+def exactness(rounds: int) -> None:
+    """Say how far maps and single gradients are from float64, eager and through a field, over several pictures.
+
+    Errors of single gradients are of two kinds: rounding, and units that rounding moved over their kink. The median
+    shows the first, the root mean square the second.
+    """
+    del rounds
+    nodes, weights = ap.quadrature.Gauss(16).rule()
+    at, weights = nodes.view(-1, 1, 1, 1), weights.view(-1, 1, 1, 1)
+    x = torch.rand(32, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    owner = torch.zeros(len(nodes), dtype=torch.long)
+    for make in (models.lite0, models.resnet18):
+        net, exact = make(), make().double()
+        q = ap.Field(net, batch_size=len(nodes)).bind(x[:1], target=0)
+        ways: dict[str, Callable[[Tensor], Tensor]] = {
+            "float64": lambda z, exact=exact: bare(exact, z)(),
+            "eager": lambda z, net=net: bare(net, z.float())(),
+            "field": lambda z, q=q: q.value_and_grad(z.float(), owner)[1],
+        }
+        found = {n: torch.stack([way(at * picture) for picture in x]).double() for n, way in ways.items()}
+        maps = {n: (weights * g).sum(1) * x for n, g in found.items()}
+        for name in ("eager", "field"):
+            print(make.__name__, name, "map", _distances(maps, name, 1), "gradient", _distances(found, name, 2))
+
+
+def _distances(found: dict[str, Tensor], name: str, axes: int) -> str:
+    """Give the distances from float64, over all but the first axes, as root mean square, median and largest."""
+    off, size = (t.flatten(axes).norm(dim=axes) for t in (found[name] - found["float64"], found["float64"]))
+    far = (off / size).flatten()
+    return f"rms {float(far.square().mean().sqrt()):.1e} median {float(far.median()):.1e} most {float(far.amax()):.1e}"
+
+
 def rows(rounds: int) -> None:
     """Compare numbers of rows in a pass."""
     x, owner = torch.rand(64, 3, 224, 224), torch.arange(64)
@@ -120,10 +152,10 @@ def main() -> None:
     """Print everything, or one part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["networks", "rows", "fixed"])
+    parser.add_argument("--only", choices=["networks", "rows", "fixed", "exactness"])
     given = parser.parse_args()
     torch.manual_seed(0)
-    for part in (fixed, networks, rows):
+    for part in (fixed, networks, rows, exactness):
         if given.only in (None, part.__name__):
             part(given.rounds)
 

@@ -206,7 +206,7 @@ class Learning(TorchFunctionMode):
             self._look_for_turn(func, args, kwargs, out)
         self._steps += 1
         if func is F.pad and isinstance(out, Tensor):
-            if _edges(*args, **kwargs):
+            if out.dtype == torch.float32 and _edges(*args, **kwargs):
                 self._padded[id(out)] = out, self._pads
             self._pads += 1
         if func in CONVOLUTIONS and isinstance(out, Tensor):

@@ -349,6 +349,13 @@ def test_convolutions_pad_themselves(case: str) -> None:
     assert torch.allclose(grad, plain_grad, rtol=1e-4, atol=1e-7)
 
 
+def test_double_precision_pads_as_the_model_says() -> None:
+    model = Padded((1, 1, 1, 1), _conv(3)).double()
+    field, value, _ = _asked(model, X.double())
+    assert not _plan(field).is_on
+    assert torch.equal(value, _plain(model, X.double())[0])
+
+
 def _written(x: Tensor, pad: Tensor, conv: nn.Conv2d) -> Tensor:
     x.mul_(2)
     return conv(pad) + x.mean()
