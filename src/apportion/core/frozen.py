@@ -95,12 +95,11 @@ def _gradient_by_phase(grad: Tensor, weight: Tensor, stride: Any, padding: Any, 
         for taps, size, s, had in zip((rows, columns), shape[2:], stride, grad.shape[2:], strict=True)
     ]
     found = F.conv2d(grad, phases, None, 1, edge)
-    count, _, height, width = found.shape
-    placed = found.reshape(count, channels, high, wide, height, width).permute(0, 1, 4, 2, 5, 3)
-    placed = placed.reshape(count, channels, height * high, width * wide)
-    begin = [s * (e - taps[-1]) for s, e, taps in zip(stride, edge, (rows, columns), strict=True)]
-    end = [size - whole for size, whole in zip(shape[2:], placed.shape[2:], strict=True)]
-    return F.pad(placed, (-begin[1], end[1] + begin[1], -begin[0], end[0] + begin[0]))
+    begin = [e - taps[-1] for e, taps in zip(edge, (rows, columns), strict=True)]
+    height, width = (-(-size // s) for size, s in zip(shape[2:], stride, strict=True))
+    found = found[:, :, begin[0] : begin[0] + height, begin[1] : begin[1] + width]
+    placed = found.reshape(-1, channels, high, wide, height, width).permute(0, 1, 4, 2, 5, 3)
+    return placed.reshape(-1, channels, height * high, width * wide)[:, :, : shape[2], : shape[3]]
 
 
 class _BatchNorm(torch.autograd.Function):
