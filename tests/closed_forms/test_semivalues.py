@@ -160,6 +160,7 @@ def test_dividends_are_shared() -> None:
         want = [sum(share(s) * d for s, d in a.items() if i in s) for i in range(4)]
         found = game.ask(EXACT[name][0]).values[0]
         torch.testing.assert_close(found, torch.tensor(want, dtype=DOUBLE), atol=1e-12, rtol=0)
+    assert ap.harsanyi(game.values).tolist() == pytest.approx([a[s] for s in sorted(a, key=number)], abs=1e-12)
 
 
 def test_banzhaf_is_a_difference_of_means_and_a_regression() -> None:
