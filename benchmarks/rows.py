@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import apportion as ap
 from apportion.core.explainer import Explainer
+from apportion.parts.masks.sampled import SampledMethod
 from apportion.parts.quadrature import Adaptive, Gauss, Midpoint, Power
 from benchmarks import models, networks, peers
 from benchmarks.harness import Judged, Make, Net, Passes, Ratio, Row, Told, Variant, told
@@ -326,6 +327,43 @@ def over_background(kind: Callable[..., Explainer]) -> Make:
 
 
 SAMPLES = 8
+ORDERS, COALITIONS = 4, 256
+"""Of Shapley value sampling and of KernelSHAP."""
+
+
+def squares(net: Net) -> ap.groups.Squares:
+    """Give players: 4 × 4 squares of small pictures, 7 × 7 of others."""
+    width = net.x.shape[-1]
+    return ap.groups.Squares(-(-width // (4 if width <= 64 else 7)))
+
+
+def labels(net: Net) -> Tensor:
+    """Give the same players as a mask of features."""
+    return squares(net).labels(net.x)
+
+
+def of_orders(net: Net) -> Variant:
+    """Give Shapley values from as many orders as Captum takes."""
+    players = int(labels(net).max()) + 1
+    explain = ap.Shapley(sampler=ap.samplers.Permutations(), groups=squares(net), budget=ORDERS * (players - 1))
+    return on_elements(mine(explain, batch_size=INNER)(net))
+
+
+def of_coalitions(net: Net) -> Variant:
+    """Give KernelSHAP from as many coalitions as Captum takes."""
+    return on_elements(mine(ap.KernelSHAP(groups=squares(net), budget=COALITIONS), batch_size=INNER)(net))
+
+
+def on_elements(run: Variant) -> Variant:
+    """Give a map of the picture, as Captum does."""
+
+    def spread() -> tuple[Any, Tensor]:
+        a = run()
+        return a, a.spread().values
+
+    return spread
+
+
 BOTH: dict[str, tuple[Make, str, Make]] = {
     "saliency": (mine(ap.Gradient()), "captum", peers.captum("Saliency", abs=False)),
     "integrated gradients": (
@@ -364,25 +402,41 @@ BOTH: dict[str, tuple[Make, str, Make]] = {
         "shap",
         peers.shap("DeepExplainer", background, check_additivity=False),
     ),
+    "shapley value sampling": (
+        of_orders,
+        "captum",
+        peers.captum(
+            "ShapleyValueSampling",
+            n_samples=ORDERS,
+            feature_mask=labels,
+            perturbations_per_eval=lambda net: INNER // len(net.x),
+        ),
+    ),
+    "kernel shap": (
+        of_coalitions,
+        "captum",
+        peers.captum("KernelShap", n_samples=COALITIONS, feature_mask=labels, perturbations_per_eval=INNER),
+    ),
 }
 """Methods that others have too: ours, whose, theirs."""
-RANDOM = {"smoothgrad", "expected gradients"}
+COALITIONAL = ("shapley value sampling", "kernel shap")
+RANDOM = {"smoothgrad", "expected gradients", *COALITIONAL}
 """Those whose maps differ by their random numbers, so that only time is compared."""
 NOT_OURS = {
     "occlusion": "captum",
     "feature ablation": "captum",
-    "shapley value sampling": "captum",
-    "kernel shap": "captum",
 }
+AT_LEAST = dict.fromkeys(COALITIONAL, 1.5)
+"""Goals, where there are any."""
 EVERYWHERE = ("saliency", "integrated gradients", "smoothgrad")
 PICTURES = ("grad-cam", "grad-cam++", "layercam", "eigen-cam")
 ON = {
-    "vgg11": (64, 2, tuple(n for n in BOTH if "cam" not in n)),
-    "resnet18": (96, 2, tuple(n for n in BOTH if n not in ("lrp epsilon-plus-flat", "score-cam"))),
-    "lite0": (96, 2, (*EVERYWHERE, *PICTURES, "deeplift", "lrp epsilon-plus", "deepshap")),
+    "vgg11": (64, 2, tuple(n for n in BOTH if "cam" not in n and n not in COALITIONAL)),
+    "resnet18": (96, 2, tuple(n for n in BOTH if n not in ("lrp epsilon-plus-flat", "score-cam", *COALITIONAL))),
+    "lite0": (96, 2, (*EVERYWHERE, *PICTURES, "deeplift", "lrp epsilon-plus", "deepshap", *COALITIONAL)),
     "vit_s": (224, 1, (*EVERYWHERE, "deeplift")),
     "bert_base": (32, 1, (*EVERYWHERE, "deeplift")),
-    "small": (32, 4, ("score-cam",)),
+    "small": (32, 4, ("score-cam", *COALITIONAL)),
 }
 """On which networks, at which size, on how many examples."""
 
@@ -390,15 +444,15 @@ ON = {
 def against(setting: Setting) -> Iterator[Row]:
     """Compare with other libraries on the same work."""
 
-    def ratios(whose: str, passes: Mapping[str, Passes], judged: Judged) -> list[Told]:
-        return [Ratio("times faster", {whose: 1}, {"apportion": 1})]
+    def ratios(whose: str, goal: float | None, passes: Mapping[str, Passes], judged: Judged) -> list[Told]:
+        return [Ratio("times faster", {whose: 1}, {"apportion": 1}, at_least=goal)]
 
     for name, (size, count, named) in ON.items():
         for what in named:
             ours, whose, theirs = BOTH[what]
             made = {"apportion": ours, whose: theirs}
             net, judged = setting.net(name, count, size), what not in RANDOM
-            yield Row(f"peers/{name}/{what}", net, made, partial(ratios, whose), judged=judged, seconds=4)
+            yield Row(f"peers/{name}/{what}", net, made, partial(ratios, whose, AT_LEAST.get(what)), judged, seconds=4)
     for what, whose in NOT_OURS.items():
         there = f"{whose} has it; not yet ours"
         yield Row(f"peers/{what}", setting.net("small", 1, 32), {}, lambda passes, judged: (), missing=there)
@@ -425,10 +479,20 @@ def of_methods(setting: Setting) -> Iterator[Row]:
                 explain = replace(explain, layer=ap.At(LAYERS[net]))  # pyright: ignore[reportCallIssue]
             count = 2 if setting.short else 16 if net == "small" else 2 if name in STEP_BY_STEP else 8
             examples = count if net == "small" or name in STEP_BY_STEP else max(1, -(-count // passes))
-            ours = mine(explain, examples=examples, bounds=(-4, 4))
+            options: dict[str, Any] = {"score": ap.Loss()} if ap.Need.LOSS in explain.card.needs else {}
+            ours = mine(_of_few_players(explain, size), examples=examples, bounds=(-4, 4), **options)
             made = {"apportion": ours, "bare": only, "bare forward": only_forward}
             make = setting.net(net, count, size)
             yield Row(f"methods/{net}/{name}", make, made, partial(ratios, name, count), seconds=2)
+
+
+def _of_few_players(explain: Explainer, size: int) -> Explainer:
+    """Give methods that estimate from coalitions a grid of four by four squares, and few coalitions."""
+    if isinstance(explain, ap.Semivalue | SampledMethod):
+        explain = replace(explain, groups=ap.groups.Squares(-(-size // 4)))
+    if isinstance(explain, SampledMethod):
+        explain = replace(explain, budget=64, fill=ap.fills.Baselines())
+    return explain
 
 
 def _of_moderate_cost(kind: type[Explainer], short: bool) -> tuple[Explainer, int]:
