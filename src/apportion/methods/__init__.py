@@ -53,9 +53,12 @@ from apportion.methods.removal.rise import RISE
 from apportion.methods.removal.sage import SAGE
 from apportion.methods.removal.semivalue import Semivalue
 from apportion.methods.removal.shapley import Shapley
+from apportion.methods.subset.cx_plain import CXPlain
 from apportion.methods.subset.extremal_perturbation import ExtremalPerturbation
 from apportion.methods.subset.information_bottleneck import InformationBottleneck
+from apportion.methods.subset.l2x import L2X
 from apportion.methods.subset.meaningful_perturbation import MeaningfulPerturbation
+from apportion.methods.subset.real_time_saliency import RealTimeSaliency
 from apportion.methods.surrogate.bay_lime import BayLIME
 from apportion.methods.surrogate.c_lime import CLIME
 from apportion.methods.surrogate.glime import GLIME
@@ -72,6 +75,7 @@ __all__ = [
     "GLIME",
     "IDGI",
     "IG2",
+    "L2X",
     "LIME",
     "LPI",
     "LRP",
@@ -84,6 +88,7 @@ __all__ = [
     "BayLIME",
     "BlurIG",
     "BoundarySaliency",
+    "CXPlain",
     "ContrastiveExcitationBackprop",
     "CrediblePath",
     "Deconvnet",
@@ -116,6 +121,7 @@ __all__ = [
     "PathMethod",
     "PatternAttribution",
     "PatternNet",
+    "RealTimeSaliency",
     "RectGrad",
     "SPIProbability",
     "ScoreCAM",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apportion.core.attribution import Attribution
+from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Card, Family, Kind, Need, Paper
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
@@ -49,11 +49,11 @@ CARD = Card(
 @register(CARD)
 @dataclass(frozen=True)
 class ExtremalPerturbation(Explainer):
-    """The mean over areas a of m_a = argmax_m f(x blurred where m is low), with area a; Fong et al. 2019, equation 5.
+    """The mean over areas a of m_a = argmax_m f(x blurred where m is low), with area a; Fong et al. 2019.
 
-    Values are the share of the areas whose region a pixel belongs to, between 0 and 1, the same for all channels. In
-    `parts`: `masks`, [B, areas, H, W]; `area`, what each covers, the mean of the mask; `score`, what is left of it in
-    the reward's games, [B, areas, games].
+    Values are the share of the areas whose region a pixel belongs to, [B, H, W], between 0 and 1. In `parts`: `masks`,
+    [B, areas, H, W]; `area`, what each covers, the mean of the mask; `score`, what is left of it in the reward's games,
+    [B, areas, games].
 
     Attributes:
         areas: shares of the picture, each a search of its own; all run side by side.
@@ -77,7 +77,7 @@ class ExtremalPerturbation(Explainer):
     >>> x = (torch.arange(16) % 2 * 2.0 - 1).expand(1, 1, 16, 16)
     >>> search = ap.ExtremalPerturbation((0.1,), mask=ap.subsets.SmoothMask(2, 3.0), steps=100, sigma=4.0, flip=False)
     >>> a = search(ap.Field(look), x)
-    >>> bool(a.values[0, 0, 2:6, 2:6].mean() > 5 * a.values[0, 0, 8:].mean())
+    >>> bool(a.values[0, 2:6, 2:6].mean() > 5 * a.values[0, 8:].mean())
     True
     """
 
@@ -119,7 +119,7 @@ class ExtremalPerturbation(Explainer):
                     "raise steps or weight, or take finer cells"
                 )
         parts = {"masks": masks, "area": covered, "score": score}
-        return q.attribution(self, masks.mean(1, keepdim=True).expand_as(x), parts=parts)
+        return q.attribution(self, masks.mean(1), domain=Domain.SITE, parts=parts)
 
     def _search(self, q: Question, owner: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         """Learn the masks of some pairs of example and area, all steps of it."""

@@ -56,7 +56,7 @@ _NEVER_ALL = 1e-6
 
 
 def information(gate: Float[Tensor, "*shape"], standardized: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
-    """KL of N(λ r', (1 - λ)²) from N(0, 1), in nats, unit by unit; Schulz et al. 2020, section 3.
+    """KL of N(λ r', (1 - λ)²) from N(0, 1), in nats, unit by unit; Schulz et al. 2020.
 
     >>> nats = information(torch.tensor([0.3]), torch.tensor([1.7]))
     >>> round(float(nats), 6), round(float(nats) / math.log(2), 5)

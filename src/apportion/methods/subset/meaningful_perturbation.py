@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.core.attribution import Attribution
+from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Card, Family, Kind, Need, Paper
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.progress import tick
@@ -50,10 +50,10 @@ CARD = Card(
 @register(CARD)
 @dataclass(frozen=True)
 class MeaningfulPerturbation(Explainer):
-    """1 - m*, m* = argmin λ₁ Σ|1 - m| + λ₂ Σ|∇m|^β + f_c(m x + (1 - m) x'); Fong and Vedaldi 2017, equation 4.
+    """1 - m*, m* = argmin λ₁ Σ|1 - m| + λ₂ Σ|∇m|^β + f_c(m x + (1 - m) x'); Fong and Vedaldi 2017.
 
-    Values are 1 - m at each pixel, between 0 and 1, the same for all channels: 1 where the picture must go for the
-    class to go. In `parts`: `mask`, which is m, [B, H, W]; `score` behind it; `area`, the mean of 1 - m; `loss`.
+    Values are 1 - m at each pixel, [B, H, W], between 0 and 1: 1 where the picture must go for the class to go. In
+    `parts`: `mask`, which is m, [B, H, W]; `score` behind it; `area`, the mean of 1 - m; `loss`.
 
     Attributes:
         score: f_c; None asks the field's own, whose units the penalties then have to match.
@@ -79,7 +79,7 @@ class MeaningfulPerturbation(Explainer):
     ...     None, ap.baselines.Zero(), steps=30, lambda_smooth=0, cell=4, sigma=0, jitter=0
     ... )
     >>> a = search(field, x)
-    >>> a.values[0, 0, ::4, ::4].round(decimals=1).tolist()
+    >>> a.values[0, ::4, ::4].round(decimals=1).tolist()
     [[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
 
@@ -115,11 +115,11 @@ class MeaningfulPerturbation(Explainer):
         return self.lambda_area * (1 - cells).abs().flatten(1).sum(1) + self.lambda_smooth * rough
 
     def explain(self, q: Question) -> Attribution:
-        x = pictures(q, "MeaningfulPerturbation")
+        pictures(q, "MeaningfulPerturbation")
         kept = [self._search(q, owner) for _, owner in q.grid(1, "meaningful perturbation")]
         mask, value, penalty = (torch.cat([k[i] for k in kept]) for i in range(3))
         parts = {"mask": mask[:, 0], "score": value, "area": 1 - mask.mean((1, 2, 3)), "loss": value + penalty}
-        return q.attribution(self, (1 - mask).expand_as(x), parts=parts)
+        return q.attribution(self, 1 - mask[:, 0], domain=Domain.SITE, parts=parts)
 
     def _search(self, q: Question, owner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Learn the masks of some examples, all steps of it."""

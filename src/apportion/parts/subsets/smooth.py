@@ -17,7 +17,7 @@ from apportion.parts.baselines.simple import blur
 
 
 def smooth_max(values: Tensor, coldness: float, dim: int = -1) -> Tensor:
-    """Give Σ v e^{c v} / Σ e^{c v}, which is the maximum for large c; Fong et al. 2019, section 3.
+    """Give Σ v e^{c v} / Σ e^{c v}, which is the maximum for large c; Fong et al. 2019.
 
     >>> round(float(smooth_max(torch.tensor([0.4, 0.5]), 20.0)), 3)
     0.488
@@ -76,7 +76,7 @@ def _near(cells: Tensor, kernel: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 @dataclass(frozen=True)
 class SmoothMask(Configurable):
-    """Masks as smooth maxima of blobs around a grid of cells: m(u) = max_i k(|u - u_i| / σ) m_i, section 3.
+    """Masks as smooth maxima of blobs around a grid of cells: m(u) = max_i k(|u - u_i| / σ) m_i.
 
     k(z) = exp(-2 max(z - 1/2, 0)²), cut where cells are more than ⌈σ/step⌉ + 1 apart.
 
@@ -115,7 +115,7 @@ class SmoothMask(Configurable):
 
 
 def area_loss(mask: Float[Tensor, "R *shape"], area: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
-    """Mean squared difference of the sorted mask from (1 - a) N zeros and a N ones; Fong et al. 2019, equation 4.
+    """Mean squared difference of the sorted mask from (1 - a) N zeros and a N ones; Fong et al. 2019.
 
     Which of several equal values comes first would be chance, and bias the mask: values that agree to 4 decimals share
     the zeros and ones of their ranks, which leaves the loss as it is and makes its gradient the mean over all orders.

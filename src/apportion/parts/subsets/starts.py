@@ -52,7 +52,7 @@ class UniformStart(MaskStart):
 
 @dataclass(frozen=True)
 class CircleStart(MaskStart):
-    """The smallest of some blurred discs in the middle that takes the score away; Fong and Vedaldi 2017, section 4.
+    """The smallest of some blurred discs in the middle that takes the score away; Fong and Vedaldi 2017.
 
     Attributes:
         count: radii tried, from 0 to three quarters of the longer side.

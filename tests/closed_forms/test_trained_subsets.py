@@ -1,0 +1,333 @@
+"""Networks trained to explain: on planted answers they beat chance and training on the wrong thing, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion import planted
+from apportion.core.errors import ConfigError, InputError
+from apportion.methods.subset.cx_plain import CausalNetworks, CausalTraining, shares
+from apportion.parts.subsets import Masker, MaskerTraining, Selector, SelectorTraining, Trainer
+from apportion.parts.subsets.masker import Backgrounds, Margin, MaskNetwork, _loss, _maps
+from apportion.parts.subsets.trainer import network, started
+from apportion.planted.digits import DarkObjects, Pictures, dark_object_task
+
+F64 = torch.float64
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# -- the trainer --------------------------------------------------------------------------------------
+
+
+def line(net, rows: Tensor, generator: torch.Generator) -> Tensor:
+    return (net(rows) - 3 * rows + 1).square().mean()
+
+
+def test_training_is_the_same_every_time_and_leaves_the_global_random_state():
+    x = torch.linspace(-1, 1, 40, dtype=F64)[:, None]
+    trainer = Trainer(epochs=20, batch=16, lr=0.1)
+    before = torch.random.get_rng_state()
+    first = trainer.run(lambda: nn.Linear(1, 1), x, line, "a line")
+    assert torch.equal(before, torch.random.get_rng_state())
+    second = trainer.run(lambda: nn.Linear(1, 1), x, line, "a line")
+    other = Trainer(epochs=20, batch=16, lr=0.1, seed=1).run(lambda: nn.Linear(1, 1), x, line, "a line")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not torch.equal(first["weight"], other["weight"])
+    assert float(first["weight"]) == pytest.approx(3, abs=0.1)
+    assert float(first["bias"]) == pytest.approx(-1, abs=0.1)
+    assert first["weight"].dtype == F64
+    assert not first["weight"].requires_grad
+
+
+def test_batches_are_taken_as_given_and_a_spent_iterator_is_refused():
+    x = torch.linspace(-1, 1, 40, dtype=F64)[:, None]
+    seen: list[int] = []
+
+    def loss(net, rows: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(len(rows))
+        return line(net, rows, generator)
+
+    Trainer(epochs=2).run(lambda: nn.Linear(1, 1), [x[:7], x[7:]], loss, "a line")
+    assert seen == [7, 33, 7, 33]
+    with pytest.raises(InputError, match="epoch 2"):
+        Trainer(epochs=2).run(lambda: nn.Linear(1, 1), iter([x]), loss, "a line", like=x)  # pyright: ignore
+
+
+# -- L2X ----------------------------------------------------------------------------------------------
+
+
+def additive(x: Tensor) -> Tensor:
+    """Two classes, of features 1, 4 and 7 alone."""
+    z = 3 * torch.sin(2 * x[:, 1]) + 2 * x[:, 4].abs() - 3 * x[:, 7] - 1.5
+    return torch.stack([z, -z], 1)
+
+
+READ = {1, 4, 7}
+HOW = SelectorTraining(k=3, width=48, trainer=Trainer(epochs=8, batch=100, lr=3e-3))
+
+
+def recall(picked: Tensor) -> float:
+    return float(picked[:, sorted(READ)].mean())
+
+
+def test_l2x_picks_what_the_model_reads(tmp_path: Path):
+    x, held = torch.randn(4000, 10, generator=seeded()), torch.randn(200, 10, generator=seeded(1))
+    field = ap.Field(additive)
+    selector = Selector.fit(field, x, HOW)
+    a = ap.L2X(selector)(field, held)
+    assert recall(a.parts["picked"]) > 0.9  # chance is .3
+    assert selector.fidelity(field, held) > 0.8
+    torch.testing.assert_close(a.values.sum(1), torch.ones(200))
+    assert torch.equal(a.parts["picked"].sum(1), torch.full((200,), 3.0))
+    assert int(a.cost.forward.max()) == 0
+
+    order = torch.randperm(4000, generator=seeded(2))  # answers of other examples
+    where = {tuple(row.tolist()): int(i) for row, i in zip(x, order, strict=True)}
+
+    def shuffled(rows: Tensor) -> Tensor:
+        found = [where.get(tuple(row.tolist())) for row in rows]
+        return additive(torch.stack([rows[i] if j is None else x[j] for i, j in enumerate(found)]))
+
+    wrong = Selector.fit(ap.Field(shuffled, batch_size=4000), x, HOW)
+    assert recall(ap.L2X(wrong)(field, held).parts["picked"]) < 0.6
+
+    selector.save(tmp_path / "s.safetensors")
+    again = ap.L2X(Selector.load(tmp_path / "s.safetensors"))(field, held)
+    assert torch.equal(again.values, a.values)
+
+
+def test_l2x_relaxes_the_choice_as_the_paper_does():
+    """k draws of softmax((log p + gumbel) / τ), their elementwise maximum times x; row by row."""
+    from apportion.parts.subsets.selector import _Both
+
+    def make() -> _Both:
+        return _Both(4, 3, 8, 0.5)
+
+    weights = started(make, 0, torch.zeros(1, dtype=F64))
+    x, gumbel = torch.randn(2, 4, generator=seeded(), dtype=F64), torch.rand(2, 2, 4, generator=seeded(), dtype=F64)
+    told = network(make)(weights, x, gumbel)
+
+    def layer(name: str, v: Tensor) -> Tensor:
+        return weights[f"{name}.weight"] @ v + weights[f"{name}.bias"]
+
+    for r in range(2):
+        z = layer("selecting.5", layer("selecting.3", layer("selecting.1", x[r]).relu()).relu())
+        draws = [torch.softmax((z - z.logsumexp(0) + gumbel[j, r]) / 0.5, 0) for j in range(2)]
+        kept = x[r] * torch.maximum(*draws)
+        out = layer("answering.5", layer("answering.3", layer("answering.1", kept).relu()).relu())
+        torch.testing.assert_close(told[r], out)
+
+
+def test_what_l2x_refuses():
+    field, x = ap.Field(additive), torch.randn(20, 10)
+    with pytest.raises(ConfigError, match=r"Selector\.fit"):
+        ap.L2X()(field, x)
+    with pytest.raises(InputError, match="k=11"):
+        Selector.fit(field, x, SelectorTraining(k=11))
+    small = Selector.fit(field, x, SelectorTraining(k=2, width=4, trainer=Trainer(epochs=1)))
+    with pytest.raises(InputError, match="as trained on"):
+        ap.L2X(small)(field, torch.randn(2, 12))
+
+
+# -- CXPlain ------------------------------------------------------------------------------------------
+
+
+def test_shares_of_growth():
+    growth = torch.tensor([[3.0, 1.0, -2.0], [-1.0, 0.0, -3.0]], dtype=F64)
+    torch.testing.assert_close(shares(growth), torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3], dtype=F64))
+
+
+def test_growth_is_what_is_lost_by_one_player_at_a_time():
+    net, x = planted.dense_net(), torch.randn(6, 5, generator=seeded(), dtype=F64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    _, growth = ap.CXPlain().grown(ap.Field(net), [(x, labels)])
+    for b in range(6):
+        full = net(x[b : b + 1]).log_softmax(1)[0, labels[b]]
+        for i in range(5):
+            less = x[b : b + 1].clone()
+            less[0, i] = 0
+            want = full - net(less).log_softmax(1)[0, labels[b]]
+            assert float(growth[b, i]) == pytest.approx(float(want.detach()), abs=1e-12)
+
+
+def test_cxplain_foretells_shares_of_examples_it_has_not_seen(tmp_path: Path):
+    field = ap.Field(planted.dense_net().float())
+    x, held = torch.randn(3000, 5, generator=seeded()), torch.randn(200, 5, generator=seeded(1))
+    how = CausalTraining(3, 64, Trainer(epochs=40, batch=100, lr=3e-3))
+    method = ap.CXPlain(networks=how).fitted(field, x)
+    assert isinstance(method, ap.CXPlain)
+    agreement = float(method.agreement(field, held).mean())
+    mean = shares(method.grown(field, x)[1]).mean(0)  # one map for all: the best that ignores the example
+    known = shares(method.grown(field, held)[1])
+    apart, least = known - known.mean(1, keepdim=True), mean - mean.mean()
+    control = float(((apart * least).sum(1) / (apart.norm(dim=1) * least.norm())).mean())
+    assert agreement > 0.85
+    assert agreement > control + 0.2
+    wrong = ap.CXPlain(networks=how).fitted(ap.Field(planted.dense_net(seed=9).float()), x)  # of another model
+    assert isinstance(wrong, ap.CXPlain)
+    assert float(wrong.agreement(field, held).mean()) < agreement - 0.3
+
+    a = method(field, held)
+    assert bool((a.parts["low"] <= a.values).all())
+    assert bool((a.values <= a.parts["high"]).all())
+    assert float((a.parts["high"] - a.parts["low"]).mean()) > 1e-3
+    networks = method.networks
+    assert isinstance(networks, CausalNetworks)
+    networks.save(tmp_path / "c.safetensors")
+    again = ap.CXPlain(networks=CausalNetworks.load(tmp_path / "c.safetensors"))(field, held)
+    assert torch.equal(again.values, a.values)
+
+
+def test_cxplain_of_groups():
+    x = torch.rand(40, 2, 8, 8, generator=seeded(), dtype=F64)
+    field = ap.Field(planted.conv_net())
+    how = CausalTraining(1, 8, Trainer(epochs=1))
+    a = ap.CXPlain(groups=ap.groups.Squares(4), networks=how).fitted(field, x)(field, x[:3])
+    assert a.values.shape == (3, 4)
+    assert a.domain is ap.Domain.GROUPS
+    torch.testing.assert_close(a.values.sum(1), torch.ones(3, dtype=F64))
+    trained = ap.CXPlain(groups=ap.groups.Squares(4), networks=how).fitted(field, x)
+    assert isinstance(trained, ap.CXPlain)
+    finer = ap.CXPlain(groups=ap.groups.Squares(2), networks=trained.networks)
+    with pytest.raises(InputError, match="players"):
+        finer(field, x[:3])
+    with pytest.raises(ConfigError, match="fitted"):
+        ap.CXPlain()(field, x)
+
+
+# -- real time saliency -------------------------------------------------------------------------------
+
+
+class DarkNetwork(nn.Module):
+    """`DarkObjects`, written as modules so that its layers can be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stencils = DarkObjects().stencils
+        self.look, self.fit = nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 11, padding=5, bias=False)
+        self.dark, self.pool = nn.ReLU(), nn.MaxPool2d(4)
+        with torch.no_grad():
+            self.look.weight.fill_(-1 / 3)
+            assert self.look.bias is not None
+            self.look.bias.fill_(0.25)
+            self.fit.weight.copy_(stencils)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.fit(self.dark(self.look(x)))).amax((2, 3))
+
+
+def inside(mask: Tensor, p: Pictures) -> tuple[float, float]:
+    """Mean of the mask on the object, and off it."""
+    return float(mask[p.masks].mean()), float(mask[~p.masks].mean())
+
+
+def test_the_network_of_modules_is_the_planted_one():
+    model, p = dark_object_task(8)
+    torch.testing.assert_close(DarkNetwork()(p.x), model(p.x))
+
+
+def test_real_time_saliency_draws_the_object(tmp_path: Path):
+    _, p = dark_object_task(256)
+    _, held = dark_object_task(64, seed=5)
+    field = ap.Field(DarkNetwork())
+    how = MaskerTraining(scales=2, width=8, trainer=Trainer(epochs=12, batch=32, lr=1e-2))
+    masker = Masker.fit(field, p.x, how)
+    a = ap.RealTimeSaliency(masker, upsample=True)(field, held.x)
+    on, off = inside(a.values, held)
+    assert on > 0.5
+    assert on > 3 * off
+    assert int(a.cost.forward.max()) == 1
+
+    wrong = ap.RealTimeSaliency(
+        Masker.fit(field, p.x, MaskerTraining(area=0.0, scales=2, width=8, trainer=how.trainer))
+    )
+    on, off = inside(wrong(field, held.x).values, held)
+    assert on < 3 * off  # without a price of area the mask covers what it likes
+
+    masker.save(tmp_path / "m.safetensors")
+    again = ap.RealTimeSaliency(Masker.load(tmp_path / "m.safetensors"), upsample=True)(field, held.x)
+    assert torch.equal(again.values, a.values)
+
+
+def test_the_loss_of_the_masker_is_that_of_plain_autograd():
+    """Through the classifier itself, example by example, as the authors' code adds it up."""
+    net = planted.conv_net()
+    field, x = ap.Field(net), torch.rand(6, 2, 8, 8, generator=seeded(), dtype=F64)
+    how = MaskerTraining(scales=2, width=4, fake=0.5)
+    q = field.bind(x)
+    layers, sizes = (ap.At("stem"), ap.At("pool")), (1.0, 2.0)
+
+    def make() -> MaskNetwork:
+        return MaskNetwork((4, 4), 3, 4)
+
+    weights = {k: w.requires_grad_() for k, w in started(make, 0, x).items()}
+    run = network(make)
+    found = _loss(lambda *a: run(weights, *a), q, how, layers, sizes, seeded(3))
+    mine = torch.autograd.grad(found, list(weights.values()))
+
+    generator = seeded(3)
+    own = net(x).argmax(1)
+    real = torch.rand(6, generator=generator, dtype=F64) >= 0.5
+    other = (own + torch.randint(1, 3, (6,), generator=generator)) % 3
+    behind = Backgrounds()(x, generator)
+    maps = [m / s for m, s in zip(_maps(q, layers), sizes, strict=True)]
+    total = torch.zeros((), dtype=F64)
+    small, there = run(weights, maps, torch.where(real, own, other))
+    masks = F.interpolate(small, (8, 8), mode="bilinear", align_corners=False)
+    for b in range(6):
+        m = masks[b]
+
+        def margin(z: Tensor, b: int = b) -> Tensor:
+            out = net(z[None])[0]
+            rest = torch.cat([out[: own[b]], out[own[b] + 1 :]])
+            return out[own[b]] - rest.max()
+
+        kept, gone = (margin(m * x[b] + (1 - m) * behind[b]), margin((1 - m) * x[b] + m * behind[b]))
+        if real[b]:
+            total = total + 0.3 * (1 - kept).clamp(min=0) + (5 + gone).clamp(min=0)
+        else:
+            total = total + 0.3 * (1 + kept).clamp(min=0) + (1 - gone).clamp(min=0)
+        total = total + 8 * (m + 5e-4).pow(0.3).mean()
+        total = (
+            total + 0.005 * ((m[:, 1:] - m[:, :-1]).square().sum() + (m[:, :, 1:] - m[:, :, :-1]).square().sum()) / 2
+        )
+        total = total - (there[b].sigmoid() if real[b] else 1 - there[b].sigmoid()).log()
+    assert float(found) == pytest.approx(float(total.detach() / 6), rel=1e-10)
+    plain = torch.autograd.grad(total / 6, list(weights.values()))
+    for g, w in zip(mine, plain, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-8, atol=1e-12)
+    assert 0 < int(real.sum()) < 6
+
+
+def test_margin_and_empty_maps():
+    z = torch.tensor([[3.0, 1.0, 2.5], [0.0, 4.0, 1.0]])
+    assert Margin()(z, torch.tensor([[0], [2]])).tolist() == [0.5, -3.0]
+
+    def make() -> MaskNetwork:
+        return MaskNetwork((2,), 2, 4)
+
+    zeros = {k: torch.zeros_like(w) for k, w in started(make, 0, torch.zeros(1)).items()}
+    mask, _ = network(make)(zeros, [torch.ones(1, 2, 3, 3)], torch.tensor([0]))
+    assert bool((mask == 0.5).all())  # 0 / 0 says neither
+
+
+def test_what_real_time_saliency_refuses():
+    x = torch.rand(4, 2, 8, 8, dtype=F64)
+    with pytest.raises(ConfigError, match=r"Masker\.fit"):
+        ap.RealTimeSaliency()(ap.Field(planted.conv_net()), x)
+    with pytest.raises(ConfigError, match="classes"):
+        Masker.fit(ap.Field(planted.conv_net(1)), x)
+    masker = Masker.fit(
+        ap.Field(planted.conv_net()), x, MaskerTraining(scales=1, width=2, trainer=Trainer(epochs=1, batch=4))
+    )
+    with pytest.raises(ConfigError, match="Contrast"):
+        ap.RealTimeSaliency(masker)(ap.Field(planted.conv_net(), ap.Contrast(0, 1)), x)
