@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError, InputError
-from apportion.methods.subset.cx_plain import CausalNetworks, CausalTraining, shares
 from apportion.parts.subsets import Masker, MaskerTraining, Selector, SelectorTraining, Trainer
+from apportion.parts.subsets.causal import CausalNetworks, CausalTraining, shares
 from apportion.parts.subsets.masker import Backgrounds, Margin, MaskNetwork, _loss, _maps
 from apportion.parts.subsets.trainer import network, started
 from apportion.planted.digits import DarkObjects, Pictures, dark_object_task
@@ -67,12 +67,12 @@ def test_batches_are_taken_as_given_and_a_spent_iterator_is_refused():
 
 def additive(x: Tensor) -> Tensor:
     """Two classes, of features 1, 4 and 7 alone."""
-    z = 3 * torch.sin(2 * x[:, 1]) + 2 * x[:, 4].abs() - 3 * x[:, 7] - 1.5
+    z = 2 * ((3 * x[:, 1]).tanh() + (3 * x[:, 4]).tanh() - (3 * x[:, 7]).tanh())
     return torch.stack([z, -z], 1)
 
 
 READ = {1, 4, 7}
-HOW = SelectorTraining(k=3, width=48, trainer=Trainer(epochs=8, batch=100, lr=3e-3))
+HOW = SelectorTraining(k=3, width=32, temperature=0.3, trainer=Trainer(epochs=6, batch=100, lr=3e-3))
 
 
 def recall(picked: Tensor) -> float:
@@ -162,14 +162,14 @@ def test_growth_is_what_is_lost_by_one_player_at_a_time():
 def test_cxplain_foretells_shares_of_examples_it_has_not_seen(tmp_path: Path):
     field = ap.Field(planted.dense_net().float())
     x, held = torch.randn(3000, 5, generator=seeded()), torch.randn(200, 5, generator=seeded(1))
-    how = CausalTraining(3, 64, Trainer(epochs=40, batch=100, lr=3e-3))
+    how = CausalTraining(3, 64, Trainer(epochs=20, batch=100, lr=3e-3))
     method = ap.CXPlain(networks=how).fitted(field, x)
     assert isinstance(method, ap.CXPlain)
     agreement = float(method.agreement(field, held).mean())
     mean = shares(method.grown(field, x)[1]).mean(0)  # one map for all: the best that ignores the example
     known = shares(method.grown(field, held)[1])
     apart, least = known - known.mean(1, keepdim=True), mean - mean.mean()
-    control = float(((apart * least).sum(1) / (apart.norm(dim=1) * least.norm())).mean())
+    control = float(((apart * least).sum(1) / (apart.norm(dim=1) * least.norm()).clamp(min=1e-9)).mean())
     assert agreement > 0.85
     assert agreement > control + 0.2
     wrong = ap.CXPlain(networks=how).fitted(ap.Field(planted.dense_net(seed=9).float()), x)  # of another model
@@ -236,10 +236,10 @@ def test_the_network_of_modules_is_the_planted_one():
 
 
 def test_real_time_saliency_draws_the_object(tmp_path: Path):
-    _, p = dark_object_task(256)
-    _, held = dark_object_task(64, seed=5)
+    _, p = dark_object_task(128)
+    _, held = dark_object_task(32, seed=5)
     field = ap.Field(DarkNetwork())
-    how = MaskerTraining(scales=2, width=8, trainer=Trainer(epochs=12, batch=32, lr=1e-2))
+    how = MaskerTraining(scales=2, width=8, trainer=Trainer(epochs=6, batch=32, lr=1e-2))
     masker = Masker.fit(field, p.x, how)
     a = ap.RealTimeSaliency(masker, upsample=True)(field, held.x)
     on, off = inside(a.values, held)
@@ -251,7 +251,7 @@ def test_real_time_saliency_draws_the_object(tmp_path: Path):
         Masker.fit(field, p.x, MaskerTraining(area=0.0, scales=2, width=8, trainer=how.trainer))
     )
     on, off = inside(wrong(field, held.x).values, held)
-    assert on < 3 * off  # without a price of area the mask covers what it likes
+    assert on < 1.5 * off  # without a price of area the mask covers what it likes
 
     masker.save(tmp_path / "m.safetensors")
     again = ap.RealTimeSaliency(Masker.load(tmp_path / "m.safetensors"), upsample=True)(field, held.x)
@@ -301,7 +301,7 @@ def test_the_loss_of_the_masker_is_that_of_plain_autograd():
             total + 0.005 * ((m[:, 1:] - m[:, :-1]).square().sum() + (m[:, :, 1:] - m[:, :, :-1]).square().sum()) / 2
         )
         total = total - (there[b].sigmoid() if real[b] else 1 - there[b].sigmoid()).log()
-    assert float(found) == pytest.approx(float(total.detach() / 6), rel=1e-10)
+    assert float(found.detach()) == pytest.approx(float(total.detach() / 6), rel=1e-10)
     plain = torch.autograd.grad(total / 6, list(weights.values()))
     for g, w in zip(mine, plain, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-8, atol=1e-12)

@@ -1,5 +1,6 @@
 """Parts of the methods that look for an influential subset: masks, games, starts, and what is trained."""
 
+from apportion.parts.subsets.causal import CausalNetworks, CausalTraining
 from apportion.parts.subsets.games import Delete, Dual, Preserve, Reward
 from apportion.parts.subsets.masker import Backgrounds, Masker, MaskerTraining
 from apportion.parts.subsets.selector import Selector, SelectorTraining
@@ -10,6 +11,8 @@ from apportion.parts.subsets.trainer import Trainer
 
 __all__ = [
     "Backgrounds",
+    "CausalNetworks",
+    "CausalTraining",
     "CircleStart",
     "Delete",
     "Dual",

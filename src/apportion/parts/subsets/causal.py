@@ -1,0 +1,91 @@
+"""Networks that foretell what a model loses without each player; Schwab and Karlen 2019."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core.config import Configurable
+from apportion.core.write import read_tensors, write_tensors
+from apportion.parts.subsets.trainer import Trainer, Weights, network, perceptron
+
+
+def shares(growth: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
+    """Give max(Δε, 0) / Σ max(Δε, 0), equal shares where nothing grows; Schwab and Karlen 2019.
+
+    >>> shares(torch.tensor([[3.0, 1.0, -2.0], [-1.0, 0.0, 0.0]])).tolist()
+    [[0.75, 0.25, 0.0], [0.3333333432674408, 0.3333333432674408, 0.3333333432674408]]
+    """
+    grown = growth.clamp(min=0)
+    total = grown.sum(1, keepdim=True)
+    return torch.where(total > 0, grown / torch.where(total > 0, total, 1.0), 1 / growth.shape[1])
+
+
+@dataclass(frozen=True)
+class CausalTraining(Configurable):
+    """How `CausalNetworks` are trained.
+
+    Attributes:
+        networks: how many, each on a bootstrap sample of the data; one is trained on all of it.
+        width: of their two hidden layers.
+        trainer: the training itself.
+    """
+
+    _positive = ("networks", "width")
+
+    networks: int = 5
+    width: int = 64
+    trainer: Trainer = Trainer(epochs=30, batch=64)
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+class CausalNetworks(Configurable):
+    """Networks that foretell the players' shares; from `CXPlain.fit`.
+
+    Attributes:
+        weights: of each, by the number of the network and the name of the parameter.
+        networks: how many.
+        shape: of an example.
+        players: how many.
+        width: of the hidden layers.
+    """
+
+    weights: dict[str, Tensor]
+    networks: int
+    shape: tuple[int, ...]
+    players: int
+    width: int
+
+    def __call__(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B M P"]:
+        """Foretell shares, by each network."""
+        net = network(lambda: perceptron(x[0].numel(), self.players, self.width))
+        with torch.no_grad():
+            told = [net(self._of(i, x), x).softmax(1) for i in range(self.networks)]
+        return torch.stack(told, 1)
+
+    def _of(self, number: int, like: Tensor) -> Weights:
+        head = f"{number}/"
+        return {k.removeprefix(head): w.to(like) for k, w in self.weights.items() if k.startswith(head)}
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and sizes to a safetensors file.
+
+        Raises:
+            OutputError: that fails.
+        """
+        names = ("networks", "shape", "players", "width")
+        write_tensors(path, self.weights, {"causal networks": {n: getattr(self, n) for n in names}})
+
+    @classmethod
+    def load(cls, path: str | Path) -> CausalNetworks:
+        """Read such a file.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        record, weights = read_tensors(path, "causal networks", "CausalNetworks.save")
+        return cls(weights, **{**record, "shape": tuple(record["shape"])})
