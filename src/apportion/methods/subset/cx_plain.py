@@ -121,25 +121,25 @@ class CXPlain(GameMethod):
     def agreement(self, field: Field, data: Tree | Iterable[Tree]) -> Float[Tensor, " B"]:
         """Correlate values with the shares themselves, example by example; 0 where either is constant."""
         x, growth = self.grown(field, data)
-        told, known = self._known(x)(x).median(1).values, shares(growth)
+        told, known = self._trained(x)(x).median(1).values, shares(growth)
         a, b = told - told.mean(1, keepdim=True), known - known.mean(1, keepdim=True)
         return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)
 
     def explain(self, q: Question) -> Attribution:
         x = one_tensor(q.x, "CXPlain")
-        networks, game = self._known(x), self.game(q)
+        networks, game = self._trained(x), self.game(q)
         if game.players != networks.players:
             raise InputError(
                 f"{game.players} players", f"{networks.players}, as trained on", "keep the groups, or train anew"
             )
         told = networks(x)
-        parts = {}
+        parts: dict[str, Tree] = {}
         if networks.networks > 1:
             ends = told.new_tensor([(1 - self.level) / 2, (1 + self.level) / 2])
-            parts = dict(zip(("low", "high"), told.quantile(ends, 1), strict=True))
+            parts["low"], parts["high"] = told.quantile(ends, 1)
         return self.answer(q, game, told.quantile(0.5, 1), parts=parts)
 
-    def _known(self, x: Tensor) -> CausalNetworks:
+    def _trained(self, x: Tensor) -> CausalNetworks:
         if not isinstance(self.networks, CausalNetworks):
             raise ConfigError(
                 "CXPlain() without trained networks", "trained ones", "write CXPlain().fitted(field, data)"

@@ -195,10 +195,8 @@ class Masker(Configurable):
             target = as_integers(batch[1]) if labelled else None
             return _loss(net, asked.bind(batch[0] if labelled else batch, target=target), how, layers, sizes, generator)
 
-        one = isinstance(given, tuple) and len(given) == 1  # pictures given at once: cut and mixed by the trainer
-        weights = how.trainer.run(
-            lambda: MaskNetwork(channels, classes, how.width), given[0] if one else given, loss, "a masker", like=x
-        )
+        rows = data if isinstance(data, Tensor) else given
+        weights = how.trainer.run(lambda: MaskNetwork(channels, classes, how.width), rows, loss, "a masker", like=x)
         return cls(weights, layers, sizes, channels, classes, how.width)
 
     def __call__(self, q: Question, target: Int[Tensor, " B"]) -> Float[Tensor, "B 1 h w"]:

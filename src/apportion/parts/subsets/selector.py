@@ -17,7 +17,7 @@ from apportion.core.score import main_output
 from apportion.core.tree import Tree
 from apportion.core.write import read_tensors, write_tensors
 from apportion.parts.subsets.explained import bound, one_tensor, same_field
-from apportion.parts.subsets.trainer import Trainer, gathered, network, perceptron
+from apportion.parts.subsets.trainer import Trainer, Weights, gathered, network, perceptron
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -75,8 +75,7 @@ class Selector(Configurable):
         weights = training.trainer.run(
             lambda: _Both(d, outputs, training.width, training.temperature), (x, known), loss, "a selector"
         )
-        parts = [{k.split(".", 1)[1]: w for k, w in weights.items() if k.startswith(n)} for n in ("selecting.", "answ")]
-        return cls(*parts, tuple(x.shape[1:]), outputs, training.k, training.width)
+        return cls(*_split(weights), tuple(x.shape[1:]), outputs, training.k, training.width)
 
     def scores(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B d"]:
         """Give log-odds of being picked, up to a constant."""
@@ -133,8 +132,7 @@ class Selector(Configurable):
             ConfigError: the file is none of these.
         """
         record, tensors = read_tensors(path, "selector", "Selector.save")
-        parts = [{k.split(".", 1)[1]: w for k, w in tensors.items() if k.startswith(n)} for n in ("selecting.", "answ")]
-        return cls(*parts, tuple(record["shape"]), record["outputs"], record["k"], record["width"])
+        return cls(*_split(tensors), tuple(record["shape"]), record["outputs"], record["k"], record["width"])
 
 
 @dataclass(frozen=True)
@@ -167,3 +165,12 @@ class _Both(nn.Module):
     def forward(self, x: Float[Tensor, "R d"], gumbel: Float[Tensor, "k R d"]) -> Tensor:
         choice = ((gumbel + self.selecting(x).log_softmax(1)) / self.temperature).softmax(2).amax(0)
         return self.answering(x * choice)
+
+
+def _split(weights: Weights) -> tuple[Weights, Weights]:
+    """Tell the two networks' weights apart."""
+    picks, answers = (
+        {k.removeprefix(head): w for k, w in weights.items() if k.startswith(head)}
+        for head in ("selecting.", "answering.")
+    )
+    return picks, answers

@@ -87,7 +87,7 @@ class Trainer(Configurable):
     def run(
         self,
         make: Callable[[], nn.Module],
-        data: Tree | list[Any],
+        data: Any,
         loss: Callable[[Callable[..., Any], Any, torch.Generator], Tensor],
         what: str,
         like: Tensor | None = None,
