@@ -83,7 +83,7 @@ def test_beside_plain_loops(size: int, stride: int, summed: bool, share: bool) -
         field = ap.Field(net, batch_size=batch_size)
         found = method(field, x, target=1)
         want = slow(lambda z: net(z)[:, 1].detach(), x, size, stride, summed=summed, share=share)
-        assert torch.allclose(found.values, want, atol=1e-12)
+        assert torch.allclose(found.spread().values, want, atol=1e-12)
         windows = len(starts(8, size, stride)) * len(starts(7, size, stride))
         assert found.cost.forward.tolist() == [windows, windows]
         assert method.passes(field.bind(x, target=1)).forward == windows
@@ -95,12 +95,12 @@ def test_linear_patches() -> None:
     weight = torch.randn(x.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     field = ap.Field(lambda z: (z * weight).sum((1, 2, 3)))
     found = ap.Occlusion(Patches(1))(field, x)
-    assert torch.allclose(found.values, (weight * x).sum(1, keepdim=True).expand_as(x), atol=1e-12)
+    assert torch.allclose(found.spread().values, (weight * x).sum(1, keepdim=True).expand_as(x), atol=1e-12)
     even, flat = torch.ones_like(x), ap.Field(lambda z: 3 * z.sum((1, 2, 3)))
     for size, stride in ((3, 1), (3, 2), (2, 2)):
         found = ap.Occlusion(Patches(size, stride), per_element=True)(flat, even)
-        assert torch.allclose(found.values, 3 * even, atol=1e-12)
-    dark = ap.Occlusion(Patches(3, 1), summed=True, per_element=True)(flat, even).values
+        assert torch.allclose(found.spread().values, 3 * even, atol=1e-12)
+    dark = ap.Occlusion(Patches(3, 1), summed=True, per_element=True)(flat, even).spread().values
     assert math.isclose(float(dark[0, 0, 0, 0]), 3)  # one window over the corner, nine over the middle
     assert math.isclose(float(dark[0, 0, 3, 4]), 27)
 
@@ -109,7 +109,7 @@ def test_windows_side_by_side_keep_the_total() -> None:
     x, weight = picture(6, 8), torch.randn(2, 6, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     field = ap.Field(lambda z: (z * weight).sum((1, 2, 3)) + 1)
     found = ap.Occlusion(Patches(2), per_element=True)(field, x)
-    assert torch.allclose(found.values.sum(), found.value - 1)
+    assert torch.allclose(found.spread().values.sum(), found.value - 1)
 
 
 def test_groups_get_one_number_each() -> None:
@@ -118,7 +118,9 @@ def test_groups_get_one_number_each() -> None:
     field = ap.Field(net)
     squares = ap.Occlusion(ap.groups.Squares(4))(field, x, target=1)
     assert squares.values.shape == (2, 4)
-    assert torch.allclose(squares.spread().values, ap.Occlusion(Patches(4))(field, x, target=1).values, atol=1e-12)
+    assert torch.allclose(
+        squares.spread().values, ap.Occlusion(Patches(4))(field, x, target=1).spread().values, atol=1e-12
+    )
     two = ap.Field(lambda a, b: a.sum(1) * b.sum(1))
     labels = (torch.tensor([0, 1]), torch.tensor([1]))
     found = ap.Occlusion(ap.groups.Labels(labels))(two, (row(2, 3), row(4)))

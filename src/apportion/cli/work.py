@@ -36,7 +36,7 @@ from apportion.core.question import Question
 from apportion.core.registry import method, methods, snake
 from apportion.core.score import Contrast, main_output
 from apportion.core.together import answers
-from apportion.methods import GradCAM, Gradient, GradientTimesInput, IntegratedGradients, SmoothGrad
+from apportion.methods import RISE, GradCAM, Gradient, GradientTimesInput, IntegratedGradients, SmoothGrad
 from apportion.parts import baselines, quadrature
 from apportion.parts.masks import groups
 
@@ -119,7 +119,12 @@ def choose(names: Sequence[str]) -> list[Choice]:
 
 
 def _of_pictures(explainer: Explainer) -> Explainer:
-    """Let methods that remove single elements, of which a picture has too many, remove superpixels."""
+    """Let methods that remove single elements, of which a picture has too many, remove superpixels.
+
+    RISE, whose masks are of pixels, takes a quarter of its masks.
+    """
+    if explainer == RISE():
+        return RISE(budget=1000)
     if getattr(explainer, "groups", None) != groups.Elements() or getattr(explainer, "rows", None) is not None:
         return explainer
     return replace(explainer, groups=groups.Superpixels())  # pyright: ignore[reportCallIssue]

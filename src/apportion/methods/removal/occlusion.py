@@ -20,7 +20,7 @@ from apportion.core.registry import register
 from apportion.core.site import Input
 from apportion.core.tree import Tree
 from apportion.parts.masks.explainer import GameMethod
-from apportion.parts.masks.groups import EachInput
+from apportion.parts.masks.groups import EachInput, Patches, Pixels
 from apportion.parts.masks.samplers import LeaveOneOut
 
 CARD = Card(
@@ -66,9 +66,9 @@ CARD = Card(
 class Occlusion(GameMethod):
     """f(x) - f(x without part i), for every part; Zeiler and Fergus 2014, section 4.2.
 
-    Values are in units of the score: on elements, or one for each player of other groups. Windows that overlap give a
-    map on the input: each element the mean over the windows that cover it, of which there are fewer at the borders.
-    What no window covers gets 0.
+    Values are in units of the score: on elements, or one for each player of other groups. Windows that overlap give
+    each position, with all its channels, the mean over the windows that cover it, of which there are fewer at the
+    borders: `a.spread()` draws both.
 
     Attributes:
         groups: the parts: elements, any of `ap.groups`, or windows with a stride, as `ap.groups.Patches`.
@@ -107,8 +107,7 @@ class Occlusion(GameMethod):
         if not isinstance(self.groups, Windows):
             return self.answer(q, game, lost)
         self.warn_unchanged(q, game)
-        place = Domain.INPUT if isinstance(q.field.site, Input) else Domain.SITE
-        return q.attribution(self, over_windows(self.groups, lost, q, self.summed, self.per_element), domain=place)
+        return on_windows(self, q, self.groups, lost, self.summed, self.per_element)
 
     def passes(self, q: Question | None = None) -> Passes:
         if q is None:
@@ -127,25 +126,43 @@ class Occlusion(GameMethod):
         return (cls(), cls(EachInput()))
 
 
-def over_windows(
-    groups: Windows, values: Float[Tensor, "B P"], q: Question, summed: bool = False, per_element: bool = False
-) -> Tree:
-    """Give each element the mean over the windows that cover it; 0 to what none covers.
+def on_windows(
+    explainer: Explainer,
+    q: Question,
+    windows: Windows,
+    values: Float[Tensor, "B P"],
+    summed: bool = False,
+    per_element: bool = False,
+    standard_error: Float[Tensor, "B P"] | None = None,
+) -> Attribution:
+    """Give each position the mean over the windows that cover it; 0 to what none covers.
 
     Args:
-        groups: the windows.
+        explainer: whose result it is.
+        q: the question.
+        windows: where they lie; patches give one number for a position with all its channels.
         values: of each window.
-        q: whose examples the elements are of.
         summed: take the sum instead.
         per_element: divide each value by the number of elements of its window first.
+        standard_error: of each value, on its own, which goes to the parts as that of each mean.
     """
     ones = values.new_ones(1, values.shape[1])
     if per_element:  # laying values out is linear, so that its transpose counts a window's elements
         with torch.enable_grad():
             leaf = ones.clone().requires_grad_()
-            (size,) = torch.autograd.grad(tree.total(groups.total(leaf, q.x)).sum(), leaf)
+            (size,) = torch.autograd.grad(tree.total(windows.total(leaf, q.x)).sum(), leaf)
         values = values / size
-    laid = groups.total(values, q.x)
-    if summed:
-        return laid
-    return tree.apply(lambda v, n: v / n.clamp(min=1), laid, groups.total(ones, q.x))
+    like = q.x[:, :1] if isinstance(windows, Patches) else q.x
+    laid = windows.total(values, like)
+    if not summed:
+        laid = tree.apply(lambda v, n: v / n.clamp(min=1), laid, windows.total(ones, like))
+    parts: dict[str, Tree] = {}
+    if standard_error is not None:
+        square = windows.total(standard_error.square(), like)
+        parts["standard_error"] = tree.apply(lambda s, n: s.sqrt() / n.clamp(min=1), square, windows.total(ones, like))
+    if isinstance(windows, Patches):
+        labels = Pixels().labels(q.x).expand(1, *q.x.shape[1:])
+        parts = {name: part.flatten(1) for name, part in parts.items()}
+        return q.attribution(explainer, laid.flatten(1), domain=Domain.GROUPS, groups=labels, parts=parts)
+    place = Domain.INPUT if isinstance(q.field.site, Input) else Domain.SITE
+    return q.attribution(explainer, laid, domain=place, parts=parts)
