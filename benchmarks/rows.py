@@ -326,6 +326,44 @@ def over_background(kind: Callable[..., Explainer]) -> Make:
     return lambda net: mine(kind(baseline=ap.baselines.Data(background(net))))(net)
 
 
+REMOVED = 16
+"""Rows a pass, ours and theirs, where parts are removed."""
+
+
+def part_of(net: Net) -> int:
+    """Give the side of what is removed at once, an eighth of the picture's."""
+    return max(1, net.x.shape[-1] // 8)
+
+
+def without_parts(windows: bool) -> Make:
+    """Give occlusion of ours as Captum gives it: on every channel of every pixel."""
+
+    def peer(net: Net) -> Variant:
+        side = part_of(net)
+        groups = ap.groups.Patches(2 * side, side) if windows else ap.groups.Squares(side)
+        run = mine(ap.Occlusion(groups), batch_size=REMOVED)(net)
+
+        def spread() -> tuple[Any, Tensor]:
+            a = run()
+            return a, a.spread().values
+
+        return spread
+
+    return peer
+
+
+def _windows(scale: int) -> Callable[[Net], tuple[int, ...]]:
+    return lambda net: (net.x.shape[1], scale * part_of(net), scale * part_of(net))
+
+
+def _at_once(net: Net) -> int:
+    return max(1, REMOVED // len(net.x))
+
+
+def _squares(net: Net) -> Tensor:
+    return ap.groups.Squares(part_of(net)).labels(net.x)
+
+
 SAMPLES = 8
 ORDERS, COALITIONS = 4, 256
 """Of Shapley value sampling and of KernelSHAP."""
@@ -365,6 +403,18 @@ def on_elements(run: Variant) -> Variant:
 
 
 BOTH: dict[str, tuple[Make, str, Make]] = {
+    "occlusion": (
+        without_parts(windows=True),
+        "captum",
+        peers.captum(
+            "Occlusion", sliding_window_shapes=_windows(2), strides=_windows(1), perturbations_per_eval=_at_once
+        ),
+    ),
+    "feature ablation": (
+        without_parts(windows=False),
+        "captum",
+        peers.captum("FeatureAblation", feature_mask=_squares, perturbations_per_eval=_at_once),
+    ),
     "saliency": (mine(ap.Gradient()), "captum", peers.captum("Saliency", abs=False)),
     "integrated gradients": (
         mine(ap.IntegratedGradients(quadrature=Gauss(SAMPLES))),
@@ -419,16 +469,16 @@ BOTH: dict[str, tuple[Make, str, Make]] = {
     ),
 }
 """Methods that others have too: ours, whose, theirs."""
-COALITIONAL = ("shapley value sampling", "kernel shap")
-RANDOM = {"smoothgrad", "expected gradients", *COALITIONAL}
+SAMPLED = ("shapley value sampling", "kernel shap")
+COALITIONAL = ("occlusion", "feature ablation", *SAMPLED)
+RANDOM = {"smoothgrad", "expected gradients", *SAMPLED}
 """Those whose maps differ by their random numbers, so that only time is compared."""
-NOT_OURS = {
-    "occlusion": "captum",
-    "feature ablation": "captum",
-}
 AT_LEAST = dict.fromkeys(COALITIONAL, 1.5)
 """Goals, where there are any."""
-MISSED = {("small", "shapley value sampling"): "Captum takes little longer there than the bare passes do"}
+MISSED = dict.fromkeys(
+    [("small", n) for n in ("shapley value sampling", "occlusion", "feature ablation")],
+    "Captum takes little longer there than the bare passes do",
+)
 EVERYWHERE = ("saliency", "integrated gradients", "smoothgrad")
 PICTURES = ("grad-cam", "grad-cam++", "layercam", "eigen-cam")
 ON = {
@@ -461,9 +511,6 @@ def against(setting: Setting) -> Iterator[Row]:
                 judged,
                 seconds=4,
             )
-    for what, whose in NOT_OURS.items():
-        there = f"{whose} has it; not yet ours"
-        yield Row(f"peers/{what}", setting.net("small", 1, 32), {}, lambda passes, judged: (), missing=there)
 
 
 # -- every method over its own passes ---------------------------------------------------------------
