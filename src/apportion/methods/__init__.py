@@ -49,6 +49,7 @@ from apportion.methods.removal.banzhaf import Banzhaf
 from apportion.methods.removal.kernel_shap import KernelSHAP
 from apportion.methods.removal.loss_shap import LossSHAP
 from apportion.methods.removal.occlusion import Occlusion
+from apportion.methods.removal.prediction_difference import PredictionDifference
 from apportion.methods.removal.rise import RISE
 from apportion.methods.removal.sage import SAGE
 from apportion.methods.removal.semivalue import Semivalue
@@ -122,6 +123,7 @@ __all__ = [
     "PatternAttribution",
     "PatternNet",
     "RealTimeSaliency",
+    "PredictionDifference",
     "RectGrad",
     "SPIProbability",
     "ScoreCAM",
