@@ -75,6 +75,21 @@ def noise_tunnel(samples: int) -> Make:
     return captum("NoiseTunnel", of_model=inner, nt_samples_batch_size=1, **options)
 
 
+def lime(samples: int, batch: int, labels: Callable[[Net], Tensor]) -> Make:
+    """Make LIME of Captum with ridge and cosine kernel, as its paper's code has them, in batches."""
+
+    def peer(net: Net) -> Callable[[], Any]:
+        from captum._utils.models.linear_model import SkLearnRidge
+        from captum.attr import Lime
+        from captum.attr._core.lime import get_exp_kernel_similarity_function
+
+        made = Lime(net.model, SkLearnRidge(alpha=1.0), get_exp_kernel_similarity_function("cosine", 0.25))
+        options = {"n_samples": samples, "perturbations_per_eval": batch, "feature_mask": labels(net)}
+        return lambda: made.attribute(net.x, target=net.target, **options)
+
+    return peer
+
+
 # -- Zennit -----------------------------------------------------------------------------------------
 
 

@@ -93,6 +93,7 @@ def rows(setting: Setting) -> list[Row]:
         *integrated(setting),
         *forward_only(setting),
         *against(setting),
+        *limes(setting),
         *of_methods(setting),
         *scaling(setting),
     ]
@@ -511,6 +512,39 @@ def against(setting: Setting) -> Iterator[Row]:
                 judged,
                 seconds=4,
             )
+
+
+# -- local surrogates -------------------------------------------------------------------------------
+
+SEGMENTS = 7
+"""Squares a side, which make 49 players."""
+COALITIONS = 16
+"""Rows a pass, ours and theirs."""
+
+
+def limes(setting: Setting) -> Iterator[Row]:
+    """Compare LIME with Captum's: as many samples of the same players, as many rows a pass, ridge and cosine kernel.
+
+    Re-runs are left out, which Captum has not; samples are random, so that only time is compared.
+    """
+    samples = 8 if setting.short else 128
+
+    def squares(net: Net) -> ap.groups.Squares:
+        return ap.groups.Squares(-(-net.x.shape[-1] // SEGMENTS))
+
+    def ours(net: Net) -> Variant:
+        alone = ap.surrogates.Trust(reruns=0)
+        return mine(ap.LIME(groups=squares(net), samples=samples, trust=alone), batch_size=COALITIONS)(net)
+
+    theirs = peers.lime(samples, COALITIONS, lambda net: squares(net).labels(net.x))
+
+    def ratios(why: str, passes: Mapping[str, Passes], judged: Judged) -> list[Told]:
+        return [Ratio("times faster", {"captum": 1}, {"apportion": 1}, at_least=1.5, why=why)]
+
+    slow = "the passes alone take two thirds of Captum's time on this network, and ours run no faster than bare ones"
+    for name, size, why in (("small", 56, slow), ("lite0", 112, "")):
+        made = {"apportion": ours, "captum": theirs}
+        yield Row(f"peers/{name}/lime", setting.net(name, 1, size), made, partial(ratios, why), seconds=10)
 
 
 # -- every method over its own passes ---------------------------------------------------------------
