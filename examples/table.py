@@ -6,6 +6,8 @@ on the breast cancer data of Wisconsin: 30 measurements of cell nuclei, 569 pati
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
@@ -15,7 +17,7 @@ import apportion as ap
 
 def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor, list[str]]:
     """Train a small network on three quarters of the patients, and give it with the other quarter."""
-    loaded = load_breast_cancer()
+    loaded: Any = load_breast_cancer()
     x = torch.as_tensor(loaded.data, dtype=torch.float32)
     y = torch.as_tensor(loaded.target)
     torch.manual_seed(0)
@@ -26,9 +28,13 @@ def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor, list[str]]:
     class Standardized(nn.Module):
         """Takes the measurements as they are: what is explained is what was measured."""
 
+        mean: torch.Tensor
+        deviation: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
-            self.mean, self.deviation = nn.Buffer(mean), nn.Buffer(deviation)
+            self.register_buffer("mean", mean)
+            self.register_buffer("deviation", deviation)
             self.layers = nn.Sequential(nn.Linear(30, 24), nn.ReLU(), nn.Linear(24, 2))
 
         def forward(self, rows: torch.Tensor) -> torch.Tensor:

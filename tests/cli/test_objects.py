@@ -230,6 +230,8 @@ def test_pictures_are_explained_by_superpixels(folder: Path, call: Call) -> None
     """Methods that remove elements get superpixels of a picture, and their values are drawn."""
     (choice,) = work.choose(["occlusion"])
     assert choice.explainer.groups == ap.groups.Superpixels()  # pyright: ignore[reportAttributeAccessIssue]
+    (lime,) = work.choose(["lime"])
+    assert lime.explainer == ap.LIME(groups=ap.groups.Superpixels(), fill=ap.fills.SegmentMean())
     assert work.choose(["gradient"])[0].explainer == ap.Gradient()
     code, out, _ = call(
         "explain", "one.png", "--model", "stranger:named", "--method", "occlusion", "--contrast", "none"

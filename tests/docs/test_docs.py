@@ -221,6 +221,22 @@ def test_example_runs() -> None:
     assert int(shares["integrated gradients from the grey around the stripes"]) == 100
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("table", ["patients are classified rightly", "LIME, quartiles: held-out R²", "warning: held-out R²"]),
+        ("text", ["100% of the reviews", "LIME: 250 passes", "exact, by all subsets: 255 passes"]),
+    ],
+)
+def test_examples_of_local_surrogates_run(name: str, told: list[str]) -> None:
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for words in told:
+        assert words in done.stdout
+
+
 def test_example_runs_from_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("cyclopts")
     pytest.importorskip("matplotlib")

@@ -36,9 +36,10 @@ from apportion.core.question import Question
 from apportion.core.registry import method, methods, snake
 from apportion.core.score import Contrast, main_output
 from apportion.core.together import answers
-from apportion.methods import RISE, GradCAM, Gradient, GradientTimesInput, IntegratedGradients, SmoothGrad
+from apportion.methods import CLIME, RISE, GradCAM, Gradient, GradientTimesInput, IntegratedGradients, SmoothGrad
 from apportion.parts import baselines, quadrature
-from apportion.parts.masks import groups
+from apportion.parts.masks import fills, groups
+from apportion.parts.surrogate.explainer import Surrogate
 
 if TYPE_CHECKING:
     from apportion.show.report import Marked, Page, Panel
@@ -126,7 +127,10 @@ def _of_pictures(explainer: Explainer) -> Explainer:
     if explainer == RISE():
         return RISE(budget=1000)
     if getattr(explainer, "groups", None) != groups.Elements() or getattr(explainer, "rows", None) is not None:
-        return explainer
+        # of C-LIME's samples every number is kept until they are regressed
+        return replace(explainer, samples=100) if isinstance(explainer, CLIME) else explainer
+    if isinstance(explainer, Surrogate):
+        return replace(explainer, groups=groups.Superpixels(), fill=fills.SegmentMean())
     return replace(explainer, groups=groups.Superpixels())  # pyright: ignore[reportCallIssue]
 
 
