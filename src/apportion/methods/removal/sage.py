@@ -81,7 +81,7 @@ class SAGE(OrderMethod):
     precision: float | None = 0.025
 
     def game(self, q: Question) -> Game:
-        return Game(q, self.groups, Marginal(q.x) if self.fill is None else self.fill, self.reduce)
+        return super().game(q) if self.fill is not None else replace(self, fill=Marginal(q.x)).game(q)
 
     def explain(self, q: Question) -> Attribution:
         check_loss(self, q)
