@@ -173,6 +173,11 @@ class Game:
             self.sizes = torch.full((batch,), self.players)
             every = groups.kept(torch.zeros(1, self.players, dtype=torch.bool), question.x)
             covered = torch.tensor([not any(bool(leaf.any()) for leaf in tree.leaves(every))]).expand(batch)
+        self._in_order = (
+            isinstance(self.labels, Tensor)
+            and len(self.labels) == 1
+            and torch.equal(self.labels.cpu().flatten(), torch.arange(self.players))
+        )
         within = getattr(fill, "within", None)
         self.fill: Fill = fill if within is None else within(question, self.labels)
         self._covered = bool(covered.all())
@@ -353,13 +358,14 @@ class Game:
     def elements(self, mask: Tensor, owner: Owner) -> Tree:
         """Give each element its player's mask, shaped as rows; an element without a player is kept."""
         q = self.question
-        like = tree.index(q.x, owner)
+        if self._in_order:
+            return mask.reshape(len(mask), *self.labels.shape[1:]).expand(-1, *q.x.shape[1:])
         if self.labels is not None:
-            return tree.apply(lambda label, leaf: _spread(mask, label, owner, leaf), self.labels, like)
+            return tree.apply(lambda label, x: _spread(mask, label, owner, x), self.labels, q.x)
         if mask.dtype != torch.bool:
             raise InputError("soft masks of windows", "Boolean masks", "use groups that do not overlap")
         assert isinstance(self.groups, Windows)
-        return tree.apply(lambda kept, leaf: kept.expand_as(leaf), self.groups.kept(mask, q.x), like)
+        return tree.apply(lambda kept, x: kept.expand(-1, *x.shape[1:]), self.groups.kept(mask, q.x), q.x)
 
     def _kept(self, mask: Tensor, owner: Owner) -> Tree:
         absent = ~self.own.to(mask.device)[owner]
@@ -370,7 +376,7 @@ class Game:
         """Give the examples, what else stands where they are not kept, and the weights of its draws."""
         filled = self.fill(self.question, element, owner, draw)
         filled, weight = (filled.rows, filled.weight) if isinstance(filled, Weighted) else (filled, None)
-        return tree.index(self.question.x, owner), filled, weight
+        return tree.of_owners(self.question.x, owner), filled, weight
 
     def seen(self, element: Tree, owner: Owner, draw: Int[Tensor, " R"], score: Score | None = None) -> Tensor:
         """Score rows under masks of single elements, which players need not have anything to do with.
@@ -486,8 +492,7 @@ def _blend(x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
     """Keep x where the mask is 1, [R, k, ...]."""
     if mask.dtype == torch.bool:
         return torch.where(mask[:, None], x[:, None], other)
-    m = mask[:, None].to(x.dtype)
-    return m * x[:, None] + (1 - m) * other
+    return torch.lerp(other, x[:, None], mask[:, None].to(x.dtype))
 
 
 def _coalitions(masks: Tensor) -> Tensor:
@@ -505,7 +510,7 @@ def _hashed(masks: Tensor) -> np.ndarray:
     raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 8)))
     words = np.ascontiguousarray(raw).view("<u8")
     place = np.arange(1, words.shape[1] + 1, dtype=np.uint64) * _GOLDEN
-    mixed = np.where(words == 0, np.uint64(0), _mix(words + place))
+    mixed = np.where(words == 0, np.uint64(0), _mix(words + place))  # sums of the words alone would cancel
     return (_mix(mixed.sum(1, dtype=np.uint64)) >> np.uint64(1)).astype(np.int64)
 
 
@@ -551,7 +556,7 @@ def _spread(mask: Tensor, label: Tensor, owner: Tensor, like: Tensor) -> Tensor:
     else:
         rows = label[owner].flatten(1)
         taken = padded.gather(1, rows.masked_fill(rows < 0, mask.shape[1]))
-    return taken.reshape(len(mask), *label.shape[1:]).expand_as(like)
+    return taken.reshape(len(mask), *label.shape[1:]).expand(-1, *like.shape[1:])
 
 
 __all__ = ["Block", "Fill", "Game", "Weighted", "Windows"]

@@ -90,6 +90,20 @@ def index(tree: Tree, at: Any) -> Tree:
     return apply(lambda leaf: leaf[at], tree)
 
 
+def of_owners(tree: Tree, owner: Any) -> Tree:
+    """Give each row what its owner has, without a copy where all owners have the same.
+
+    >>> of_owners(torch.zeros(1, 4), torch.zeros(3, dtype=torch.long)).stride()
+    (0, 1)
+    """
+
+    def take(leaf: Tensor) -> Tensor:
+        same = leaf.shape[0] == 1 or (leaf.stride(0) == 0 and leaf.shape[0] > 0)
+        return leaf[:1].expand(len(owner), *leaf.shape[1:]) if same else leaf[owner]
+
+    return apply(take, tree)
+
+
 def per_row(weight: Tensor, like: Tensor) -> Tensor:
     """View one number per row so that it broadcasts over the row's axes.
 

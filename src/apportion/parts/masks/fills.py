@@ -46,7 +46,7 @@ class Baselines(Fill):
         return self.base.added_to(passes)
 
     def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
-        return tree.index(q.baseline_rows(self.base), owner)
+        return tree.of_owners(q.baseline_rows(self.base), owner)
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
