@@ -549,13 +549,11 @@ def _check_used(present: Tensor, sizes: Tensor) -> None:
 def _spread(mask: Tensor, label: Tensor, owner: Tensor, like: Tensor) -> Tensor:
     """Give each element its player's mask; elements of no player (-1) are always kept."""
     label = label.to(mask.device)
+    if len(label) > 1 and len(owner) and bool((owner == owner[0]).all()):
+        label = label[owner[:1]]
     padded = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    if label.shape[0] == 1:
-        flat = label.flatten()
-        taken = padded.index_select(1, flat.masked_fill(flat < 0, mask.shape[1]))
-    else:
-        rows = label[owner].flatten(1)
-        taken = padded.gather(1, rows.masked_fill(rows < 0, mask.shape[1]))
+    slot = label.masked_fill(label < 0, mask.shape[1]).flatten(1)
+    taken = padded.index_select(1, slot[0]) if len(slot) == 1 else padded.gather(1, slot[owner])
     return taken.reshape(len(mask), *label.shape[1:]).expand(-1, *like.shape[1:])
 
 

@@ -91,15 +91,17 @@ def index(tree: Tree, at: Any) -> Tree:
 
 
 def of_owners(tree: Tree, owner: Any) -> Tree:
-    """Give each row what its owner has, without a copy where all owners have the same.
+    """Give each row what its owner has, without a copy where all rows have one owner, or all owners the same.
 
     >>> of_owners(torch.zeros(1, 4), torch.zeros(3, dtype=torch.long)).stride()
     (0, 1)
     """
+    one = int(owner[0]) if len(owner) and bool((owner == owner[0]).all()) else None
 
     def take(leaf: Tensor) -> Tensor:
-        same = leaf.shape[0] == 1 or (leaf.stride(0) == 0 and leaf.shape[0] > 0)
-        return leaf[:1].expand(len(owner), *leaf.shape[1:]) if same else leaf[owner]
+        shared = leaf.shape[0] == 1 or (leaf.stride(0) == 0 and leaf.shape[0] > 0)
+        first = 0 if shared else one
+        return leaf[owner] if first is None else leaf[first : first + 1].expand(len(owner), *leaf.shape[1:])
 
     return apply(take, tree)
 
