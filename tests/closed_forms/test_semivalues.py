@@ -391,7 +391,7 @@ def test_errors() -> None:
         ap.Shapley(sampler=ap.samplers.AllSubsets())(net, x)
     with pytest.raises(InputError, match=r"30 players[\s\S]*ap\.Banzhaf"):
         ap.Semivalue(weights=ap.semivalues.BanzhafWeights())(net, x)
-    with pytest.raises(ConfigError, match=r"budget=57[\s\S]*at least 58"):
+    with pytest.raises(ConfigError, match=r"budget=57[\s\S]*at least 58[\s\S]*Superpixels"):
         ap.Shapley(budget=57)(net, x)
     with pytest.raises(ConfigError, match=r"budget=59[\s\S]*at least 60"):
         ap.KernelSHAP(budget=59)(net, x)

@@ -13,7 +13,7 @@ from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.parts.masks.estimators import LeastSquares, estimated
 from apportion.parts.masks.sampled import SampledMethod
-from apportion.parts.masks.samplers import KernelWeighted, needed
+from apportion.parts.masks.samplers import KernelWeighted
 
 CARD = Card(
     title="KernelSHAP",
@@ -87,7 +87,7 @@ class KernelSHAP(SampledMethod):
         unit = 2 if self.sampler.paired else 1
         if bool(drawn.any()):
             n = int(game.sizes[drawn].max())
-            needed(self.budget, 2 * n, f"the equations of {n} players")
+            self.enough(2 * n, f"the equations of {n} players")
         empty = game.value(torch.zeros(1, game.players, dtype=torch.bool))[:, 0]
         blocks = self.sampler.blocks(game, self.budget - self.budget % unit)
         found = estimated(blocks, LeastSquares(game, unit, empty, drawn), self.precision)

@@ -16,7 +16,7 @@ from apportion.core.game import Game
 from apportion.core.question import Question
 from apportion.parts.masks.estimators import Chains, Estimate, Sums, each_alone, estimated, listed
 from apportion.parts.masks.explainer import GameMethod
-from apportion.parts.masks.samplers import AllSubsets, Permutations, needed
+from apportion.parts.masks.samplers import AllSubsets, Permutations
 from apportion.parts.masks.weights import ShapleyWeights, SizeWeights
 
 
@@ -46,6 +46,19 @@ class SampledMethod(GameMethod):
     def affordable(self, game: Game) -> Bool[Tensor, " B"]:
         """Tell for which examples the budget pays for all coalitions."""
         return torch.tensor([n <= LISTED and 2**n - 2 <= self.budget for n in game.sizes.tolist()])
+
+    def enough(self, least: int, what: str) -> None:
+        """See that the budget will do.
+
+        Raises:
+            ConfigError: it will not.
+        """
+        if self.budget < least:
+            raise ConfigError(
+                f"budget={self.budget} for {what}",
+                f"at least {least} coalitions",
+                f"give budget={least} or more, or make fewer players with ap.groups.Squares, Superpixels or Labels",
+            )
 
     def record(self, q: Question, game: Game, found: Estimate, reached: Tensor | None = None) -> dict[str, Tensor]:
         """Give what tells how far to trust the values: coalitions evaluated, and the precision reached.
@@ -100,7 +113,7 @@ class OrderMethod(SampledMethod):
         sampler = Permutations() if self.sampler is None else self.sampler
         n = int(game.sizes.max())
         family = sampler.family(n)
-        needed(self.budget, 2 * family * max(1, n - 1), f"two draws of {family} order(s) of {n} players each")
+        self.enough(2 * family * max(1, n - 1), f"two draws of {family} order(s) of {n} players each")
         drawn = (b.among(~exact) for b in sampler.blocks(game, self.budget))
         found = estimated(drawn, Chains(game, sampler.family), self.precision, judge)
         return known.where(exact.to(known.values.device), found)
