@@ -89,7 +89,7 @@ class Choice:
 
 
 def choose(names: Sequence[str]) -> list[Choice]:
-    """Turn names of methods and of sets into explainers, each once.
+    """Turn names of methods and of sets, also several with commas between, into explainers, each once.
 
     Raises:
         RegistryError: an unknown name, with the nearest.
@@ -100,7 +100,7 @@ def choose(names: Sequence[str]) -> list[Choice]:
     ['gradient', 'gradient_times_input', 'integrated_gradients', 'smooth_grad', 'grad_cam']
     """
     found: dict[Explainer, bool] = {}
-    for name in names:
+    for name in (part.strip() for listed in names for part in listed.split(",")):
         if name == "quick":
             members = (
                 Gradient(),
