@@ -196,6 +196,13 @@ def test_the_layer_is_one_that_everything_passes():
     assert not tight.warnings
 
 
+def test_a_layer_that_may_lie_either_way_is_passed_over():
+    pad = nn.ZeroPad2d((0, 1, 0, 1))  # [1, 9, 9, 9], as the padding of EfficientNet-Lite is [1, 96, 113, 113]
+    layers = [nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), pad, nn.Conv2d(9, 2, 3), nn.Flatten(), nn.Linear(98, 3)]
+    field = ap.Field(nn.Sequential(*layers).double())
+    assert LayerStatistics.fit(field, noise(4)).layer in (ap.At("3", 0), ap.At("3"))
+
+
 def test_noisy_copies_are_asked_with_their_own_input_below():
     """Past a layer with a way around it, a copy's own input counts and not the example's."""
     model, x = Around().double(), noise(3)

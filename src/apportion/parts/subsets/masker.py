@@ -22,9 +22,8 @@ from apportion.core.tree import Tree
 from apportion.core.write import read_tensors, write_tensors
 from apportion.parts.baselines.simple import blur
 from apportion.parts.batches import as_integers, batches, is_labelled
-from apportion.parts.grids import ChannelsFirst, FoundGrid, spatial
 from apportion.parts.subsets.explained import same_field
-from apportion.parts.subsets.pictures import pictures
+from apportion.parts.subsets.pictures import map_layers, pictures
 from apportion.parts.subsets.trainer import Trainer, network
 
 
@@ -232,9 +231,8 @@ class Masker(Configurable):
 def _scales(q: Question, count: int) -> tuple[Site, ...]:
     """Choose the last layer of each size, from fine to coarse, the coarsest few."""
     last: dict[tuple[int, ...], Site] = {}
-    for s in spatial(q):
-        if isinstance(FoundGrid().find(q, s.shape, s.site), ChannelsFirst):
-            last[s.shape[2:]] = s.site
+    for s in map_layers(q):
+        last[s.shape[2:]] = s.site
     if not last:
         raise SiteError(
             "a model without layers of shape [B, K, h, w]", "a convolutional network", "take another method"

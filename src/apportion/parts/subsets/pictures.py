@@ -7,9 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, SiteError
 from apportion.core.question import Question
 from apportion.core.score import Logit, LogOdds, LogProbability, Probability, Score
+from apportion.core.site import SiteInfo
+from apportion.parts.grids import ChannelsFirst, FoundGrid, spatial
 
 
 def pictures(q: Question, name: str) -> Float[Tensor, "B C H W"]:
@@ -61,3 +63,22 @@ def shifted(x: Float[Tensor, "R C H W"], by: Int[Tensor, "R 2"]) -> Float[Tensor
     )
     rows = torch.arange(len(x), device=x.device)[:, None, None]
     return x[rows, :, high[:, :, None], wide[:, None, :]].movedim(3, 1)
+
+
+def map_layers(q: Question) -> list[SiteInfo]:
+    """List the layers [B, K, h, w] in the order of the pass; those whose channels may stand first or last are left out.
+
+    >>> import apportion as ap
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    >>> [s.shape for s in map_layers(ap.Field(net).bind(torch.rand(1, 1, 4, 4)))]
+    [(1, 2, 2, 2)]
+    """
+    found = []
+    for s in spatial(q):
+        try:
+            lies = FoundGrid().find(q, s.shape, s.site)
+        except SiteError:
+            continue
+        if isinstance(lies, ChannelsFirst):
+            found.append(s)
+    return found

@@ -22,7 +22,8 @@ from apportion.core.tree import Tree
 from apportion.core.write import read_tensors, write_tensors
 from apportion.parts.batches import batches, is_labelled
 from apportion.parts.feature_maps import named
-from apportion.parts.grids import ChannelsFirst, FoundGrid, input_size, spatial
+from apportion.parts.grids import input_size
+from apportion.parts.subsets.pictures import map_layers
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -154,7 +155,7 @@ def _place(q: Question, layer: Site | nn.Module | Literal["auto"]) -> Site:
     if isinstance(layer, nn.Module):
         return named(q, layer)
     size = input_size(q)
-    maps = [s for s in spatial(q) if isinstance(FoundGrid().find(q, s.shape, s.site), ChannelsFirst)]
+    maps = map_layers(q)
     least = 0 if size is None else min(size) / 8
     fine = [s for s in maps if min(s.shape[2:]) >= least] or maps
     for info in reversed(fine):
