@@ -75,6 +75,8 @@ def map_layers(q: Question) -> list[SiteInfo]:
     """
     found = []
     for s in spatial(q):
+        if "pad" in s.kind.lower():  # places that are none of the picture
+            continue
         try:
             lies = FoundGrid().find(q, s.shape, s.site)
         except SiteError:
