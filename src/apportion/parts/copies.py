@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Domain
+from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
@@ -26,6 +27,7 @@ class Moments:
         variance: of the values, divided by the number of copies.
         domain: the base's.
         claimed_total: the mean of what the base claims per copy; None where it claims nothing.
+        groups: of values on groups, which element is in which.
         parts: the means of those of the base's parts that are one number per example, such as shares of biases.
     """
 
@@ -33,6 +35,7 @@ class Moments:
     variance: Tree
     domain: Domain
     claimed_total: Float[Tensor, " B"] | None
+    groups: Tree
     parts: Mapping[str, Float[Tensor, " B"]]
 
 
@@ -59,11 +62,17 @@ def moments_key(base: Explainer, noise: Gaussian, samples: int) -> Hashable:
 def _moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: str) -> Moments:
     first = total = square = like = None
     claim: Tensor | None = None
-    domain = Domain.INPUT
+    domain, groups = Domain.INPUT, None
     parts: dict[str, Tensor] = {}
     for draw, owner in q.grid(samples, what):
         one = base.explain(q.at(noise(q, owner, draw), owner, draw))
-        domain = one.domain
+        domain, groups = one.domain, one.groups
+        if groups is not None and any(len(label) > 1 for label in tree.leaves(groups)):
+            raise ConfigError(
+                f"groups of {type(base).__name__} that differ from copy to copy",
+                "groups that are the same for all",
+                "fix them, ap.groups.Labels(ap.groups.Superpixels().labels(x[:1])), or use ap.groups.Squares",
+            )
         if first is None:
             like, (first, total, square) = one.values, (tree.sums(one.values, len(q)) for _ in range(3))
             claim = None if one.claimed_total is None else one.claimed_total.new_zeros(len(q))
@@ -84,7 +93,7 @@ def _moments(q: Question, base: Explainer, noise: Gaussian, samples: int, what: 
     mean = tree.apply(lambda f, t: f + t / samples, first, total)
     variance = tree.apply(lambda t, s: (s / samples - (t / samples) ** 2).clamp_(min=0), total, square)
     mean, variance = tree.narrow(mean, like), tree.narrow(variance, like)
-    return Moments(mean, variance, domain, None if claim is None else claim / samples, parts)
+    return Moments(mean, variance, domain, None if claim is None else claim / samples, groups, parts)
 
 
 def wrapped(base: Explainer, samples: int, q: Question | None = None) -> Passes:

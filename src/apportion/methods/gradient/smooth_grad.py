@@ -90,6 +90,7 @@ class SmoothGrad(Explainer):
             self,
             found.mean,
             domain=found.domain,
+            groups=found.groups,
             claimed_total=found.claimed_total,
             parts=parts,
         )

@@ -73,7 +73,7 @@ class SmoothGradSquared(Explainer):
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "SmoothGrad squared")
         values = tree.apply(lambda m, v: m.square() + v, found.mean, found.variance)
-        return q.attribution(self, values, domain=found.domain)
+        return q.attribution(self, values, domain=found.domain, groups=found.groups)
 
     def asks(self, q: Question) -> Iterable[Hashable]:
         return (moments_key(self.base, self.noise, self.samples),)

@@ -72,7 +72,7 @@ class VarGrad(Explainer):
 
     def explain(self, q: Question) -> Attribution:
         found = moments(q, self.base, self.noise, self.samples, "VarGrad")
-        return q.attribution(self, found.variance, domain=found.domain)
+        return q.attribution(self, found.variance, domain=found.domain, groups=found.groups)
 
     def asks(self, q: Question) -> Iterable[Hashable]:
         return (moments_key(self.base, self.noise, self.samples),)

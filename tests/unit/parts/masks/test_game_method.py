@@ -132,3 +132,13 @@ def test_windows_that_overlap() -> None:
         + (x[:, 0] + x[:, 1])[:, None] * torch.tensor([0, 0, 1.0], dtype=DOUBLE),
     )
     assert game.value(torch.zeros(1, 3, dtype=torch.bool)).abs().max() == 0
+
+
+def test_noisy_copies_keep_their_groups() -> None:
+    x = torch.rand(2, 3, 4, 4, dtype=DOUBLE)
+    for wrapper in (ap.SmoothGrad, ap.SmoothGradSquared, ap.VarGrad):
+        a = wrapper(Left(ap.groups.Squares(2)), samples=3)(ap.Field(total), x)
+        assert a.values.shape == (2, 4)
+        assert a.spread().values.shape == x.shape
+    with pytest.raises(ConfigError, match="differ from copy to copy"):
+        ap.SmoothGrad(Left(ap.groups.Superpixels(4)), samples=3)(ap.Field(total), x)
