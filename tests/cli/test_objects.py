@@ -233,7 +233,10 @@ def test_pictures_are_explained_by_superpixels(folder: Path, call: Call) -> None
     (lime,) = work.choose(["lime"])
     assert lime.explainer == ap.LIME(groups=ap.groups.Superpixels(), fill=ap.fills.SegmentMean())
     assert work.choose(["gradient"])[0].explainer == ap.Gradient()
-    assert [c.explainer for c in work.choose(["gradient,rise"])] == [ap.Gradient(), ap.RISE(budget=1000)]
+    assert [c.explainer for c in work.choose(["gradient,rise"])] == [
+        ap.Gradient(),
+        ap.RISE(budget=1000, centred=True),
+    ]
     code, out, _ = call(
         "explain", "one.png", "--model", "stranger:named", "--method", "occlusion", "--contrast", "none"
     )

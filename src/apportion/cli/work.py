@@ -122,10 +122,11 @@ def choose(names: Sequence[str]) -> list[Choice]:
 def _of_pictures(explainer: Explainer) -> Explainer:
     """Let methods that remove single elements, of which a picture has too many, remove superpixels.
 
-    RISE, whose masks are of pixels, takes a quarter of its masks.
+    RISE, whose masks are of pixels, takes a quarter of its masks, and is centred: a map on a scale that begins at 0
+    shows little else than the mean score otherwise.
     """
     if explainer == RISE():
-        return RISE(budget=1000)
+        return RISE(budget=1000, centred=True)
     if getattr(explainer, "groups", None) != groups.Elements() or getattr(explainer, "rows", None) is not None:
         # of C-LIME's samples every number is kept until they are regressed
         return replace(explainer, samples=100) if isinstance(explainer, CLIME) else explainer
