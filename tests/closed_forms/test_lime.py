@@ -411,3 +411,9 @@ def test_mistakes_are_told(table: Tensor) -> None:
         )
     with pytest.raises(ConfigError, match="the narrowest first"):
         ap.OptiLIME(narrowest=2.0, widest=1.0)
+
+
+@pytest.mark.parametrize("kind", [ap.LIME, ap.BayLIME, ap.GLIME, ap.SLIME, ap.OptiLIME, ap.CLIME])
+def test_cards_hold_of_defaults(kind: type[ap.Explainer]) -> None:
+    """Defaults take more passes than the conformance suite runs, and principles are those of defaults."""
+    ap.testing.check_explainer(kind(), ["principles"])
