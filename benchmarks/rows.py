@@ -366,7 +366,7 @@ def _squares(net: Net) -> Tensor:
 
 
 SAMPLES = 8
-ORDERS, COALITIONS = 4, 256
+ORDERS, KERNEL = 4, 256
 """Of Shapley value sampling and of KernelSHAP."""
 
 
@@ -390,7 +390,7 @@ def of_orders(net: Net) -> Variant:
 
 def of_coalitions(net: Net) -> Variant:
     """Give KernelSHAP from as many coalitions as Captum takes."""
-    return on_elements(mine(ap.KernelSHAP(groups=squares(net), budget=COALITIONS), batch_size=INNER)(net))
+    return on_elements(mine(ap.KernelSHAP(groups=squares(net), budget=KERNEL), batch_size=INNER)(net))
 
 
 def on_elements(run: Variant) -> Variant:
@@ -466,7 +466,7 @@ BOTH: dict[str, tuple[Make, str, Make]] = {
     "kernel shap": (
         of_coalitions,
         "captum",
-        peers.captum("KernelShap", n_samples=COALITIONS, feature_mask=labels, perturbations_per_eval=INNER),
+        peers.captum("KernelShap", n_samples=KERNEL, feature_mask=labels, perturbations_per_eval=INNER),
     ),
 }
 """Methods that others have too: ours, whose, theirs."""
