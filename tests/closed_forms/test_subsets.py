@@ -60,7 +60,7 @@ def test_smooth_max():
 
 
 def smooth_mask(cells: Tensor, size: int, step: int, sigma: float, cold: float) -> Tensor:
-    """Each pixel by itself, over all cells within reach; those outside the grid are 0."""
+    """Each pixel by itself, over all cells within reach; the outermost go on outside the grid."""
     reach = 1 + math.ceil(sigma / step)
     count = len(cells)
     out = torch.zeros(size, size, dtype=F64)
@@ -70,8 +70,7 @@ def smooth_mask(cells: Tensor, size: int, step: int, sigma: float, cold: float) 
             for i in range(u // step - reach, u // step + reach + 1):
                 for j in range(v // step - reach, v // step + reach + 1):
                     z = math.hypot(u - step * i, v - step * j) / sigma
-                    inside = 0 <= i < count and 0 <= j < count
-                    cell = cells[i, j] if inside else torch.zeros((), dtype=F64)
+                    cell = cells[min(max(i, 0), count - 1), min(max(j, 0), count - 1)]
                     found.append(math.exp(-2 * max(z - 0.5, 0) ** 2) * cell)
             values = torch.stack(found)
             out[u, v] = (values * torch.softmax(cold * values, 0)).sum()
@@ -89,6 +88,11 @@ def test_smooth_masks_and_their_gradient():
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     hard = smooth_mask(cells[0, 0], 8, 3, 4.0, 1e3)  # the maximum itself
     assert float((hard - slow).detach().abs().max()) > 1e-2
+
+
+def test_masks_of_equal_cells_are_no_higher_at_the_border():
+    mask = SmoothMask(3, 4.0)(torch.ones(1, 1, 6, 6, dtype=F64), (18, 18))[0, 0]
+    torch.testing.assert_close(mask, mask[9:12, 9:12].repeat(6, 6))
 
 
 def test_pyramid_is_linear_between_levels_and_sharp_at_one():

@@ -29,48 +29,32 @@ class _SmoothMasks(torch.autograd.Function):
     """Smooth maxima of kernel × cell over all cells near a pixel, one offset at a time: memory of one mask."""
 
     @staticmethod
-    def forward(ctx, cells: Tensor, kernel: Tensor, coldness: float) -> Tensor:  # pyright: ignore
-        above, below = cells.new_zeros(()), cells.new_tensor(float(_outside(cells, kernel)))
-        for _, _, value in _near(cells, kernel):
+    def forward(ctx, padded: Tensor, kernel: Tensor, coldness: float) -> Tensor:  # pyright: ignore
+        above = below = padded.new_zeros(())
+        for _, _, value in _near(padded, kernel):
             weight = (coldness * value).exp()
             above, below = above + weight * value, below + weight
         out = above / below
-        ctx.save_for_backward(cells, kernel, out, below)
+        ctx.save_for_backward(padded, kernel, out, below)
         ctx.coldness = coldness
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # pyright: ignore
-        cells, kernel, out, below = ctx.saved_tensors
-        cold, radius = ctx.coldness, (kernel.shape[0] - 1) // 2
-        high, wide = cells.shape[2:]
-        slope = F.pad(torch.zeros_like(cells), (radius,) * 4)
-        share = grad / below
-        for i, j, value in _near(cells, kernel):
+        padded, kernel, out, below = ctx.saved_tensors
+        cold, (high, wide) = ctx.coldness, out.shape[2:]
+        slope, share = torch.zeros_like(padded), grad / below
+        for i, j, value in _near(padded, kernel):
             one = share * (cold * value).exp() * (1 + cold * (value - out)) * kernel[i, j][:, None, None]
             slope[:, :, i : i + high, j : j + wide] += one.sum(1, keepdim=True)
-        return slope[:, :, radius : radius + high, radius : radius + wide], None, None
+        return slope, None, None
 
 
-def _offsets(size: int, count: int) -> range:
-    """List the offsets, of `count` around 0, at which a row of cells has any."""
-    radius = (count - 1) // 2
-    reach = min(radius, size - 1)
-    return range(radius - reach, radius + reach + 1)
-
-
-def _outside(cells: Tensor, kernel: Tensor) -> int:
-    """Count the offsets that lead out of the grid everywhere: 0 there, as on all cells outside."""
-    high, wide = (len(_offsets(size, kernel.shape[0])) for size in cells.shape[2:])
-    return kernel.shape[0] ** 2 - high * wide
-
-
-def _near(cells: Tensor, kernel: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+def _near(padded: Tensor, kernel: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Go over the cells around each: kernel × cell, [R, step², h, w], a layer for each place within a cell."""
-    radius = (kernel.shape[0] - 1) // 2
-    padded, (high, wide) = F.pad(cells, (radius,) * 4), cells.shape[2:]
-    for i in _offsets(high, kernel.shape[0]):
-        for j in _offsets(wide, kernel.shape[0]):
+    high, wide = (size - kernel.shape[0] + 1 for size in padded.shape[2:])
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
             yield i, j, padded[:, :, i : i + high, j : j + wide] * kernel[i, j][:, None, None]
 
 
@@ -78,7 +62,8 @@ def _near(cells: Tensor, kernel: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 class SmoothMask(Configurable):
     """Masks as smooth maxima of blobs around a grid of cells: m(u) = max_i k(|u - u_i| / σ) m_i.
 
-    k(z) = exp(-2 max(z - 1/2, 0)²), cut where cells are more than ⌈σ/step⌉ + 1 apart.
+    k(z) = exp(-2 max(z - 1/2, 0)²), cut where cells are more than ⌈σ/step⌉ + 1 apart. Beyond the border cells repeat
+    those at it: with zeros there, masks of equal cells would be highest at the border, which the area then keeps.
 
     Attributes:
         step: pixels between the cells' centers, which start at the first pixel.
@@ -109,7 +94,9 @@ class SmoothMask(Configurable):
 
     def __call__(self, cells: Float[Tensor, "R 1 h w"], size: tuple[int, ...]) -> Float[Tensor, "R 1 H W"]:
         """Make masks of cells."""
-        layers = _SmoothMasks.apply(cells, self.kernel(cells), self.coldness)
+        kernel = self.kernel(cells)
+        padded = F.pad(cells, (kernel.shape[0] // 2,) * 4, mode="replicate")
+        layers = _SmoothMasks.apply(padded, kernel, self.coldness)
         assert isinstance(layers, Tensor)
         return F.pixel_shuffle(layers, self.step)[..., : size[0], : size[1]].clamp(0, 1)
 
