@@ -235,7 +235,11 @@ def test_the_place_for_results_is_no_suggestion(folder: Path, call: Call) -> Non
     assert "'out'" not in err
 
 
-def test_estimates_count_what_results_count(folder: Path, call: Call) -> None:
+def test_estimates_count_what_results_count(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = (
+        "gradient smooth_grad integrated_gradients guided_ig score_cam lrp deep_lift occlusion banzhaf lime full_grad"
+    )
+    monkeypatch.setattr("apportion.cli.work.methods", some.split)
     own = ("--model", "stranger:make", "--size", "16", "--methods", "all", "--out", "out")
     code, out, err = call("explain", "one.png", *own)
     assert code == 0, err

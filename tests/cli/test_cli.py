@@ -22,7 +22,7 @@ import torch
 
 import apportion as ap
 from apportion.adapters import models, zoo
-from apportion.cli import main
+from apportion.cli import main, work
 from apportion.cli.output import Output
 from apportion.core.attribution import Attribution
 from apportion.core.errors import OutputError
@@ -143,13 +143,19 @@ def test_all_is_estimated_first(folder: Path, call: Call) -> None:
     code, out, err = call("explain", "one.png", *OWN, "--methods", "all", "--out", "out")
     assert code == 0, out + err
     expected = out.partition("about ")[0]
-    q = models.load("stranger:named").field().bind(torch.zeros(1, 3, 16, 16))
+    network = models.load("stranger:named")
+    ((picture, _),) = work.read(["one.png"])
+    q = network.field().bind(work.look(network, picture).x[None])
     report = (folder / "out/report.html").read_text()
-    for name, card in ap.methods().items():
+    for choice in work.choose(["all"]):
+        name, card = choice.name, choice.explainer.card
         if ap.Need.DATA in card.needs:
             assert f"note: {card.title} does not apply: it learns from data first" in out
             continue
-        p = ap.method(name)().passes(q)
+        if ap.Need.LOSS in card.needs:
+            assert f"note: {card.title} does not apply: it explains a loss" in out
+            continue
+        p = choice.explainer.passes(q)
         assert re.search(
             rf"^{name} +(at most )?{p.forward + p.once} +(at most )?{p.backward + p.once_backward}$", expected, re.M
         )

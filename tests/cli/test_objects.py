@@ -184,6 +184,7 @@ def test_where_nothing_could_be_explained_nothing_is_written(
 
 def test_bounds_of_passes_are_called_so(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ap.Gradient, "passes", lambda self, q=None: Passes(5, 4, 1, 2, 3, exact=False))
+    monkeypatch.setattr(work, "methods", lambda: ["gradient", "grad_cam"])
     network = models.load("stranger:named")
     ((picture, _),) = work.read(["one.png"])
     expected = work.estimate(network.field(), work.look(network, picture), work.choose(["gradient"]), None, "none")

@@ -58,6 +58,10 @@ CONTRASTS = ("one", "all", "none")
 NOT_FOR_THIS = (SiteError, RuleError, NoGradientPathError)
 """Errors that say that a method does not apply to a model; after others it has failed."""
 
+_ONLY_PYTHON = {
+    Need.DATA: "it learns from data first, and a command has none",
+    Need.LOSS: "it explains a loss, which needs labels",
+}
 
 _DARK = 0.1  # a picture whose largest value is below is noted
 
@@ -298,7 +302,7 @@ def _rows_of(choices: Sequence[Choice], q: Question) -> dict[Choice, tuple[int, 
     """Count rows as results do: forward and backward, without f(x); methods that do not apply are left out."""
     counted = {}
     for choice in choices:
-        if _unlearned(choice):
+        if _unsuited(choice):
             continue
         try:
             p = choice.explainer.passes(q)
@@ -309,9 +313,11 @@ def _rows_of(choices: Sequence[Choice], q: Question) -> dict[Choice, tuple[int, 
     return counted
 
 
-def _unlearned(choice: Choice) -> bool:
-    """Tell the members of a set that only Python can use; asked for by name, they fail and say what to write."""
-    return not choice.by_name and Need.DATA in choice.explainer.card.needs
+def _unsuited(choice: Choice) -> str:
+    """Say why only Python can use a member of a set, or nothing; asked for by name, they fail and say what to write."""
+    if choice.by_name:
+        return ""
+    return next((why for need, why in _ONLY_PYTHON.items() if need in choice.explainer.card.needs), "")
 
 
 def _bound(asked: Field, seen: Seen, target: int | None) -> Question:
@@ -473,9 +479,9 @@ def explain(
     explained, passed_over = _target(seen, target), {}
     failures: dict[str, Exception] = {}
     last: ApportionError | None = None
-    for choice in filter(_unlearned, choices):
-        passed_over[choice.title] = "it learns from data first, and a command has none"
-    for choice, error in asking.ask([c for c in choices if not _unlearned(c)], "", field, explained):
+    for choice in filter(_unsuited, choices):
+        passed_over[choice.title] = _unsuited(choice)
+    for choice, error in asking.ask([c for c in choices if not _unsuited(c)], "", field, explained):
         if isinstance(error, TargetError):
             raise error  # a mistake in what was asked for
         if isinstance(error, NOT_FOR_THIS) and not choice.by_name:
