@@ -562,7 +562,9 @@ def of_methods(setting: Setting) -> Iterator[Row]:
         return [Ratio("over its own passes", {"apportion": 1}, own, at_most=goal, why=REASONS.get(name, ""))]
 
     for net, size in (("small", 32),) if setting.short else (("small", 32), ("lite0", 64)):
-        for name in ap.methods():
+        for name, card in ap.methods().items():
+            if ap.Need.VECTORS in card.needs:  # these networks see pictures
+                continue
             explain, passes = _of_moderate_cost(ap.method(name), setting.short)
             if hasattr(explain, "layer") and not setting.short and (net == "small" or name == "score_cam"):
                 explain = replace(explain, layer=ap.At(LAYERS[net]))  # pyright: ignore[reportCallIssue]

@@ -143,7 +143,7 @@ def test_all_is_estimated_first(folder: Path, call: Call) -> None:
     code, out, err = call("explain", "one.png", *OWN, "--methods", "all", "--out", "out")
     assert code == 0, out + err
     expected = out.partition("about ")[0]
-    network = models.load("stranger:named")
+    network = models.load("stranger:make", size=16)
     ((picture, _),) = work.read(["one.png"])
     q = network.field().bind(work.look(network, picture).x[None])
     report = (folder / "out/report.html").read_text()
@@ -156,9 +156,8 @@ def test_all_is_estimated_first(folder: Path, call: Call) -> None:
             assert f"note: {card.title} does not apply: it explains a loss" in out
             continue
         p = choice.explainer.passes(q)
-        assert re.search(
-            rf"^{name} +(at most )?{p.forward + p.once} +(at most )?{p.backward + p.once_backward}$", expected, re.M
-        )
+        told = rf"^{name} +(at most )?{p.forward + p.once} +(at most )?{p.backward + p.once_backward}$"
+        assert re.search(told, expected, re.M), (told, expected)
         assert card.title in report
 
 

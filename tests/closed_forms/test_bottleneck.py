@@ -221,7 +221,7 @@ def test_what_it_refuses():
     with pytest.raises(ConfigError, match="LayerStatistics"):
         ap.InformationBottleneck()(field, x)
     with pytest.raises(SiteError, match="K, h, w"):
-        LayerStatistics.fit(field, x, model.head)
+        LayerStatistics.fit(field, x, ap.At("head"))
     known = LayerStatistics.fit(field, x)
     with pytest.raises(SiteError, match="fit them anew"):
         ap.InformationBottleneck(known)(field, torch.randn(1, 2, 12, 12, dtype=F64))

@@ -181,7 +181,8 @@ def test_all_registered_methods_together(x: Tensor) -> None:
     torch.manual_seed(0)
     net = convolutional().eval()
     options = {"batch_size": 4, "bounds": (0, 1)}
-    methods = [ap.method(name).variants()[0].fitted(ap.Field(net, **options), x) for name in ap.methods()]
+    names = [name for name, card in ap.methods().items() if ap.Need.VECTORS not in card.needs]
+    methods = [ap.method(name).variants()[0].fitted(ap.Field(net, **options), x) for name in names]
     failed = 0
     for explainer, a in zip(methods, answers(ap.Field(net, **options), x[:2], methods, target=1), strict=True):
         if isinstance(a, Exception):

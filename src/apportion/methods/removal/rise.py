@@ -42,6 +42,7 @@ CARD = Card(
             source="Deng et al. 2025, section IV-E, where the model is locally smooth",
         ),
     ),
+    unjudged="Deng et al. 2025 judge its way of averaging, in section IV-E, and not its faithfulness",
     measured={
         Principle.COMPLETENESS: False,
         Principle.SENSITIVITY: True,

@@ -31,6 +31,7 @@ CARD = Card(
     claims=(
         Claim(Principle.INPUT_ROBUSTNESS, holds=True, source="Deng et al. 2025, section IV-F, for bounded gradients"),
     ),
+    unjudged="Deng et al. 2025 judge the faithfulness of surrogates of masks; this one is of Gaussian samples",
     measured={
         Principle.DUMMY: False,
         Principle.SYMMETRY: False,
