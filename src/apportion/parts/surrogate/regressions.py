@@ -39,10 +39,10 @@ class Fit:
         parts: what a regression knows besides.
     """
 
-    coefficients: PerFeature
-    intercept: Float[Tensor, "*b"]
-    standard_error: PerFeature
-    r2: Float[Tensor, "*b"]
+    coefficients: Float[Tensor, "... P"]
+    intercept: Float[Tensor, "..."]
+    standard_error: Float[Tensor, "... P"]
+    r2: Float[Tensor, "..."]
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def predict(self, z: Samples) -> Values:
