@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -60,20 +61,21 @@ def test_smooth_max():
 
 
 def smooth_mask(cells: Tensor, size: int, step: int, sigma: float, cold: float) -> Tensor:
-    """Each pixel by itself, over all cells within reach; the outermost go on outside the grid."""
+    """Each pixel by itself, over all cells within reach; the outermost go on outside the grid, centered on it."""
     reach = 1 + math.ceil(sigma / step)
     count = len(cells)
+    skip, middle = (count * step - size) // 2, (step - 1) / 2
     out = torch.zeros(size, size, dtype=F64)
-    for u in range(size):
-        for v in range(size):
+    for u in range(skip, skip + size):
+        for v in range(skip, skip + size):
             found = []
             for i in range(u // step - reach, u // step + reach + 1):
                 for j in range(v // step - reach, v // step + reach + 1):
-                    z = math.hypot(u - step * i, v - step * j) / sigma
+                    z = math.hypot(u - step * i - middle, v - step * j - middle) / sigma
                     cell = cells[min(max(i, 0), count - 1), min(max(j, 0), count - 1)]
                     found.append(math.exp(-2 * max(z - 0.5, 0) ** 2) * cell)
             values = torch.stack(found)
-            out[u, v] = (values * torch.softmax(cold * values, 0)).sum()
+            out[u - skip, v - skip] = (values * torch.softmax(cold * values, 0)).sum()
     return out
 
 
@@ -93,6 +95,66 @@ def test_smooth_masks_and_their_gradient():
 def test_masks_of_equal_cells_are_no_higher_at_the_border():
     mask = SmoothMask(3, 4.0)(torch.ones(1, 1, 6, 6, dtype=F64), (18, 18))[0, 0]
     torch.testing.assert_close(mask, mask[9:12, 9:12].repeat(6, 6))
+
+
+@pytest.mark.parametrize(("step", "sigma", "side"), [(3, 6.0, 48), (7, 21.0, 224), (4, 8.0, 46)])
+def test_no_border_has_less_of_its_cells_than_the_other(step, sigma, side):
+    """What falls slower while all cells fall alike keeps the area: cells from the first pixel on had .44 to 1.8."""
+    make = SmoothMask(step, sigma)
+    cells = torch.ones(1, 1, *make.cells((side, side)), dtype=F64, requires_grad=True)
+    (share,) = torch.autograd.grad(make(cells, (side, side)).sum() / step**2, cells)
+    torch.testing.assert_close(share, share.flip(2, 3), rtol=1e-6, atol=1e-6)
+    if side % step == 0:
+        torch.testing.assert_close(share, torch.ones_like(share), rtol=0, atol=0.1)
+
+
+def search_of_nothing(margin: bool) -> tuple[float, float]:
+    """Seek where every pixel counts the same but for noise: the mean mask at the border and inside."""
+    sign = (torch.arange(36)[:, None] + torch.arange(36)) % 2 * 2.0 - 1
+    x = sign * (1 + 0.5 * torch.randn(16, 1, 36, 36, generator=torch.Generator().manual_seed(0)))
+    search = ap.ExtremalPerturbation(
+        (0.15,),
+        mask=SmoothMask(3, 6.0),
+        steps=200,
+        lr=0.02,
+        growth=1.01,
+        levels=2,
+        sigma=8.0,
+        flip=False,
+        margin=margin,
+    )
+    search = dataclasses.replace(search, flip=False)
+    mask = search(ap.Field(lambda z: 30 * (z * sign).mean((1, 2, 3))), x).values.mean(0)
+    inside = mask[3:-3, 3:-3]
+    return float((mask.sum() - inside.sum()) / (mask.numel() - inside.numel())), float(inside.mean())
+
+
+def test_where_nothing_tells_the_border_is_hardly_preferred():
+    border, inside = search_of_nothing(margin=False)
+    assert 0.5 * inside < border < 2 * inside
+    border, inside = search_of_nothing(margin=True)
+    assert border < 0.5 * inside
+
+
+def test_the_margin_is_an_edge_as_any():
+    """At σ from the picture e⁻² of what stands at its border."""
+    full = SmoothMask(3, 6.0).margin(torch.full((1, 1, 4, 5), 0.5, dtype=F64))[0, 0]
+    assert full.shape == (16, 17)
+    assert torch.equal(full[6:10, 6:11], torch.full((4, 5), 0.5, dtype=F64))
+    assert float(full[0, 8]) == pytest.approx(0.5 * math.exp(-2))
+    assert float(full[3, 13]) == pytest.approx(0.5 * math.exp(-2 * (3**2 + 3**2) / 36))
+
+
+@pytest.mark.parametrize(("at", "margin"), [((8, 8), False), ((0, 8), False), ((16, 16), False), ((0, 8), True)])
+def test_the_region_lies_in_the_middle_or_at_the_border_as_the_model_reads(at, margin):
+    search = ap.ExtremalPerturbation(
+        (64 / 576,), mask=SmoothMask(2, 3.0), steps=200, lr=0.02, growth=1.01, levels=2, sigma=4.0, margin=margin
+    )
+    search = dataclasses.replace(search, flip=False)
+    mask = search(ap.Field(Looking(*at)), stripes()).values[0]
+    inside = mask[at[0] : at[0] + 8, at[1] : at[1] + 8]
+    assert float(inside.mean()) > 0.7
+    assert float(inside.sum()) > 0.6 * float(mask.sum())
 
 
 def test_pyramid_is_linear_between_levels_and_sharp_at_one():

@@ -191,6 +191,10 @@ def test_every_pixel_shows_the_value_of_its_group() -> None:
         drawn = maps.picture_map(pooled, b)
         assert drawn.shape == (4, 6)
         assert torch.allclose(drawn[2:, 4:], pooled.values[b, 5].expand(2, 2))
+    spread = pooled.spread()  # a value per position, in every channel; a share of it is each element's own
+    assert torch.allclose(maps.picture_map(spread), maps.picture_map(pooled))
+    assert torch.allclose(maps.picture_map(pooled.spread(share=True)) * 4, maps.picture_map(pooled))
+    assert torch.equal(maps.picture_map(spread.channel_sum()), spread.values[0].sum(0))
     assert "up to 6 groups" in maps.remarks(pooled)[0]
     pooled.show(x)
     with pytest.raises(InputError, match="for a picture of"):

@@ -296,7 +296,7 @@ def picture_map(
 
     Args:
         attribution: on an input [B, C, H, W], on a site's grid [B, h, w] or [B, K, h, w], or on groups of such, of
-            which every pixel then shows its group's value, the mean over its channels.
+            which every pixel then shows its group's value, the mean over its channels, as after `spread()`.
         example: which of the B.
         size: height and width; a site's grid is interpolated to it bilinearly. The map's own grid by default.
 
@@ -334,7 +334,9 @@ def picture_map(
         raise InputError(f"example {example} of {len(values)}", f"0 to {len(values) - 1}", "count from 0")
     one = values[example].detach().cpu()
     one = one if one.is_floating_point() and one.dtype.itemsize >= 4 else one.float()
-    flat = one.sum(0) if one.ndim == 3 else one
+    if one.ndim == 3:  # spread over its elements, a group's value stands once in every channel
+        one = one.mean(0) if "spread" in attribution.postprocessing[-1:] else one.sum(0)
+    flat = one
     if size is None or tuple(flat.shape) == tuple(size):
         return flat
     if attribution.domain is Domain.INPUT:

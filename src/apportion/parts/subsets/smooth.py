@@ -31,10 +31,10 @@ class _SmoothMasks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, padded: Tensor, kernel: Tensor, coldness: float) -> Tensor:  # pyright: ignore
         above = below = padded.new_zeros(())
-        for _, _, value in _near(padded, kernel):
-            weight = (coldness * value).exp()
-            above, below = above + weight * value, below + weight
-        out = above / below
+        for _, _, cold in _near(padded, kernel * coldness):
+            weight = cold.exp()
+            above, below = cold.mul_(weight).add_(above), weight.add_(below)
+        out = above.div_(below).div_(coldness)
         ctx.save_for_backward(padded, kernel, out, below)
         ctx.coldness = coldness
         return out
@@ -42,11 +42,12 @@ class _SmoothMasks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # pyright: ignore
         padded, kernel, out, below = ctx.saved_tensors
-        cold, (high, wide) = ctx.coldness, out.shape[2:]
+        high, wide = out.shape[2:]
         slope, share = torch.zeros_like(padded), grad / below
-        for i, j, value in _near(padded, kernel):
-            one = share * (cold * value).exp() * (1 + cold * (value - out)) * kernel[i, j][:, None, None]
-            slope[:, :, i : i + high, j : j + wide] += one.sum(1, keepdim=True)
+        rest = share * (1 - ctx.coldness * out)
+        for i, j, cold in _near(padded, kernel * ctx.coldness):
+            one = torch.addcmul(rest, share, cold).mul_(cold.exp_())
+            slope[:, 0, i : i + high, j : j + wide] += (kernel[i, j] @ one.flatten(2)).unflatten(1, (high, wide))
         return slope, None, None
 
 
@@ -66,7 +67,8 @@ class SmoothMask(Configurable):
     those at it: with zeros there, masks of equal cells would be highest at the border, which the area then keeps.
 
     Attributes:
-        step: pixels between the cells' centers, which start at the first pixel.
+        step: pixels between the cells' centers, each the middle of its square; the grid is centered on the picture,
+            else cells at one border have less of it than those at the other, and the area moves there.
         sigma: the blobs' radius, in pixels.
         coldness: of the smooth maximum.
 
@@ -87,7 +89,7 @@ class SmoothMask(Configurable):
     def kernel(self, like: Tensor) -> Float[Tensor, "K K places"]:
         """Give k for each offset between cells and each place within a cell."""
         radius = 1 + math.ceil(self.sigma / self.step)
-        place = torch.arange(self.step, dtype=torch.float64)
+        place = torch.arange(self.step, dtype=torch.float64) - (self.step - 1) / 2
         away = place - self.step * torch.arange(-radius, radius + 1, dtype=torch.float64)[:, None]  # [K, step]
         z = (away[:, None, :, None] ** 2 + away[None, :, None, :] ** 2).sqrt() / self.sigma
         return (-2 * (z - 0.5).clamp(min=0) ** 2).exp().flatten(2).to(like)
@@ -98,24 +100,40 @@ class SmoothMask(Configurable):
         padded = F.pad(cells, (kernel.shape[0] // 2,) * 4, mode="replicate")
         layers = _SmoothMasks.apply(padded, kernel, self.coldness)
         assert isinstance(layers, Tensor)
-        return F.pixel_shuffle(layers, self.step)[..., : size[0], : size[1]].clamp(0, 1)
+        high, wide = ((n * self.step - s) // 2 for n, s in zip(cells.shape[2:], size, strict=True))
+        return F.pixel_shuffle(layers, self.step)[..., high : high + size[0], wide : wide + size[1]].clamp(0, 1)
+
+    def margin(self, mask: Float[Tensor, "R 1 H W"]) -> Float[Tensor, "R 1 high wide"]:
+        """Go on with a mask for σ pixels beyond the picture, at a distance d from it by a factor exp(-2 (d/σ)²).
+
+        That is how blobs end inside of the picture: a mask that ends at the border is counted with an edge there too.
+        """
+        reach = round(self.sigma)
+        high, wide = (
+            (torch.arange(-reach, size + reach) - (size - 1) / 2).abs().sub((size - 1) / 2).clamp(min=0).to(mask)
+            for size in mask.shape[2:]
+        )
+        falls = (-2 * (high[:, None].square() + wide.square()) / self.sigma**2).exp()
+        return F.pad(mask, (reach,) * 4, mode="replicate") * falls
 
 
 def area_loss(mask: Float[Tensor, "R *shape"], area: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
     """Mean squared difference of the sorted mask from (1 - a) N zeros and a N ones; Fong et al. 2019.
 
-    Which of several equal values comes first would be chance, and bias the mask: values that agree to 4 decimals share
-    the zeros and ones of their ranks, which leaves the loss as it is and makes its gradient the mean over all orders.
+    Which of several equal values comes first would be chance, and bias the mask: values, from 0 to 1, that agree to 4
+    decimals share the zeros and ones of their ranks, which leaves the loss as it is and makes its gradient the mean
+    over all orders.
 
     >>> [round(float(area_loss(m, torch.tensor([0.1]))), 3) for m in (torch.ones(1, 10), torch.eye(10)[:1])]
     [0.9, 0.0]
     """
     flat = mask.flatten(1)
-    key = flat.detach().round(decimals=4)
-    ranked = key.sort(1).values
-    low, high = (torch.searchsorted(ranked, key, right=right) for right in (False, True))
+    key = (flat.detach() * 1e4).round().long()
+    count = key.new_zeros(len(key), 10_001).scatter_add_(1, key, torch.ones_like(key))
+    high = count.cumsum(1)
     zeros = ((1 - area.double()) * flat.shape[1] + 1e-6).floor().long().to(mask.device)[:, None]
-    ones = (high - torch.maximum(low, zeros)).clamp(min=0).to(mask.dtype) / (high - low)
+    share = (high - torch.maximum(high - count, zeros)).clamp(min=0).to(mask.dtype) / count.clamp(min=1)
+    ones = share.gather(1, key)
     return (flat.square() - 2 * flat * ones + ones).mean(1)
 
 
