@@ -185,7 +185,7 @@ def extremal(
         goal = torch.zeros(64, dtype=F64)
         goal[int(64 * (1 - area)) :] = 1
         score = net(z[None])[0, target]
-        ties = mask.detach().flatten().round(decimals=4)
+        ties = mask.detach().flatten().round(decimals=3)
         shared = torch.stack([goal[(ties.sort().values == v)].mean() for v in ties])
         regular = (mask.flatten() - shared).square().mean()  # the goals of equal values, averaged
         loss = (-score if keep else score) + 300 * 1.0035**t * regular
