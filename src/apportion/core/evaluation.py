@@ -492,8 +492,7 @@ class Evaluation(Calls):
         root._compared.append(rules)
         rows, owner, reference = sent
         first = slice(0, min(SAMPLE, len(owner)))
-        count = first.stop * (2 if reference is None else 3)
-        with self.uncounted(count), self.field.in_full():
+        with self.uncounted(), self.field.in_full():
             ref = None if reference is None else tree.index(reference, first)
             right = self.backward(tree.index(rows, first), owner[first], rules, ref, **start).signal
         found = apart(tree.index(signal, first), right) | {"of": f"{rules.kind} under rules"}

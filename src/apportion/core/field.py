@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from apportion.core import kept, tree
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, InputError, ModelError, NonFiniteError, ScoreError, kind_of
-from apportion.core.fast import Plan
+from apportion.core.fast import Plan, digest, is_alike
 from apportion.core.kept import Held
 from apportion.core.memory import budget
 from apportion.core.precision import Precision, check_device, check_precision, complaint, deviation
 from apportion.core.score import Logit, Score, Target, as_score
 from apportion.core.sharing import is_key
 from apportion.core.site import Input, Site, SiteInfo
-from apportion.core.state import State, survey
+from apportion.core.state import State, is_open, survey
 from apportion.core.tree import Tree
 from apportion.core.twin import Twin, check_ready, fingerprint, unwrap
 
@@ -106,10 +106,12 @@ class _Own:
     Attributes:
         score_is_checked: whether the score was found to treat rows alone.
         deviation: how far from float32 a lowered precision is.
+        measured_on: a digest of the weights it was measured on.
     """
 
     score_is_checked: bool = False
     deviation: dict[str, Any] | None = None
+    measured_on: tuple[Any, Any] = ((), None)
 
 
 class Field:
@@ -324,8 +326,8 @@ class Field:
     def prepare(self) -> Held:
         """See that the model can be explained, and give this thread's twin and what is known of it.
 
-        The twin is built anew if the model's structure or storage changed. Of an unchanged model it is that of
-        an earlier field, where one asked in the same way.
+        The twin is built anew if the model's structure or storage changed, and where not all of the model can be
+        seen. Of an unchanged model it is that of an earlier field, where one asked in the same way.
 
         Raises:
             ModelError: see `check_ready`.
@@ -336,15 +338,16 @@ class Field:
             self._local.held = held
             return held
         now = survey(self.model)
-        if held is None or held.state.mark != now.mark:
+        if held is None or not held.is_open or held.state.mark != now.mark:
             settings = self._settings()
             held = None if settings is None else kept.find(self.model, settings, now)
             if held is None:
                 facts = check_ready(self.model)
-                held = Held(Twin(self.model, self.precision), now, facts)
+                held = Held(Twin(self.model, self.precision), now, facts, is_open=is_open(self.model))
                 if settings is not None:
                     kept.keep(self.model, settings, held)
             self._local.held = held
+        held.written(now)
         held.twin.refresh()
         return held
 
@@ -487,11 +490,16 @@ class Field:
         return (extra, {}) if isinstance(extra, tuple) else ((), extra or {})
 
     def check_precision(self, q: Question) -> None:
-        """Measure how far from float32 a lowered precision is, once for each kind of example, and warn of it."""
+        """Measure how far from float32 a lowered precision is, once for each kind of example, and warn of it.
+
+        Weights written to past their versions have it measured anew, too: all numbers are looked at.
+        """
         if self.lowered is None:
             return
         own = self.own(self.check_model(q))
-        own.deviation = own.deviation or deviation(q)
+        weights = digest(self.twin().tensors())
+        if own.deviation is None or not is_alike(weights, own.measured_on):
+            own.deviation, own.measured_on = deviation(q), weights
         self._local.deviation, self.scale = own.deviation, own.deviation.get("loss_scale", 1.0)
         if message := complaint(self.lowered, own.deviation):
             q.warn(message)

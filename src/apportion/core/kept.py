@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from apportion.core.state import State, is_open
+from apportion.core.state import State
 from apportion.core.twin import Facts, Twin
 
 _MOST = 4
@@ -28,12 +28,20 @@ class Held:
         state: of the model when it was built; versions are those the checks are of.
         facts: what the model was seen to be.
         checked: what checks have shown, by kind of example.
+        is_open: whether all that would change the twin can be seen; else it serves one call.
     """
 
     twin: Twin
     state: State
     facts: Facts
     checked: dict[Any, Any] = field(default_factory=dict)
+    is_open: bool = True
+
+    def written(self, state: State) -> None:
+        """Forget the checks of a model whose weights were written to since."""
+        if self.state.versions != state.versions:
+            self.state = state
+            self.checked.clear()
 
 
 class _OfThread(threading.local):
@@ -55,16 +63,14 @@ def find(model: nn.Module, settings: Hashable, state: State) -> Held | None:
     held = None if entry is None else entry[1].held.get(settings)
     if entry is None or held is None or entry[0]() is not model or held.state.mark != state.mark:
         return None
-    if held.state.versions != state.versions:
-        held.state = state
-        held.checked.clear()
+    held.written(state)
     entry[1].held.move_to_end(settings)
     return held
 
 
 def keep(model: nn.Module, settings: Hashable, held: Held) -> None:
     """Keep a twin for later fields, as long as the model lives, where all that would change it can be seen."""
-    if held.twin.note or not is_open(model):
+    if held.twin.note or not held.is_open:
         return
     key = id(model)
     if key not in _KEPT:

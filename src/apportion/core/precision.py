@@ -119,13 +119,13 @@ def deviation(q: Question) -> dict[str, Any]:
     for tried, scale in enumerate(scales, 1):
         q.field.scale = scale
         try:
-            with q.uncounted(count):
+            with q.uncounted():
                 _, mine = ask()
             break
         except NonFiniteError:
             if tried == len(scales):
                 raise
-    with q.uncounted(count), q.field.in_full():
+    with q.uncounted(), q.field.in_full():
         slopes, right = ask()
     found = {**apart(mine, right), "of": "gradient" if slopes else "score"}
     if not slopes:

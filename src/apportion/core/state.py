@@ -6,6 +6,7 @@ import enum
 import functools
 import types
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 _DEPTH = 4  # how far into plain attributes tensors and changes are looked for
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules"})
-_PLAIN = frozenset({bool, int, float, str, type(None)})
+_BY_VALUE = frozenset({bool, int, str, type(None)})
+_PLAIN = _BY_VALUE | {float}
 _TABLES = frozenset({dict, OrderedDict, set})
 _NAMED = (types.FunctionType, types.BuiltinFunctionType, type)
 _VALUES = (complex, bytes, np.generic, torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum, range)
@@ -46,17 +48,18 @@ def survey(model: nn.Module) -> State:
             continue
         seen.add(id(module))
         kind, own, children = type(module), vars(module), module._modules
-        parts += (kind, getattr(kind, "forward", None), tuple(own), tuple(children.keys()))
+        parts += (kind, mark(getattr(kind, "forward", None), 0), tuple(own), tuple(map(type, own.values())))
+        parts.append(tuple(children.keys()))
         for tensors in (module._parameters, module._buffers):
             parts.append(tuple(tensors.keys()))
             for t in tensors.values():
                 parts.append(id(t))
                 if t is not None and t.device.type != "meta" and not nn.parameter.is_lazy(t):
-                    parts.append(t.data_ptr())
+                    parts.append(_layout(t))
                     versions.append(0 if t.is_inference() else t._version)
         registered = (module._parameters, module._buffers, children)
         parts += [  # mostly tables of hooks, and empty
-            v if (of := type(v)) in _PLAIN else () if of in _TABLES and not v else _attribute(v, of, registered)
+            v if (of := type(v)) in _BY_VALUE else () if of in _TABLES and not v else _attribute(v, of, registered)
             for v in own.values()
         ]
         todo.extend(children.values())
@@ -64,9 +67,14 @@ def survey(model: nn.Module) -> State:
 
 
 def _attribute(value: Any, kind: type, registered: tuple[Any, ...]) -> Any:
-    if any(value is table for table in registered) or (kind is tuple and _PLAIN.issuperset(map(type, value))):
-        return value if kind is tuple else ()
-    return mark(value)
+    return () if any(value is table for table in registered) else mark(value)
+
+
+def _layout(t: Tensor) -> tuple[Any, ...]:
+    """Tell where numbers are and how they lie there; where they start says the offset into the storage, too."""
+    if t.layout != torch.strided:
+        return t.shape, t.layout, t.dtype
+    return t.data_ptr(), t.shape, t.stride(), t.dtype
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
@@ -83,28 +91,49 @@ def inside(value: Any) -> list[Any]:
         return list(value.values())
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
+    if type(value) is functools.partial:
+        return [value.func, value.args, value.keywords, vars(value)]
     if isinstance(value, type) or callable(value) or not hasattr(value, "__dict__"):
         return []
     return list(vars(value).values())
 
 
 def mark(value: Any, depth: int = _DEPTH) -> Any:
-    """Tell whether an attribute is still what it was: by value where that is plain, else by identity."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    """Tell whether an attribute is still what it was: by kind and value, and by identity where it has parts.
+
+    What is told by an id alone is something that `is_open` refuses, or that a twin holds.
+    """
+    kind: Any = type(value)
+    if kind in _BY_VALUE:
+        return kind, value
+    if kind is tuple and _PLAIN.issuperset(map(type, value)):
+        return repr(value)
     if isinstance(value, _NAMED):
-        return value  # held, so that no other gets its id
+        closed = isinstance(value, types.FunctionType) and value.__closure__
+        cells = [c if type(c) in _BY_VALUE or isinstance(c, _NAMED) else id(c) for c in _cells(value)] if closed else ()
+        return value, tuple(cells)  # held, so that no other gets its id
     if isinstance(value, nn.Parameter):
-        return id(value), value.data_ptr()
+        return (id(value), kind) if nn.parameter.is_lazy(value) else (id(value), kind, _layout(value))
     if isinstance(value, Tensor):
-        return id(value), 0 if value.is_inference() else value._version
-    held = inside(value) if depth else []
-    keys = tuple(map(id, value)) if isinstance(value, dict) else ()
-    return id(value), keys, tuple([mark(v, depth - 1) for v in held])
+        return id(value), kind, 0 if value.is_inference() else value._version
+    if isinstance(value, np.generic):
+        return kind, value.tobytes()
+    if isinstance(value, enum.Enum):
+        return value
+    if kind is float or isinstance(value, _VALUES):
+        return kind, repr(value)  # which tells zeros apart by their sign, and finds NaN equal
+    if isinstance(value, nn.Module):
+        names: Any = tuple(value._parameters), tuple(value._buffers), tuple(value._modules), kind.forward
+        names += (tuple(own_attributes(value)),)
+    elif isinstance(value, dict):
+        names = tuple([mark(k, 0) for k in value])
+    else:
+        names = tuple(vars(value)) if _is_record(value) else ()
+    return id(value), kind, names, tuple([mark(v, depth - 1) for v in inside(value)]) if depth else ()
 
 
-def plain_tensors(value: Any, depth: int = _DEPTH) -> list[Tensor | np.ndarray]:
-    """Find tensors and arrays kept as ordinary attributes, also those of modules that are not registered."""
+def plain_tensors(value: Any, depth: int = _DEPTH + 1) -> list[Tensor | np.ndarray]:
+    """Find tensors and arrays kept as ordinary attributes, given by name, also in modules not registered."""
     if isinstance(value, Tensor | np.ndarray):
         return [value]
     return [t for v in inside(value) for t in plain_tensors(v, depth - 1)] if depth else []
@@ -138,8 +167,6 @@ def _is_seen(value: Any, depth: int) -> bool:
         return kind in _TENSORS and not value.is_inference()
     if isinstance(value, _NAMED):
         return _is_free(value)
-    if isinstance(value, functools.partial):
-        return _is_seen(value.func, 0) and all(_is_seen(v, 0) for v in (*value.args, *value.keywords.values()))
     if kind in (dict, OrderedDict) and not all(_is_seen(k, 0) for k in value):
         return False
     if kind in (dict, OrderedDict, list, tuple, set, frozenset) and not value:
@@ -148,7 +175,7 @@ def _is_seen(value: Any, depth: int) -> bool:
         known = all(t is None or type(t) is nn.Parameter for t in value._parameters.values())
         known = known and not value._buffers and _is_free(type(value).forward)
         return known and depth > 0 and all(_is_seen(v, depth - 1) for v in inside(value))
-    if kind in (dict, OrderedDict, list, tuple, set, frozenset) or _is_record(value):
+    if kind in (dict, OrderedDict, list, tuple, set, frozenset, functools.partial) or _is_record(value):
         return depth > 0 and all(_is_seen(v, depth - 1) for v in inside(value))
     return False
 
@@ -163,22 +190,27 @@ def _is_record(value: Any) -> bool:
     return plain and not built_in and "<locals>" not in kind.__qualname__
 
 
-def _is_free(fn: Any) -> bool:
+def _is_free(fn: Any, depth: int = _DEPTH) -> bool:
     """Tell whether a function is the same wherever it is called: it holds nothing that may change."""
     if isinstance(fn, type):
         return "<locals>" not in fn.__qualname__
     if isinstance(fn, types.BuiltinFunctionType):
         return fn.__self__ is None or isinstance(fn.__self__, type | types.ModuleType)
-    if not isinstance(fn, types.FunctionType) or vars(fn):
+    if not isinstance(fn, types.FunctionType) or not vars(fn).keys() <= {"__wrapped__"}:
         return False
-    cells = [c.cell_contents for c in fn.__closure__ or () if _is_filled(c)]
+    cells = [*_cells(fn), *vars(fn).values()]
     defaults = (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values())
-    return all(isinstance(c, type) for c in cells) and all(_is_seen(v, 0) for v in defaults)
+    known = all(
+        type(c) in _BY_VALUE or c is fn or (isinstance(c, _NAMED) and depth > 0 and _is_free(c, depth - 1))
+        for c in cells
+    )
+    return known and all(_is_seen(v, 0) for v in defaults)
 
 
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+def _cells(fn: types.FunctionType) -> list[Any]:
+    """List what a function holds of where it was made, as a decorated one does."""
+    held = []
+    for cell in fn.__closure__ or ():
+        with suppress(ValueError):  # not filled yet
+            held.append(cell.cell_contents)
+    return held

@@ -1,13 +1,17 @@
 """What is kept of a model from call to call: never longer than it is true, nor than the model lives."""
 
+import array
 import copy
 import functools
 import gc
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +20,8 @@ from torch.nn.utils import parametrize
 
 import apportion as ap
 from apportion.core import kept
-from apportion.core.errors import ModelError
+from apportion.core.errors import ModelError, TargetError
+from apportion.core.fast import _RAMP, digest, is_alike
 from apportion.core.state import is_open, survey
 
 
@@ -425,3 +430,323 @@ def test_buffers_that_are_alike_are_not_written_to() -> None:
     field.bind(X, target=0)
     (fold,) = field.twin().plan.folds.values()  # pyright: ignore[reportOptionalMemberAccess]
     assert fold.make() is not made
+
+
+def _edits() -> dict[str, Callable[[Tensor], None]]:
+    def at(i: int, to: float) -> Callable[[Tensor], None]:
+        return lambda t: t.view(-1)[i].fill_(to)
+
+    return {
+        "first": at(0, 5),
+        "second": at(1, 5),
+        "last": at(-1, 5),
+        "sign": lambda t: t.view(-1)[0].neg_(),
+        "swap": lambda t: t.view(-1)[:2].copy_(t.view(-1)[:2].flip(0).clone()),
+        "rows": lambda t: t.copy_(t.flip(0).clone()),
+        "all signs": lambda t: t.neg_(),
+        "little": lambda t: t.view(-1)[0].mul_(1 + 1e-4),
+    }
+
+
+@pytest.mark.parametrize("edit", _edits())
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.weight", "1.bias"])
+def test_each_element_of_folded_weights_is_looked_at(name: str, edit: str) -> None:
+    """Written to past the versions, so that the numbers alone tell."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for t in (model[1].weight, model[1].bias):
+        t.data.uniform_(0.5, 1)
+    model = model.eval()
+    field = ap.Field(model)
+    for t in (ap.Gradient()(field, X, target=1), ask(model)):
+        assert "1 batch-norm(s) folded" in t.engine["passes"]
+    _edits()[edit](model.get_parameter(name).data)
+    value, grad = direct(model)
+    for found in (ap.Gradient()(field, X, target=1), ask(model)):
+        assert torch.allclose(found.value, value, atol=1e-6, rtol=1e-6)
+        assert torch.allclose(found.values, grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1,), (4,), (1, 1), (4, 3, 3, 3), (2, 5000), (1, 9000)])
+def test_a_digest_tells_every_single_element(size: tuple[int, ...]) -> None:
+    gen = torch.Generator().manual_seed(0)
+    held = torch.randn(size, generator=gen)
+    held.view(-1)[0] = 1e6 if held.numel() == 4 else 1.0  # beside which a sum would lose the others
+    before = digest([held])
+    assert is_alike(digest([held]), before)
+    count = held.numel()
+    for i in {0, 1 % count, count // 2, count - 1}:
+        for change in (lambda v: -v, lambda v: v + 0.1, lambda v: 0 * v):
+            old = held.view(-1)[i].clone()
+            held.view(-1)[i] = change(old)
+            assert not is_alike(digest([held]), before), (i, old)
+            held.view(-1)[i] = old
+    assert is_alike(digest([held]), before)
+    empty = torch.full((3,), torch.nan)
+    assert is_alike(digest([empty]), digest([empty]))
+    assert all((ramp.abs() >= 0.5).all() for ramp in _RAMP.values())
+
+
+class Square(nn.Module):
+    """Square weights, a plain attribute of any kind and a function that reads it."""
+
+    def __init__(self, held: Any, read: Callable[[Any, Tensor], Tensor] = lambda held, x: x) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.held = nn.Linear(5, 5), held
+        READ[id(self)] = read
+        self.key = id(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return READ[self.key](self.held, self.layer(x))
+
+
+READ: dict[int, Callable[[Any, Tensor], Tensor]] = {}
+V = torch.rand(2, 5, generator=torch.Generator().manual_seed(1))
+
+
+def agrees(field: ap.Field) -> None:
+    value, grad = direct(field.model, V)
+    for found in (ap.Gradient()(field, V, target=1), ask(field.model, V)):
+        assert torch.allclose(found.value, value, atol=1e-6)
+        assert torch.allclose(found.values, grad, atol=1e-6)
+
+
+def _transposed(m: Square) -> None:
+    m.layer.weight.data = m.layer.weight.data.T
+
+
+def _transposed_in_place(m: Square) -> None:
+    with torch.no_grad():
+        m.layer.weight.t_()
+
+
+@pytest.mark.parametrize("change", [_transposed, _transposed_in_place])
+def test_another_view_of_the_same_weights_is_seen(change: Callable[[Square], None]) -> None:
+    field = ap.Field(Square(None).eval())
+    agrees(field)
+    change(field.model)
+    agrees(field)
+
+
+def test_turned_kernels_and_fewer_outputs_are_seen() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4)).eval()
+    field = ap.Field(model)
+    ap.Gradient()(field, X, target=3)
+    model[0].weight.data = model[0].weight.data.transpose(2, 3)
+    assert torch.allclose(ap.Gradient()(field, X, target=1).values, direct(model)[1], atol=1e-6)
+    assert torch.allclose(ask(model).values, direct(model)[1], atol=1e-6)
+    model[3].weight.data, model[3].bias.data = model[3].weight.data[:2], model[3].bias.data[:2]
+    for again in (lambda: ap.Gradient()(field, X, target=3), lambda: ask(model, target=3)):
+        with pytest.raises(TargetError):
+            again()
+
+
+def _leak(x: Tensor, k: float) -> Tensor:
+    return F.leaky_relu(x, k)
+
+
+def test_no_other_object_is_taken_for_one_that_is_gone() -> None:
+    """By its id, which is used again."""
+    model = Square(None, lambda held, x: held(x)).eval()
+    field = ap.Field(model)
+    for i in range(30):
+        model.held = functools.partial(_leak, k=i % 7 / 7)
+        if i % 2:
+            agrees(field)
+    for i in range(10):
+        model.held = functools.partial(_leak, k=complex(i % 3).real)
+        agrees(field)
+
+
+class _Twice:
+    times = 2.0
+
+
+class _Thrice:
+    times = 3.0
+
+
+def test_the_class_of_an_attribute_is_seen() -> None:
+    model: Any = Square(_Twice(), lambda held, x: x * held.times).eval()
+    field = ap.Field(model)
+    agrees(field)
+    model.held.__class__ = _Thrice
+    agrees(field)
+    for kind in (_Twice, _Thrice, _Twice):
+        del model.held
+        model.held = kind()
+        agrees(field)
+    model = Square([nn.ReLU()], lambda held, x: held[0](x)).eval()
+    field = ap.Field(model)
+    agrees(field)
+    model.held[0].__class__ = nn.Tanh
+    agrees(field)
+    model = Square(1, lambda held, x: x * (2 if held is True else 3)).eval()
+    field = ap.Field(model)
+    agrees(field)
+    model.held = True
+    agrees(field)
+
+
+class _Scale:
+    def __init__(self) -> None:
+        self.k = 2.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.k
+
+    def hook(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        return out * self.k
+
+
+@dataclass
+class _Slotted:
+    __slots__ = ("k",)
+    k: float
+
+
+def _set_item(held: Any) -> None:
+    held[0] = 7.0
+
+
+def _set_k(held: Any) -> None:
+    held.k = 7.0
+
+
+UNSEEN: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Callable[[Any], Any]]] = {
+    "callable object": (_Scale, lambda held, x: held(x), _set_k),
+    "slots": (lambda: _Slotted(2.0), lambda held, x: x * held.k, _set_k),
+    "bound method": (lambda: _Scale().__call__, lambda held, x: held(x), lambda held: _set_k(held.__self__)),
+    "method of a module": (
+        lambda: nn.Softplus().forward,
+        lambda held, x: held(x),
+        lambda held: setattr(held.__self__, "beta", 7.0),
+    ),
+    "module in a partial": (
+        lambda: functools.partial(torch.Tensor.mul, other=nn.Linear(1, 1).weight),
+        lambda held, x: held(x),
+        lambda held: held.keywords["other"].data.fill_(7),
+    ),
+    "list in a partial": (
+        lambda: functools.partial(_by_first, by=[2.0]),
+        lambda held, x: held(x),
+        lambda held: _set_item(held.keywords["by"]),
+    ),
+    "array in a partial": (
+        lambda: functools.partial(_by_first, by=np.array([2.0])),
+        lambda held, x: held(x),
+        lambda held: _set_item(held.keywords["by"]),
+    ),
+    "deque": (lambda: deque([2.0]), lambda held, x: x * held[0], _set_item),
+    "array": (lambda: array.array("d", [2.0]), lambda held, x: x * held[0], _set_item),
+    "deep": (
+        lambda: [[[[[[2.0]]]]]],
+        lambda held, x: x * held[0][0][0][0][0][0],
+        lambda h: _set_item(h[0][0][0][0][0]),
+    ),
+    "numpy at depth": (
+        lambda: [[[[np.ones(1)]]]],
+        lambda held, x: x * held[0][0][0][0][0],
+        lambda h: _set_item(h[0][0][0][0]),
+    ),
+    "weight at depth": (
+        lambda: [[[[nn.Parameter(torch.ones(1))]]]],
+        lambda held, x: x * held[0][0][0][0],
+        lambda h: h[0][0][0][0].data.fill_(7),
+    ),
+    "tensor": (lambda: torch.ones(5), lambda held, x: x * held, lambda held: held.data.fill_(7)),
+    "data": (
+        lambda: torch.ones(5),
+        lambda held, x: x * held,
+        lambda held: setattr(held, "data", torch.full((5,), 7.0)),
+    ),
+    "hidden module": (
+        lambda: [nn.Softplus()],
+        lambda held, x: held[0](x),
+        lambda held: setattr(held[0], "beta", 7.0),
+    ),
+}
+
+
+def _by_first(x: Tensor, by: Any) -> Tensor:
+    return x * float(by[0])
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_what_cannot_be_seen_into_is_taken_anew_in_each_call(kind: str) -> None:
+    make, read, change = UNSEEN[kind]
+    model: Any = Square(make(), read).eval()
+    field = ap.Field(model)
+    agrees(field)
+    before = direct(model, V)[0]
+    change(model.held)
+    assert not torch.allclose(before, direct(model, V)[0])
+    agrees(field)
+
+
+def test_a_hook_with_a_state_is_taken_anew() -> None:
+    model, scale = Square(None).eval(), _Scale()
+    model.layer.register_forward_hook(scale.hook)
+    field = ap.Field(model)
+    agrees(field)
+    scale.k = 7.0
+    agrees(field)
+
+
+@dataclass
+class _Config:
+    width: int = 5
+    names: tuple[str, ...] = ("a", "b")
+    dtype: torch.dtype = torch.float32
+    layers: dict[str, Any] = field(
+        default_factory=lambda: {"norm": functools.partial(nn.LayerNorm, eps=1e-6), "k": [1.5]}
+    )
+
+
+def test_ordinary_models_stay_kept() -> None:
+    """In later fields and in the same one."""
+    ordinary = [
+        (3, "a", 1.5, (1, 2), ("a", 2.0), torch.nan),
+        _Config(),
+        functools.partial(F.leaky_relu, negative_slope=0.2),
+        functools.partial(nn.LayerNorm, eps=1e-6),
+        {"activation": F.gelu, "act": nn.GELU, "sizes": torch.Size([1, 2]), 3: np.float64(2)},
+        nn.Identity(),
+        [nn.Identity(), nn.ReLU()],
+        np.ones(3),
+        1j,
+        torch.device("cpu"),
+    ]
+    for held in ordinary:
+        model, x = nn.Sequential(nn.Identity(), _Held(held), nn.GELU()).eval(), torch.rand(2, 5)
+        assert [ask(model, x).cost.checks > 0 for _ in range(3)] == [True, False, False], held
+        field = ap.Field(model)
+        field.bind(x, target=0)
+        twin = field.twin()
+        field.bind(x, target=0)
+        assert field.twin() is twin
+
+
+def test_an_ordinary_transformer_stays_kept() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+    )
+    model, x = transformers.ViTForImageClassification(config).eval(), torch.rand(2, 3, 8, 8)
+    assert is_open(model)
+    assert [ask(model, x, score=_logits, target=None).cost.checks > 0 for _ in range(2)] == [True, False]
+
+
+def _logits(outputs: Any) -> Tensor:
+    return outputs.logits[:, 0]
+
+
+def test_a_field_checks_anew_once_weights_were_written_to() -> None:
+    model, x = Switched().eval(), torch.rand(2, 5)
+    field = ap.Field(model)
+    ap.Gradient()(field, x, target=1)
+    with torch.no_grad():
+        model.switch[0] = 1
+    with pytest.raises(ModelError, match="depends on the other examples"):
+        ap.Gradient()(field, x, target=1)

@@ -174,3 +174,43 @@ def test_the_record_survives(tmp_path: Any) -> None:
     assert (
         ap.Gradient()(ap.Field(_net().double(), precision=torch.float64), X, target=1).engine["precision"] == "float64"
     )
+
+
+class _Counts(nn.Module):
+    """Counts the rows that run through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.act, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ROWS.append(len(x))
+        return self.head(self.act(self.conv(x)).mean((2, 3)))
+
+
+ROWS: list[int] = []
+
+
+@pytest.mark.parametrize("method", [ap.Gradient(), ap.GuidedBackprop(), ap.DeepLIFT(), ap.GuidedGradCAM()])
+def test_measuring_a_lowered_precision_is_billed_as_it_ran(method: Any) -> None:
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    ROWS.clear()
+    cost = method(ap.Field(_Counts().eval(), precision="bf16"), x, target=0).cost
+    assert sum(ROWS) == cost.checks + cost.forward.sum() + cost.at_x.sum()
+
+
+@pytest.mark.parametrize("past_versions", [True, False])
+def test_a_deviation_is_measured_anew_on_other_weights(past_versions: bool) -> None:
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = _Counts().eval()
+    field = ap.Field(model, precision="bf16")
+    found = [ap.Gradient()(field, x, target=0).engine["deviation"] for _ in range(2)]
+    assert found[0] is found[1]
+    with torch.no_grad():
+        weight = model.conv.weight.data if past_versions else model.conv.weight
+        weight.view(-1)[0] = 3.0
+        model.head.bias.data.add_(0.5)
+    after = ap.Gradient()(field, x, target=0).engine["deviation"]
+    assert after != found[0]
+    assert after == ap.Gradient()(ap.Field(model, precision="bf16"), x, target=0).engine["deviation"]
