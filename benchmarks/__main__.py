@@ -38,6 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     timed = rows(Setting(device, given.short))
     traces = device.type == "cuda" or any("profile/".startswith(o) or o.startswith("profile/") for o in given.only)
     chosen = [*timed, *memory.rows(given.short), *(profile.rows(device) if traces else ())]
+    for part in given.only:
+        if not any(part in r.name for r in chosen):
+            names = "python -m benchmarks --list" + " --short" * given.short
+            raise SystemExit(f"no row has {part!r} in its name: {names} prints the names")
     chosen = [r for r in chosen if not given.only or any(part in r.name for part in given.only)]
     usual = None if given.short else RESULTS / ("speed.json" if device.type == "cpu" else f"speed_{device.type}.json")
     file = given.out or usual

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from apportion.core.errors import ConfigError, kind_of
 from apportion.core.explainer import Explainer
@@ -30,7 +30,7 @@ def explain(  # noqa: PLR0913 (a field and its question, in one call)
     bounds: tuple[float, float] | None = None,
     normalize: Normalize | None = None,
     precision: Precision = None,
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: SupportsIndex | Literal["auto"] = "auto",
     allow_unused: bool = False,
     fast: bool = True,
     compile: bool = False,

@@ -263,3 +263,10 @@ def test_what_a_cpu_can_tell_of_a_profile() -> None:
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(SystemExit, match="sees no CUDA device"):
         command.main(["--device", "cuda", "--list"])
+
+
+@pytest.mark.parametrize("more", [[], ["--list"], ["--only", "overhead/mlp"]])
+def test_a_name_that_no_row_has_is_refused(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="no row has 'nope' in its name: python -m benchmarks --list --short"):
+        command.main(["--short", "--only", "nope", *more])
+    assert capsys.readouterr().out == ""

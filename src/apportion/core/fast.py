@@ -209,14 +209,16 @@ class Learning(TorchFunctionMode):
         self._is_deep = False
         self._turn: int | None = None
         self._pictures = 0
-        self.has_layers = False
+        self.has_layers = self._is_transformed = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _SHAPE_ONLY:
             for key in _found((args, kwargs), self._made.keys() | self._padded.keys()):
                 self._uses[key] += 1
-        self.has_layers = self.has_layers or func is F.batch_norm or func in CONVOLUTIONS
+        if func is F.pad or func is F.batch_norm or func in CONVOLUTIONS:
+            self.has_layers = self.has_layers or func is not F.pad
+            self._is_transformed = self._is_transformed or frozen.is_transformed()
         if func is F.batch_norm:
             self._norm(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -276,6 +278,8 @@ class Learning(TorchFunctionMode):
         Args:
             outputs: the tensors the model gave.
         """
+        if self._is_transformed:
+            return Plan(why_not=_TRANSFORMED, has_layers=self.has_layers)
         given = {id(t) for t in outputs}
         folds = {}
         for key, (norm, eps) in self._norms.items():
@@ -318,6 +322,9 @@ class _StandIn:
         return f"reads a {what} before its {who} does"
 
 
+_TRANSFORMED = "the model has layers in a transform of torch.func or in a checkpoint"
+
+
 class Fast(TorchFunctionMode):
     """Runs a pass by a plan."""
 
@@ -346,8 +353,14 @@ class Fast(TorchFunctionMode):
             held = self._stand_ins[found[0]]
             if func is not held.user or len(found) > 1 or not args or args[0] is not held.tensor:
                 self._fail(f"{getattr(func, '__name__', func)} {held.misuse}")
+            if frozen.is_transformed():
+                self._fail(_TRANSFORMED)
             if func is F.batch_norm:
                 return self._normed(*args, **kwargs)
+        if (func is F.pad or func in CONVOLUTIONS) and frozen.is_transformed():
+            if self._plan.folds or self._plan.pads:
+                self._fail(_TRANSFORMED)  # which the first pass did not show
+            return func(*args, **kwargs)
         if func is F.pad:
             return self._pad(*args, **kwargs)
         if func not in CONVOLUTIONS:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apportion.core import kept, tree
-from apportion.core.config import Configurable
+from apportion.core.config import Configurable, whole
 from apportion.core.errors import ConfigError, InputError, ModelError, NonFiniteError, ScoreError, kind_of
 from apportion.core.fast import Plan, digest, is_alike
 from apportion.core.kept import Held
@@ -35,6 +36,7 @@ else:
     Question = Any  # questions import fields; shapes are checked at run time in tests
 
 _LARGEST_CHUNK = 1 << 14
+_FUNCTORCH = cast(Any, torch._C)._functorch
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Field:
         bounds: tuple[float, float] | None = None,
         normalize: Normalize | None = None,
         precision: Precision = None,
-        batch_size: int | Literal["auto"] = "auto",
+        batch_size: SupportsIndex | Literal["auto"] = "auto",
         allow_unused: bool = False,
         fast: bool = True,
         compile: bool = False,
@@ -168,8 +170,8 @@ class Field:
                 "Input(), At(...) or AtOp(...)",
                 "write ap.At('name of the layer'); field.sites(x) lists them",
             )
-        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-        if batch_size != "auto" and not (whole and batch_size >= 1):
+        number = whole(batch_size)
+        if not (isinstance(batch_size, str) and batch_size == "auto") and (number is None or number < 1):
             raise ConfigError(f"batch_size={batch_size!r}", "a positive int or 'auto'", "leave it out for 'auto'")
         check_precision(precision)
         for name, given in (("allow_unused", allow_unused), ("fast", fast), ("compile", compile)):
@@ -200,8 +202,8 @@ class Field:
         self.precision: torch.dtype | None = None if isinstance(precision, str) else precision
         self.lowered: Any = precision if isinstance(precision, str) else None
         self.allow_unused, self.fast, self.compile = allow_unused, fast, compile
-        self._batch_size = batch_size
-        self._chunk: int | None = None if batch_size == "auto" else batch_size
+        self._batch_size: int | Literal["auto"] = "auto" if number is None else number
+        self._chunk = number
         self._fits: dict[Any, int] = {}
         self._present: Any = None
         self._local = threading.local()
@@ -529,25 +531,27 @@ class Field:
         if not q.differentiable:
             held.twin.plan, held.twin.learns = self._plan(), True
         storages: dict[int, int] = {}
-
-        def weigh(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-            return t.detach()  # a node that keeps its own output would never be freed
-
         first = torch.zeros(1, dtype=torch.long)
         module = self.twin().module
         before = None if module is None else fingerprint(module)
         with _kept_rng() as drew:  # over both: the second call must not meet the same random state
-            with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
-                one, read = q.look(first, grad=True)
+            spent = 2
+            try:
+                with _saved(storages):
+                    one, read = q.look(first, grad=True)
+            except ModelError as error:
+                if "saved tensor hooks" not in str(error.__cause__):
+                    raise
+                with Made(storages):  # a model that differentiates by torch.func
+                    one, read = q.look(first, grad=True)
+                spent += 1
             again, _ = q.look(first, grad=True)  # in the same mode: kernels may differ between the two
-            spent, plan = 2, self.twin().plan
+            plan = self.twin().plan
             if plan is not None and plan.is_on and not _same(one, again, 1e-6):
                 if not _same(one, again, 1e-5):
                     plan.give_up("outputs differed by more than 1e-5")
                 again, _ = q.look(first, grad=True, plain=True)
-                spent = 3
+                spent += 1
         if not _same(one, again, 1e-6 if tree.leaves(x)[0].device.type == "cpu" else 1e-5):
             if drew():
                 raise ModelError(
@@ -620,6 +624,43 @@ class Field:
                 "reset or remove its state (caches, counters, running statistics)",
             )
         return 1
+
+
+def _saved(storages: dict[int, int]) -> AbstractContextManager[object]:
+    """Weigh what a pass keeps for its way back."""
+
+    def weigh(t: Tensor) -> Tensor:
+        inner = t
+        while _FUNCTORCH.is_functorch_wrapped_tensor(inner):  # which has no storage of its own
+            inner = _FUNCTORCH.get_unwrapped(inner)
+        if inner._is_zerotensor():  # a tangent that takes no memory
+            return t.detach()
+        storage = inner.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return t.detach()  # a node that keeps its own output would never be freed
+
+    return torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t)
+
+
+class Made(TorchDispatchMode):
+    """Weighs all that a pass makes, which is no less than what it keeps."""
+
+    def __init__(self, storages: dict[int, int]) -> None:
+        """Start.
+
+        Args:
+            storages: to add to, by where they lie.
+        """
+        super().__init__()
+        self._storages = storages
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in [t for t in tree.tensors(out) if not t._is_zerotensor()]:
+            storage = t.untyped_storage()
+            where = storage.data_ptr()
+            self._storages[where] = max(storage.nbytes(), self._storages.get(where, 0))
+        return out
 
 
 def check_score(q: Question, checked: Checked) -> None:

@@ -7,13 +7,16 @@ no gradient. The gradient with respect to the input needs the weights alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
+_FUNCTORCH, _AUTOGRAD = (getattr(cast(Any, torch._C), name) for name in ("_functorch", "_autograd"))
 _DIMENSIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
@@ -139,9 +142,21 @@ def run(func: Any, args: Any, kwargs: Any, *, by_phase: bool = False) -> Any:
         by_phase: whether a gradient may come from other products than torch's, where that is faster.
     """
     found = None
-    if (func in _DIMENSIONS or func is F.batch_norm) and not _autocast(args):
+    if (func in _DIMENSIONS or func is F.batch_norm) and not _autocast(args) and not is_transformed():
         found = _batch_norm(*args, **kwargs) if func is F.batch_norm else _convolution(func, by_phase, *args, **kwargs)
     return func(*args, **kwargs) if found is None else found
+
+
+def is_transformed() -> bool:
+    """Tell whether the model's own derivatives go on, or a part that it runs again: they need the model's operations.
+
+    Transforms of torch.func and derivatives in forward mode do not know functions like the above, and a checkpoint
+    holds what is saved on the way back, where no mode is, against what was saved here.
+    """
+    if _FUNCTORCH.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return True
+    hooks = _AUTOGRAD._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", None) == checkpoint.__name__
 
 
 def _autocast(args: Any) -> bool:
@@ -173,6 +188,8 @@ def _convolution(
 ) -> Tensor | None:
     count = _DIMENSIONS[func]
     setting = [_each(v, count) for v in (stride, padding, dilation)]
+    if input.is_complex() or weight.is_complex():  # which are several real ones, and have a backward pass of each
+        return None
     if not input.requires_grad or not _constant(weight, bias) or None in setting or input.ndim != count + 2:
         return None
     return _Convolution.apply(input, func, weight, bias, (*setting, groups), by_phase)  # pyright: ignore[reportReturnType]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ContextDecorator
 from pathlib import Path
 
 import torch
@@ -94,28 +93,26 @@ _made: list[tuple[object, _Setting]] = []  # of blocks that run, the newest last
 _guard = threading.Lock()
 
 
-@contextmanager
-def keep_memory() -> Iterator[bool]:
+def keep_memory() -> AbstractContextManager[bool]:
     """Keep freed memory in the process for the next pass, where the C library is glibc; a no-op elsewhere.
 
     By default glibc gives every block of more than 32 MiB back to the system when it is freed, and the top
     of its heap as well. The next pass has it zeroed, page by page: 15 to 30 % of a pass on a CPU. Inside
     this block memory stays. At the end what is free goes back, and the thresholds are those glibc's own
     adjustment ends at where large blocks are freed, 32 and 64 MiB; the adjustment itself cannot be had back.
-    One setting holds for the whole process and all its threads; blocks may be nested and may overlap.
+    One setting holds for the whole process and all its threads; blocks may be nested and may overlap, also
+    blocks of one object.
 
-    Yields:
-        Whether the setting was made.
+    Returns:
+        A context manager that gives whether the setting was made.
 
     >>> with keep_memory() as made:
     ...     _ = torch.ones(3)
     """
-    with _set(_KEPT) as made:
-        yield made
+    return _Block(_KEPT)
 
 
-@contextmanager
-def give_back_memory() -> Iterator[bool]:
+def give_back_memory() -> AbstractContextManager[bool]:
     """Give freed memory back to the system at once, where the C library is glibc; a no-op elsewhere.
 
     By default glibc serves most blocks from a heap, in which differing sizes leave gaps: the peak of many
@@ -123,30 +120,34 @@ def give_back_memory() -> Iterator[bool]:
     own, and the peak is what is held. The price is that every pass has its memory zeroed anew. The end is
     that of `keep_memory`; where both run, the block entered last decides.
 
-    Yields:
-        Whether it was set.
+    Returns:
+        What begins a block, as often as it is entered, and says whether it was set.
 
     >>> with give_back_memory() as set_:
     ...     _ = torch.ones(3)
     """
-    with _set(_GIVEN_BACK) as made:
-        yield made
+    return _Block(_GIVEN_BACK)
 
 
-@contextmanager
-def _set(setting: _Setting) -> Iterator[bool]:
-    libc = _glibc()
-    if libc is None:
-        yield False
-        return
-    own = (object(), setting)
-    with _guard:
-        _made.append(own)
-        done = _apply(libc, setting)
-    try:
-        yield done
-    finally:
+class _Block(ContextDecorator, AbstractContextManager[bool]):
+    def __init__(self, setting: _Setting) -> None:
+        self._setting = setting
+        self._entered: list[tuple[ctypes.CDLL, tuple[object, _Setting]] | None] = []  # and not left yet
+
+    def __enter__(self) -> bool:
+        libc, own = _glibc(), (object(), self._setting)
         with _guard:
+            self._entered.append(None if libc is None else (libc, own))
+            if libc is None:
+                return False
+            _made.append(own)
+            return _apply(libc, self._setting)
+
+    def __exit__(self, *_: object) -> None:
+        with _guard:
+            if (entered := self._entered.pop()) is None:
+                return
+            libc, own = entered
             _made.remove(own)
             _apply(libc, _made[-1][1] if _made else _AFTER)
             if not _made:

@@ -171,7 +171,14 @@ class Question(Evaluation, Looks, Referenced):
         for leaf in tree.leaves(values):
             if leaf.is_floating_point() and leaf.shape[0] == len(self):
                 self._assert_finite(leaf, "the attribution", self._owners())
-        site = self.field.site
+        site, engine = self.field.site, self.field.engine if root else {}
+        if engine.get("compiled") == []:
+            rows = self.field.chunk
+            self.warn(
+                "compile=True has compiled nothing: there was no pass without gradient of "
+                f"{-(-rows // 2):,} to {rows:,} rows; give a batch_size that the method fills, or leave compile out "
+                "where it has no such passes"
+            )
         return Attribution(
             values=values,
             kind=explainer.kind,
@@ -190,7 +197,7 @@ class Question(Evaluation, Looks, Referenced):
             parts=dict(parts or {}),
             references=references,
             tensors=tensors,
-            engine=self.field.engine | self._told_of_rules() if root else {},
+            engine=engine | self._told_of_rules() if root else {},
             groups=groups,
         )
 

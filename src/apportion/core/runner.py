@@ -306,4 +306,10 @@ def _failure(model: Any, error: Exception, rows: int, shapes: list[tuple[int, ..
             "a program exported with a dynamic batch axis",
             "torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))",
         )
+    if any(words in str(error) for words in ("functorch", "torch.func", "BatchedTensor")):
+        return ModelError(
+            kind,
+            "operations outside torch.vmap and other transforms of torch.func, where passes are looked into",
+            "call the layers on the whole batch instead of mapping them, or take a method of gradients or removals",
+        )
     return ModelError(kind, "a model that accepts these inputs", "call it yourself on x[:1] to see")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from apportion.core import ops
 from apportion.core.config import Configurable
 from apportion.core.derivative import counted_at
 from apportion.core.errors import ConfigError, SiteError, nearest
+
+_FUNCTORCH = cast(Any, torch._C)._functorch
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,12 @@ class Probe:
         return changed
 
     def _exchange(self, site: Site, tensor: Tensor) -> Tensor:
+        if _FUNCTORCH.is_functorch_wrapped_tensor(tensor):  # which ends with the transform
+            raise SiteError(
+                f"{site} inside torch.vmap or another transform of torch.func",
+                "a site outside, whose tensor has all rows",
+                "read another site, or call the layers on the whole batch instead of mapping them over single examples",
+            )
         if site in self.override:
             new = self.override[site]
             if new.shape != tensor.shape:

@@ -69,6 +69,18 @@ def test_few_rows_run_as_written() -> None:
     assert [r["rows"] for r in _record(field)] == [8]
 
 
+def test_a_result_says_that_nothing_was_compiled() -> None:
+    field = ap.Field(_net(), compile=True, batch_size=4)
+    none = ap.Gradient()(field, X, target=1)
+    assert none.engine["compiled"] == []
+    assert any("no pass without gradient of 2 to 4 rows" in w for w in none.warnings)
+    for a in (ap.ScoreCAM(layer=ap.At("0"))(field, X, target=1), ap.Gradient()(ap.Field(_net()), X, target=1)):
+        assert not any("compile" in w for w in a.warnings)
+    auto = ap.ScoreCAM(layer=ap.At("0"))(ap.Field(_net(), compile=True), X, target=1)
+    assert (auto.engine["compiled"] == []) == any("has compiled nothing" in w for w in auto.warnings)
+    assert auto.engine["compiled"] == []
+
+
 def test_extra_arguments_go_with_their_rows() -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor, by: Tensor, plus: Tensor) -> Tensor:

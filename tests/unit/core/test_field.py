@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,6 +198,17 @@ def test_examples_that_are_single_numbers() -> None:
     assert torch.allclose(a.values, x**3, atol=1e-12)
     assert ap.SmoothGrad(samples=2)(field, x).values.shape == (3,)
     assert ap.Gradient()(ap.Field(lambda x: x**3, batch_size=1), x).values.tolist() == [3, 12, 27]
+
+
+def test_batch_size_of_any_whole_number() -> None:
+    for size in (np.int64(2), np.uint8(2), torch.tensor(2)):
+        field = ap.Field(lambda x: x**3, batch_size=size)
+        assert type(field.chunk) is int
+        assert not field.is_automatic
+        assert ap.Gradient()(field, torch.tensor([1.0, 2, 3])).values.tolist() == [3, 12, 27]
+    for size in (0, np.int64(-1), True, np.array([2, 3])):
+        with pytest.raises(errors.ConfigError, match="batch_size"):
+            ap.Field(lambda x: x**3, batch_size=size)  # pyright: ignore[reportArgumentType]
 
 
 def test_inputs_of_many_axes_and_dtypes() -> None:

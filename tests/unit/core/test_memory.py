@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,8 +135,29 @@ def test_gaps_between_blocks_go_back() -> None:
     assert gone("keep") <= 2 * 1024
 
 
+@pytest.mark.parametrize("make", [ap.keep_memory, ap.give_back_memory])
+def test_one_block_entered_several_times(make: Any) -> None:
+    block = make()
+    for _ in range(2):
+        with block as made, block as again:
+            assert made is again
+            assert len(memory._made) == 2 * made
+        assert memory._made == []
+
+    @make()
+    def inside() -> int:
+        return len(memory._made)
+
+    assert [inside(), inside()] == [made, made]
+    with pytest.raises(ZeroDivisionError), block:
+        raise ZeroDivisionError
+    assert memory._made == []
+
+
 def test_keep_memory_elsewhere_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_glibc", lambda: None)
-    with ap.keep_memory() as made, ap.give_back_memory() as either:
-        assert not made
-        assert not either
+    block = ap.give_back_memory()
+    for _ in range(2):
+        with ap.keep_memory() as made, block as either:
+            assert not made
+            assert not either
