@@ -138,8 +138,10 @@ def test_gaps_between_blocks_go_back() -> None:
 @pytest.mark.parametrize("make", [ap.keep_memory, ap.give_back_memory])
 def test_one_block_entered_several_times(make: Any) -> None:
     block = make()
+    with block as made:
+        pass
     for _ in range(2):
-        with block as made, block as again:
+        with block, block as again:
             assert made is again
             assert len(memory._made) == 2 * made
         assert memory._made == []
