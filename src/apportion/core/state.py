@@ -109,9 +109,9 @@ def mark(value: Any, depth: int = _DEPTH) -> Any:
     if kind is tuple and _PLAIN.issuperset(map(type, value)):
         return repr(value)
     if isinstance(value, _NAMED):
-        closed = isinstance(value, types.FunctionType) and value.__closure__
-        cells = [c if type(c) in _BY_VALUE or isinstance(c, _NAMED) else id(c) for c in _cells(value)] if closed else ()
-        return value, tuple(cells)  # held, so that no other gets its id
+        cells = _cells(value) if isinstance(value, types.FunctionType) and value.__closure__ else []
+        by_value = [c if type(c) in _BY_VALUE or isinstance(c, _NAMED) else id(c) for c in cells]
+        return value, tuple(by_value)  # held, so that no other gets its id
     if isinstance(value, nn.Parameter):
         return (id(value), kind) if nn.parameter.is_lazy(value) else (id(value), kind, _layout(value))
     if isinstance(value, Tensor):
@@ -122,13 +122,14 @@ def mark(value: Any, depth: int = _DEPTH) -> Any:
         return value
     if kind is float or isinstance(value, _VALUES):
         return kind, repr(value)  # which tells zeros apart by their sign, and finds NaN equal
+    names: Any = ()
     if isinstance(value, nn.Module):
-        names: Any = tuple(value._parameters), tuple(value._buffers), tuple(value._modules), kind.forward
-        names += (tuple(own_attributes(value)),)
+        names = tuple(value._parameters), tuple(value._buffers), tuple(value._modules), tuple(own_attributes(value))
+        names += (getattr(kind, "forward", None),)
     elif isinstance(value, dict):
         names = tuple([mark(k, 0) for k in value])
-    else:
-        names = tuple(vars(value)) if _is_record(value) else ()
+    elif _is_record(value):
+        names = tuple(vars(value))
     return id(value), kind, names, tuple([mark(v, depth - 1) for v in inside(value)]) if depth else ()
 
 

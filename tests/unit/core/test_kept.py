@@ -432,8 +432,8 @@ def test_buffers_that_are_alike_are_not_written_to() -> None:
     assert fold.make() is not made
 
 
-def _edits() -> dict[str, Callable[[Tensor], None]]:
-    def at(i: int, to: float) -> Callable[[Tensor], None]:
+def _edits() -> dict[str, Callable[[Tensor], Any]]:
+    def at(i: int, to: float) -> Callable[[Tensor], Any]:
         return lambda t: t.view(-1)[i].fill_(to)
 
     return {
