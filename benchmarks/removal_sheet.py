@@ -38,6 +38,8 @@ from benchmarks.occlusion_settings import spearman
 RESULTS = Path(__file__).parent / "results"
 OBJECTS = {"chelsea": "eyes and nose", "coffee": "cup"}
 """What a map is compared with; the whole cat fills its picture."""
+FLAT_ON = "coffee"
+"""Where budgets are compared."""
 ROWS = 16
 """Rows a pass."""
 REFERENCE = "Shapley"
@@ -159,9 +161,12 @@ def found(a: ap.Attribution, scene: Scene) -> tuple[dict[str, Any], np.ndarray]:
     for name in ("held_out_r2", "csi", "vsi", "precision", "effective_samples", "samples_used", "kernel_width"):
         if isinstance(part := parts.get(name), Tensor):
             record[name] = float(part[0])
-    for name in ("held_out_r2_interval", "area"):
+    # of subsets: how much of the picture, and the score with it or without it
+    for name, key in (("held_out_r2_interval",) * 2, ("area", "areas"), ("score", "scores of the subsets")):
         if isinstance(part := parts.get(name), Tensor):
-            record[name] = part[0].flatten().tolist()
+            record[key] = part[0].flatten().tolist()
+    if isinstance(a.groups, Tensor) and (players := 1 + int(a.groups.max())) < shown.numel():
+        record["players"] = players
     error = parts.get("standard_error")
     if "precision" not in record and isinstance(error, Tensor) and isinstance(a.values, Tensor):
         spread = float(a.values.max() - a.values.min())
@@ -192,13 +197,17 @@ def run(entry: Entry, scene: Scene, kept: Path) -> None:
     kept.with_suffix(".json").write_text(json.dumps(record, indent=1))  # last: a record is whole
 
 
-def explained(scene: Scene, listed: Mapping[str, Entry], folder: Path) -> dict[str, dict[str, Any]]:
-    """Explain by every method that is not yet kept, and give the records with their maps."""
+def explained(
+    scene: Scene, listed: Mapping[str, Entry], folder: Path, as_kept: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Explain by every method that is not yet kept, or leave those out, and give the records with their maps."""
     folder.mkdir(parents=True, exist_ok=True)
     out = {}
     for label, entry in listed.items():
         kept = folder / f"{scene.name}_{'_'.join(label.lower().replace(',', '').split())}"
         known = kept.with_suffix(".json")
+        if as_kept and not known.exists():
+            continue
         if not known.exists() or json.loads(known.read_text())["setting"] != entry.setting:
             child = multiprocessing.get_context("fork").Process(target=run, args=(entry, scene, kept))
             child.start()
@@ -249,6 +258,11 @@ def sheet(scene: Scene, records: Mapping[str, Mapping[str, Any]], title: str) ->
     return Image.open(buffer).convert("RGB")
 
 
+def players(picture: Mapping[str, Any]) -> int | None:
+    """Count the superpixels, which are about as many as asked for."""
+    return picture["methods"][REFERENCE].get("players")
+
+
 def _number(value: float | None, how: str) -> str:
     return "" if value is None else format(value, how)
 
@@ -256,8 +270,9 @@ def _number(value: float | None, how: str) -> str:
 def markdown(record: Mapping[str, Any]) -> str:
     """Write the tables."""
     names = list(record["pictures"])
-    first = record["pictures"][names[0]]["methods"]
-    labels = [label for label, r in first.items() if r["drawn"]]
+    methods = {n: record["pictures"][n]["methods"] for n in names}
+    every = {label: r for n in names for label, r in methods[n].items() if r["drawn"]}
+    labels = [label for label in entries() if label in every]
     lines = [
         "# Removal, surrogates and subsets on bundled pictures",
         "",
@@ -265,8 +280,10 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"any score, {ROWS} rows a pass, one thread, processor time, each in a process of its own; memory is what the",
         "run adds to the process that holds the model. *Gap*: of the sum from what is claimed. *R²*: held out.",
         "*Error*: the largest standard error over the range of the values. *Object*: share of the positive values on",
-        "the outlined object, whose share of the area stands in the last row. "
-        f"*ρ*: rank correlation with {REFERENCE}, over squares of 16 pixels.",
+        "the outlined object, whose share of the area stands in the last row. *ρ*: rank correlation with",
+        f"{REFERENCE}, over squares of 16 pixels. Of 50 superpixels SLIC makes "
+        + " and ".join(f"{players(record['pictures'][n])} on {n}" for n in names)
+        + ".",
         "",
         "| method | setting | forward + backward | "
         + " | ".join(f"{n}: seconds | MiB | gap | R² | error | object | ρ" for n in names)
@@ -274,9 +291,12 @@ def markdown(record: Mapping[str, Any]) -> str:
         "|---|---|---|" + "---|" * 7 * len(names),
     ]
     for label in labels:
-        cells = [label, first[label]["setting"], f"{first[label]['forward']:,} + {first[label]['backward']:,}"]
+        one = every[label]
+        cells = [label, one["setting"], f"{one['forward']:,} + {one['backward']:,}"]
         for n in names:
-            r = record["pictures"][n]["methods"][label]
+            if (r := methods[n].get(label)) is None:
+                cells += ["not run", *[""] * 6]
+                continue
             cells += [f"{r['seconds']:.1f}", f"{r['MiB']:.0f}", _number(r["gap"], ".1%")]
             cells += [_number(r.get("held_out_r2"), ".2f"), _number(r.get("precision"), ".2f")]
             cells += [_number(r["on the object"], ".2f"), f"{r['agreement']:.2f}"]
@@ -287,7 +307,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines.append("|---|---|---|---|---|---|")
     for label in ("Shapley", "RISE"):
         for n in names:
-            both = [record["pictures"][n]["methods"].get(key) for key in (f"{label}, quarter", label)]
+            both = [methods[n].get(key) for key in (f"{label}, quarter", label)]
             if all(both):
                 cells = " | ".join(f"{r['seconds']:.1f} | {r['MiB']:.0f}" for r in both)
                 lines.append(f"| {label} | {n} | {cells} |")
@@ -295,8 +315,11 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines.append("| | " + " | ".join(str(i + 1) for i in range(len(labels))) + " |")
     lines.append("|---|" + "---|" * len(labels))
     for i, a in enumerate(labels):
-        each = [np.mean([record["pictures"][n]["agreement"][a][b] for n in names]) for b in labels]
-        lines.append(f"| {i + 1} {a} | " + " | ".join(f"{v:.2f}" for v in each) + " |")
+        each = []
+        for b in labels:
+            seen = [between[a][b] for n in names if {a, b} <= (between := record["pictures"][n]["agreement"]).keys()]
+            each.append(f"{np.mean(seen):.2f}" if seen else "")
+        lines.append(f"| {i + 1} {a} | " + " | ".join(each) + " |")
     lines += ["", "## Not here", "", *(f"- {what}: {why}." for what, why in LEFT_OUT.items()), ""]
     lines += [f"![removal, surrogates and subsets on {n}](removal_sheet_{n}.jpg)" for n in names]
     return "\n".join([*lines, ""])
@@ -321,6 +344,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="of extremal perturbation")
     parser.add_argument("--budget", type=int, default=2000, help="of KernelSHAP, Banzhaf and centred RISE")
     parser.add_argument("--without", nargs="*", default=[], choices=list(entries()), help="methods to leave out")
+    parser.add_argument("--as-kept", action="store_true", help="run nothing, write what is kept")
     parser.add_argument("--only-run", action="store_true", help="write no results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -329,10 +353,11 @@ def main() -> None:
     record: dict[str, Any] = {"machine": machine(), "left out": LEFT_OUT, "pictures": {}}
     for name in given.pictures:
         scene = Scene.of(model, name)
-        records = explained(scene, listed, given.kept)
+        chosen = {label: e for label, e in listed.items() if e.drawn or name == FLAT_ON}
+        records = explained(scene, chosen, given.kept, given.as_kept)
         if given.only_run:
             continue
-        record["pictures"][name] = compared(scene, records, listed)
+        record["pictures"][name] = compared(scene, records, chosen)
         target = model.label(int(model.field().bind(scene.x).target[0, 0]))
         title = f"{name}, {target}: red raises the score, each map on a scale of its own; ρ: ranks against {REFERENCE}"
         shown = {label: r for label, r in records.items() if r["drawn"]}

@@ -51,7 +51,9 @@ def test_what_is_kept_is_not_run_again_and_the_whole_is_drawn(tmp_path: Path, mo
     assert records["LIME"]["held_out_r2"] > 0.9
     assert records["RISE"]["precision"] > 0
     monkeypatch.setattr(rs, "run", lambda *_: pytest.fail("it was kept"))
-    again = rs.explained(one, methods, tmp_path)
+    more = methods | {"Banzhaf": methods["LIME"]}
+    again = rs.explained(one, more, tmp_path, as_kept=True)
+    assert again.keys() == methods.keys()
     assert torch.equal(again["Shapley"]["map"], records["Shapley"]["map"])
     found = rs.compared(one, again, methods)
     assert found["area"] == 0.5
@@ -59,6 +61,9 @@ def test_what_is_kept_is_not_run_again_and_the_whole_is_drawn(tmp_path: Path, mo
     assert found["agreement"]["Shapley"]["LIME"] > 0.7  # half of the squares are 0, in any order to LIME
     wrong = {"right": again["Shapley"], "wrong": {"map": -again["Shapley"]["map"]}}
     assert rs.agreement(wrong)["right"]["wrong"] == pytest.approx(-1)
+    other = {**found, "methods": {n: r for n, r in found["methods"].items() if n != "LIME"}}
+    other["agreement"] = {a: {b: 1.0 for b in ("Shapley", "RISE")} for a in ("Shapley", "RISE")}
+    assert "| not run |" in rs.markdown({"pictures": {"noise": found, "less": other}})
     written = rs.markdown({"pictures": {"noise": found}})
     assert "| area of the object | | | | | | | | 0.50 | |" in written
     widths = {line.count("|") for line in written.splitlines() if line.startswith(("| Shapley | Shapley", "| method"))}
