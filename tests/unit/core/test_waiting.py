@@ -70,7 +70,7 @@ def test_rows_are_counted_when_someone_asks() -> None:
     every = torch.tensor([0, 1, 1, 3, 2, 2, 2])
     for q in (at_once, later):
         q.value(X[every], every)
-        with q.uncounted(7):
+        with q.uncounted():
             q.value_and_grad(X[every], every)
         q.value_and_grad(X[every], every)
     assert len(later._runner._due) == 1
