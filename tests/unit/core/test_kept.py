@@ -453,7 +453,8 @@ def _edits() -> dict[str, Callable[[Tensor], Any]]:
 def test_each_element_of_folded_weights_is_looked_at(name: str, edit: str) -> None:
     """Written to past the versions, so that the numbers alone tell."""
     torch.manual_seed(0)
-    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model: Any = nn.Sequential(*layers, nn.Linear(4, 3))
     for t in (model[1].weight, model[1].bias):
         t.data.uniform_(0.5, 1)
     model = model.eval()
