@@ -169,3 +169,13 @@ def test_mistakes_are_named() -> None:
     field = ap.Field(lambda a, b: a.sum(1) + b.sum(1))
     with pytest.raises(InputError, match="one tensor"):
         ap.RISE(budget=4)(field, (torch.ones(1, 2), torch.ones(1, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_scores_of_another_dtype_than_the_input(dtype: torch.dtype) -> None:
+    """Sums are of the wider of the two, and never of half precision."""
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    explain = ap.RISE(budget=64)
+    want = explain(ap.Field(lambda x: x.mean((1, 2, 3))), x, seed=0).values
+    found = explain(ap.Field(lambda x: x.mean((1, 2, 3)).to(dtype)), x, seed=0).values
+    torch.testing.assert_close(found, want, atol=2e-3 if dtype == torch.float16 else 1e-6, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from math import factorial
 
@@ -15,7 +16,7 @@ from apportion import planted
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.explainer import Explainer
 from apportion.core.game import Block
-from apportion.parts.masks.estimators import Chains, LeastSquares, estimated
+from apportion.parts.masks.estimators import Chains, Estimate, LeastSquares, estimated
 
 DOUBLE = torch.float64
 BERNOULLI = ap.samplers.Bernoulli
@@ -364,6 +365,57 @@ def test_precision_stops_early_each_for_itself() -> None:
         torch.testing.assert_close(alone.values[0], both.values[i], atol=1e-12, rtol=0)
     short = ap.Shapley(sampler=PERMUTATIONS(), budget=140, precision=0.001)(game.field(), x, ids=[0, 1])
     assert any("short of 0.001" in w for w in short.warnings)
+
+
+def test_listed_coalitions_are_all_played_whatever_the_precision() -> None:
+    """A listing that is cut short is no sample, also beside an example that is drawn and stops early."""
+    x = torch.randn(1, 11, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    field = ap.Field(lambda x: x[:, 0] * x[:, 10] * 3 + x[:, 1])
+    truth = ap.Shapley()(field, x).values
+    torch.testing.assert_close(ap.KernelSHAP(precision=0.05)(field, x).values, truth, atol=1e-9, rtol=0)
+    labels = torch.stack([torch.arange(12).clamp(max=10), torch.arange(12)])
+    x = torch.cat([x, x[:, :1]], 1).expand(2, -1).clone()
+    both = ap.KernelSHAP(precision=0.5, groups=ap.groups.Labels(labels))(field, x, ids=[0, 1])
+    torch.testing.assert_close(both.values[0, :11], truth[0], atol=1e-9, rtol=0)
+    assert both.parts["coalitions"][1] < 2048
+
+
+def test_kernel_shap_is_not_judged_before_it_can_be_solved() -> None:
+    """The first 64 coalitions do not tell 49 players apart: that is no reason to give up."""
+    x = torch.randn(3, 49, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    a = ap.KernelSHAP(precision=0.05)(ap.Field(lambda x: x.sum(1) + 0.1 * x[:, 0] * x[:, 1]), x)
+    assert bool(((a.parts["coalitions"] >= 2 * 96) & (a.parts["coalitions"] < 2000)).all())
+    truth = x.clone()
+    truth[:, :2] += 0.05 * (x[:, :1] * x[:, 1:2])
+    assert bool(((a.values - truth).abs().amax(1) <= 0.25 * (truth.amax(1) - truth.amin(1))).all())
+
+
+def test_banzhaf_goes_on_until_all_players_were_met_both_ways() -> None:
+    """Where nearly all are there, 64 coalitions leave some player never absent, whose error is not a number."""
+    x = torch.randn(2, 20, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    a = ap.Banzhaf(sampler=BERNOULLI(0.97), precision=0.2, budget=4000)(ap.Field(lambda x: x.sum(1)), x)
+    assert bool((a.parts["precision"] <= 0.2).all())
+    assert bool((a.parts["coalitions"] > 64).all())
+
+
+def test_precision_is_over_the_range_of_the_players_there_are() -> None:
+    """Values 10 and 11 with an error of 1: players that an example lacks are no values of 0."""
+    values, errors = torch.tensor([[10.0, 11.0, 0.0]]), torch.tensor([[1.0, 0.5, 0.0]])
+    assert Estimate(values, errors, torch.tensor([[True, True, False]])).precision.tolist() == [1.0]
+    assert Estimate(values, errors * torch.nan).precision.tolist() == [float("inf")]
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_examples_stop_alike_beside_others_of_more_players(rotated: bool) -> None:
+    labels = torch.stack([torch.arange(40).clamp(max=6), torch.arange(40)])
+    x = torch.randn(2, 40, generator=torch.Generator().manual_seed(2), dtype=DOUBLE)
+    field = ap.Field(lambda x: x.sum(1) + 2 * (x[:, :4].sum(1).relu()) * x[:, 5])
+    method = ap.Shapley(sampler=PERMUTATIONS(rotated=rotated), precision=0.08, budget=4000)
+    both = replace(method, groups=ap.groups.Labels(labels))(field, x, ids=[0, 1])
+    alone = replace(method, groups=ap.groups.Labels(labels[0]))(field, x[:1], ids=[0])
+    assert alone.parts["precision"][0] <= 0.08
+    torch.testing.assert_close(both.values[0, :7], alone.values[0], atol=1e-12, rtol=0)
+    assert both.parts["coalitions"][0] == alone.parts["coalitions"][0]
 
 
 def test_ragged_players() -> None:

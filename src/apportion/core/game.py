@@ -231,8 +231,7 @@ class Game:
             where = block.where if where is None else where
         else:
             self._check(masks)
-            whole = _coalitions(masks)
-            count, make = masks.shape[-2], lambda at: whole[..., at, :]
+            count, make = masks.shape[-2], lambda at: masks.cpu()[..., at, :]
         batch, out = len(self.question), []
         step = max(1, _AT_ONCE // max(1, batch * self.players))
         for start in range(0, count, step):
@@ -240,7 +239,6 @@ class Game:
             part = make(at).cpu()
             if isinstance(masks, Block):
                 self._check(part)
-                part = _coalitions(part)
             part = part.expand(batch, -1, -1)
             out.append(self._part(part, None if where is None else where[:, at].cpu()))
         return torch.cat(out, 1) if out else self._none()
@@ -273,11 +271,22 @@ class Game:
         owner, step = asked.nonzero(as_tuple=True)
         flat = masks[owner, step]
         flat = flat & self.own[owner] if flat.dtype == torch.bool else flat.masked_fill(~self.own[owner], 0)
-        found = self._remembered(flat, owner) if flat.dtype == torch.bool else self._played(flat, owner)
+        found = self._remembered(flat, owner) if flat.dtype == torch.bool else self._mixed(flat, owner)
         if where is None:
             return found.reshape(batch, count)
         at = (owner * count + step).to(found.device)
         return found.new_zeros(batch * count).index_copy(0, at, found).reshape(batch, count)
+
+    def _mixed(self, masks: Tensor, owner: Tensor) -> Tensor:
+        """Give the values of masks of numbers; those all 0 or 1 are coalitions, whatever stands beside."""
+        hard = ((masks == 0) | (masks == 1)).all(1)
+        parts = []
+        if bool(hard.any()):
+            parts.append(self._remembered(masks[hard].bool(), owner[hard]))
+        if not bool(hard.all()):
+            parts.append(self._played(masks[~hard], owner[~hard]))
+        order = torch.cat([hard.nonzero()[:, 0], (~hard).nonzero()[:, 0]]).argsort()
+        return torch.cat(parts)[order.to(parts[0].device)] if parts else self._none()[:0].reshape(-1)
 
     def _remembered(self, masks: Tensor, owner: Tensor) -> Tensor:
         """Give the values of coalitions, evaluating those not met before."""
@@ -493,14 +502,6 @@ def _blend(x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.where(mask[:, None], x[:, None], other)
     return torch.lerp(other, x[:, None], mask[:, None].to(x.dtype))
-
-
-def _coalitions(masks: Tensor) -> Tensor:
-    """Take numbers that are all 0 or 1 as coalitions."""
-    masks = masks.cpu()
-    if masks.dtype == torch.bool or not bool(((masks == 0) | (masks == 1)).all()):
-        return masks
-    return masks.bool()
 
 
 def _hashed(masks: Tensor) -> np.ndarray:

@@ -86,6 +86,16 @@ def test_soft_masks_blend(x: Tensor) -> None:
         assert torch.allclose(found[:, s], model(point)[:, 1], atol=1e-14)
 
 
+def test_coalitions_beside_soft_masks_are_the_same_coalitions(x: Tensor) -> None:
+    """v is one function of S, also with a random fill, and however S is written."""
+    game = ap.Game(ap.Field(model).bind(x, target=1), ap.groups.Elements(), ap.fills.FreshNoise(count=2))
+    masks = all_masks(4)[1:6]
+    want = game.value(masks)
+    found = game.value(torch.cat([masks.double()[:2], torch.full((1, 4), 0.5, dtype=DOUBLE), masks.double()[2:]]))
+    assert torch.equal(found[:, [0, 1, 3, 4, 5]], want)
+    assert game.evaluated.tolist() == [6] * 3
+
+
 def test_labels_with_elements_of_no_player(x: Tensor) -> None:
     """They are always kept."""
     q = ap.Field(model).bind(x, target=1)

@@ -84,6 +84,10 @@ class _Sums:
 
     def add(self, owner: Tensor, f: Tensor, m: Tensor) -> None:
         """Add the scores [R] of masks [R, P]."""
+        m = m.to(
+            torch.promote_types(torch.promote_types(f.dtype, m.dtype), torch.float32)
+        )  # the model's may be another
+        f = f.to(m.dtype)
         powers = torch.stack([torch.ones_like(f), f, f * f])
         for into, terms in ((self.count, powers[0]), (self.f, f)):
             into.index_add_(0, owner, terms.double())

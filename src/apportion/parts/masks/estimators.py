@@ -15,14 +15,11 @@ from torch import Tensor
 
 from apportion.core.errors import ConfigError
 from apportion.core.game import Block, Game
+from apportion.parts.masks.looks import LEAST, later
 from apportion.parts.masks.weights import SizeWeights
 
-LEAST = 16
-"""Independent draws before their spread is trusted to tell whether there are enough."""
 _AT_ONCE = 1 << 14
 """Coalitions listed at once."""
-_OFTEN = 1.25
-"""By how much the draws have grown when this is looked at again."""
 
 
 class Estimate(NamedTuple):
@@ -31,21 +28,32 @@ class Estimate(NamedTuple):
     Attributes:
         values: [B, P], in float64.
         standard_error: of each value; 0 where nothing is drawn.
+        own: which players each example has, [B, P]; all unless given.
     """
 
     values: Float[Tensor, "B P"]
     standard_error: Float[Tensor, "B P"]
+    own: Bool[Tensor, "B P"] | None = None
 
     @property
     def precision(self) -> Float[Tensor, " B"]:
-        """The largest standard error over the range of the values; 0 where there are no errors at all."""
-        worst = self.standard_error.amax(1)
-        wide = self.values.amax(1) - self.values.amin(1)
-        return torch.where(worst > 0, worst / wide, worst)
+        """The largest standard error over the range of the values of the players there are.
+
+        0 where there are no errors at all, infinite where they are not known.
+        """
+        absent = torch.zeros_like(self.values, dtype=torch.bool) if self.own is None else ~self.own
+        worst = self.standard_error.masked_fill(absent, 0).amax(1)
+        wide = self.values.masked_fill(absent, -torch.inf).amax(1) - self.values.masked_fill(absent, torch.inf).amin(1)
+        return torch.where(worst > 0, worst / wide, worst).nan_to_num(torch.inf, torch.inf)
 
     def where(self, which: Bool[Tensor, " B"], other: Estimate) -> Estimate:
         """Take these for some examples, and others elsewhere."""
-        return Estimate(*(torch.where(which[:, None], a, b) for a, b in zip(self, other, strict=True)))
+        at = which[:, None]
+        return Estimate(
+            torch.where(at, self.values, other.values),
+            torch.where(at, self.standard_error, other.standard_error),
+            self.own,
+        )
 
 
 class Estimator(ABC):
@@ -54,13 +62,22 @@ class Estimator(ABC):
     Attributes:
         game: whose players they are.
         own: which players each example has, [B, P].
-        units: independent draws taken in so far, the most of any example.
+        units: independent draws taken in so far, of each example.
+        ready: of which examples the precision may be judged, [B].
     """
 
     def __init__(self, game: Game) -> None:
         """Begin with nothing."""
-        self.game, self.units = game, 0
+        self.game = game
         self.own = game.own.to(game.question.device)
+        self.units = torch.zeros(len(self.own), dtype=torch.long, device=self.own.device)
+
+    @property
+    def ready(self) -> Bool[Tensor, " B"]:
+        return torch.ones_like(self.units, dtype=torch.bool)
+
+    def check(self) -> None:  # noqa: B027 - most estimate from anything
+        """See that what was taken in tells the values."""
 
     @abstractmethod
     def add(self, block: Block, values: Float[Tensor, "B S"]) -> None:
@@ -104,7 +121,7 @@ class Sums(Estimator):
 
     def estimate(self) -> Estimate:
         values = self.total.masked_fill(~self.own, 0)
-        return Estimate(values, torch.zeros_like(values))
+        return Estimate(values, torch.zeros_like(values), self.own)
 
 
 class Chains(Estimator):
@@ -155,11 +172,11 @@ class Chains(Estimator):
         self.squares += within + apart.square() * self.count * new / total
         self.mean += apart * new / total
         self.count += new
-        self.units = int(self.count.max())
+        self.units = self.count[:, 0].long()
 
     def estimate(self) -> Estimate:
         variance = torch.where(self.count > 1, self.squares / (self.count - 1) / self.count, torch.inf)
-        return Estimate(self.mean, variance.sqrt().masked_fill(~self.own, 0))
+        return Estimate(self.mean, variance.sqrt().masked_fill(~self.own, 0), self.own)
 
 
 class Differences(Estimator):
@@ -176,7 +193,7 @@ class Differences(Estimator):
         sides = torch.stack([~masks, masks], 1).double() * asked[:, None, :, None]
         v = values.double() - self.full
         self.sums += torch.einsum("kbs,bcsp->kbcp", torch.stack([torch.ones_like(v), v, v * v]), sides)
-        self.units = int(self.sums[0].sum(1).max())
+        self.units = self.sums[0].sum(1).amax(1).long()
 
     @property
     def counts(self) -> Float[Tensor, "B 2 P"]:
@@ -187,8 +204,8 @@ class Differences(Estimator):
         count, total, squares = self.sums
         mean = total / count
         errors = ((squares - total * mean).clamp(min=0) / (count - 1) / count).sum(1).sqrt()
-        both = (mean[:, 1] - mean[:, 0], errors)
-        return Estimate(*(t.masked_fill(~self.own, 0) for t in both))
+        values = (mean[:, 1] - mean[:, 0]).masked_fill(~self.own, 0)
+        return Estimate(values, errors.masked_fill(~self.own, 0), self.own)
 
 
 class LeastSquares(Estimator):
@@ -227,30 +244,49 @@ class LeastSquares(Estimator):
         rows, right = self._equations(masks, values)
         self.square += (rows * weight[..., None]).mT @ rows
         self.product += (rows.mT @ (weight * right)[..., None])[..., 0]
-        self.units += block.size // self.unit
+        self.units += asked.sum(1) // self.unit
         if bool(self.drawn.any()):
             self.seen.append((np.packbits(masks.cpu().numpy(), axis=-1), values, weight))
 
-    def estimate(self) -> Estimate:
-        """Solve.
+    @property
+    def ready(self) -> Tensor:
+        """Those drawn, once there are twice as many units as unknowns: before, the fit leaves little to judge by."""
+        return self.drawn & (self.units >= 2 * (self.own.sum(1) - 1)) & self._solvable(self._equal())
+
+    def _equal(self) -> Tensor:
+        return self.square + torch.diag_embed((~self.own[:, 1:]).double())  # apart from those not there
+
+    def _solvable(self, square: Tensor) -> Tensor:
+        if not square.shape[1]:
+            return torch.ones_like(self.drawn)
+        scale = square.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
+        return torch.linalg.eigvalsh(scale[:, :, None] * square * scale[:, None])[:, 0] > 1e-10
+
+    def check(self) -> None:
+        """See that the coalitions tell all players apart.
 
         Raises:
-            ConfigError: the coalitions do not tell all players apart.
+            ConfigError: they do not.
         """
-        square = self.square + torch.diag_embed((~self.own[:, 1:]).double())  # apart from those not there
-        if square.shape[1]:
-            scale = square.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
-            least = torch.linalg.eigvalsh(scale[:, :, None] * square * scale[:, None])[:, 0]
-            if bool((least <= 1e-10).any()):
-                raise ConfigError(
-                    f"{self.units * self.unit} coalitions that do not tell {self.own.shape[1]} players apart",
-                    "as many as it takes",
-                    "raise budget, or make fewer players; nothing is added that would make the equations solvable",
-                )
-        inverse = torch.linalg.inv(square)
+        short = ~self._solvable(self._equal())
+        if bool(short.any()):
+            b = int(short.nonzero()[0])
+            raise ConfigError(
+                f"{int(self.units[b]) * self.unit} coalitions that do not tell {int(self.own[b].sum())} players apart",
+                "as many as it takes",
+                "raise budget, or make fewer players; nothing is added that would make the equations solvable",
+            )
+
+    def estimate(self) -> Estimate:
+        """Solve; what cannot be solved yet is not a number."""
+        square = self._equal()
+        solvable = self._solvable(square)[:, None]
+        square = torch.where(solvable[..., None], square, torch.eye(square.shape[1]).to(square))
+        inverse = torch.linalg.inv(square).masked_fill(~solvable[..., None], torch.nan)
         others = (inverse @ self.product[..., None])[..., 0]
         values = torch.cat([self.total[:, None] - others.sum(1, keepdim=True), others], 1)
-        return Estimate(values, self._errors(others, inverse) if self.seen else torch.zeros_like(values))
+        errors = self._errors(others, inverse) if self.seen else torch.zeros_like(values)
+        return Estimate(values, errors, self.own)
 
     def _errors(self, others: Tensor, inverse: Tensor) -> Tensor:
         middle, units = torch.zeros_like(self.square), self.zeros(len(others))
@@ -265,7 +301,7 @@ class LeastSquares(Estimator):
         spread = inverse @ middle @ inverse * (units / (units - free).clamp(min=1))[:, None, None]
         first = spread.sum((1, 2))[:, None]  # of player 0, which is the total less the others
         variance = torch.cat([first, spread.diagonal(dim1=1, dim2=2)], 1).clamp(min=0)
-        return (variance * self.drawn[:, None]).sqrt().masked_fill(~self.own, 0)
+        return variance.sqrt().masked_fill(~(self.own & self.drawn[:, None]), 0)
 
 
 def listed(game: Game, which: Bool[Tensor, " B"], weights: SizeWeights) -> Iterator[Block]:
@@ -311,16 +347,19 @@ def estimated(
         precision: the largest standard error over the range of the values at which no more are asked.
         judge: tells the precision reached.
     """
-    game, due = estimator.game, LEAST
+    game, due = estimator.game, torch.full_like(estimator.units, LEAST)
     active = torch.ones(len(game.question), dtype=torch.bool)
     for block in blocks:
         block = block if bool(active.all()) else block.among(active)
         estimator.add(block, game.value(block))
-        if precision is not None and estimator.units >= due:
-            due = int(estimator.units * _OFTEN) + 1
-            active &= (judge(estimator.estimate()) > precision).cpu()
+        if precision is None or not bool((looked := estimator.units >= due).any()):
+            continue
+        due = torch.where(looked, later(estimator.units), due)
+        if bool((looked := looked & estimator.ready).any()):
+            active &= (~looked | (judge(estimator.estimate()) > precision)).cpu()
             if not bool(active.any()):
                 break
+    estimator.check()
     return estimator.estimate()
 
 

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from apportion.core.errors import ConfigError, InputError
 from apportion.core.game import Block, Game
 from apportion.core.protocols import Owner
 from apportion.core.streams import Stream
+from apportion.parts.masks.looks import looks
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,11 @@ class Permutations(Sampler):
         most = torch.tensor([self.orders(int(size), budget) for size in sizes])
         family = torch.tensor([self.family(max(1, int(size))) for size in sizes])[:, None]
         per = max(1, game.per_block // (1 << max(0, (n - 1).bit_length())))
-        for start in range(0, int(most.max()), per):
-            number = torch.arange(start, min(start + per, int(most.max())))
+        total = int(most.max())
+        ends = {at * f for f in family.unique().tolist() for at in looks(-(-total // f))}  # whatever the others have
+        ends = sorted(ends | {*range(per, total, per), total} - {0})
+        for start, end in pairwise([0, *ends]):
+            number = torch.arange(start, end)
             keys = _uniform(game, purpose, number // family, n).masked_fill(~game.own[:, None], 2.0)
             rank = self._varied(_ranks(keys), number % family, sizes[:, None, None].clamp(min=1))
 
