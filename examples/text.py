@@ -82,8 +82,11 @@ def main() -> None:
         ),
     }.items():
         a = method(field, x, target=1, ids=["review"])
-        low, high = a.parts["held_out_r2_interval"][0].tolist()
-        print(f"\n{title}: {int(a.cost.forward)} passes, held-out R² {low:.2f} to {high:.2f}")
+        fit = f"R² {float(a.parts['r2']):.2f} of all coalitions"
+        if "held_out_r2" in a.parts:
+            low, high = a.parts["held_out_r2_interval"][0].tolist()
+            fit = f"held-out R² {low:.2f} to {high:.2f}"
+        print(f"\n{title}: {int(a.cost.forward)} passes, {fit}")
         print("  " + "  ".join(f"{w} {v:+.1f}" for w, v in zip(words, a.values[0].tolist(), strict=True)))
         for warning in a.warnings:
             print(f"  warning: {warning}")

@@ -20,7 +20,7 @@ from apportion.parts.surrogate.kernels import Euclid, Exponential, Kernel
 from apportion.parts.surrogate.neighborhoods import Local
 from apportion.parts.surrogate.regressions import Regression, Ridge
 from apportion.parts.surrogate.selections import Best, Everything, Selection
-from apportion.parts.surrogate.tables import NormalRows, Quartiles
+from apportion.parts.surrogate.tables import Quartiles, table_rows
 from apportion.parts.surrogate.trust import Trust
 
 CLAIMS = (
@@ -71,7 +71,8 @@ class LIME(Surrogate):
 
     The paper's equation penalizes the number of features; its code, and this, adds an intercept and a ridge, after a
     selection of features where one is asked for. Units are those of the score (for `NormalRows`, score per standard
-    deviation). `parts` has `intercept`, `r2` on the samples of the fit, `held_out_r2` with its 95 per cent interval,
+    deviation). `parts` has `intercept`, `r2` on the samples of the fit, `held_out_r2` with its 95 per cent interval
+    (neither where every run has the same samples, as under `AllSubsets`: nothing is held out then),
     `standard_error` for the sampling alone, the indices `csi` and `vsi`, and `effective_samples`, (Σπ)² / Σπ².
 
     Attributes:
@@ -145,7 +146,7 @@ class LIME(Surrogate):
             samples: in a run.
             most: columns that get a coefficient.
         """
-        rows = NormalRows.fit(data, around_x) if continuous else Quartiles.fit(data, categorical)
+        rows = table_rows(data, categorical, continuous, around_x)
         kernel = Exponential(0.75, Euclid(), per_root_feature=True)
         return cls(rows=rows, kernel=kernel, samples=samples, selection=Best(most))
 

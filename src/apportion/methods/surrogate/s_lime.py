@@ -23,7 +23,7 @@ from apportion.parts.surrogate.kernels import Euclid, Exponential, Kernel
 from apportion.parts.surrogate.lars import lars
 from apportion.parts.surrogate.neighborhoods import Drawn, Local
 from apportion.parts.surrogate.regressions import Regression, Ridge
-from apportion.parts.surrogate.tables import NormalRows, Quartiles
+from apportion.parts.surrogate.tables import table_rows
 from apportion.parts.surrogate.trust import Trust
 
 CARD = Card(
@@ -58,7 +58,8 @@ class SLIME(Surrogate):
         most: samples at most.
         count: features chosen.
         level: of each test.
-        tolerance: a lead below, as a mean over samples, is none: the two features matter alike, and either will do.
+        tolerance: a lead below, in standard deviations of the score, draws no more samples: the two features matter
+            alike; unless the test says otherwise they stay unsettled.
         kernel: the weight of a sample.
         regression: how coefficients are found.
 
@@ -92,16 +93,19 @@ class SLIME(Surrogate):
         active = torch.ones(batch, dtype=torch.bool, device=local.present.device)
         drawn = local.draw(run, 0, self.samples)
         weigh = by_kernel(self.kernel, local)
-        kept, sure = self.chosen(drawn, weigh(drawn.z), local, active)
+        kept, sure, open_ = self.chosen(drawn, weigh(drawn.z), local, active)
         while bool(active.any()) and (have := drawn.v.shape[1]) < self.most:
-            active = sure > self.level
+            active = open_
             if not bool(active.any()):
                 break
             more = local.draw(run, have, min(have, self.most - have), active)
+            if more.v.shape[1] == 0:  # all coalitions are played
+                break
             drawn = Drawn(*(torch.cat(pair, 1) for pair in zip(drawn, more, strict=True)))
-            new, p = self.chosen(drawn, weigh(drawn.z), local, active)
+            new, p, more_open = self.chosen(drawn, weigh(drawn.z), local, active)
             kept = torch.where(active[:, None], new, kept)
             sure = torch.where(active, p, sure)
+            open_ = active & more_open
         w = weigh(drawn.z) * drawn.w
         parts = {
             "samples_used": (drawn.w > 0).sum(1).double(),
@@ -112,11 +116,13 @@ class SLIME(Surrogate):
 
     def chosen(
         self, drawn: Drawn, weight: Tensor, local: Local, active: Bool[Tensor, " B"]
-    ) -> tuple[Bool[Tensor, "B P"], Float[Tensor, " B"]]:
-        """Walk the path, and give the features with the p-value of the least sure step; others' answers are void."""
+    ) -> tuple[Bool[Tensor, "B P"], Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Walk the path: its features, the least sure p-value, whether samples may settle it; others' are void."""
         path = lars(drawn, weight * drawn.w, local.present & active[:, None], self.count)
         alike = path.lead <= self.tolerance
-        return path.kept, torch.where(alike, 0, path.p_value).amax(-1)
+        few = (drawn.w > 0).sum(1) < 2  # no test
+        unsure = torch.where(alike, 0, path.p_value).amax(-1) > self.level
+        return path.kept, torch.where(few, 1, path.p_value.amax(-1)), unsure | few
 
     def passes(self, q: Question | None = None) -> Passes:
         made = self.passes_for(self.most, q)
@@ -138,7 +144,7 @@ class SLIME(Surrogate):
         cls, data: Tensor, categorical: Sequence[int] = (), *, continuous: bool = False, around_x: bool = False
     ) -> SLIME:
         """Give the settings for tables, where the authors tried it; as `LIME.for_tables`."""
-        rows = NormalRows.fit(data, around_x) if continuous else Quartiles.fit(data, categorical)
+        rows = table_rows(data, categorical, continuous, around_x)
         kernel = Exponential(0.75, Euclid(), per_root_feature=True)
         return cls(rows=rows, kernel=kernel, samples=1000, most=10_000)
 

@@ -20,7 +20,7 @@ from apportion.core.game import Game
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.masks.explainer import GameMethod
-from apportion.parts.masks.samplers import AllSubsets, Bernoulli, Sampler
+from apportion.parts.masks.samplers import AllSubsets, Bernoulli, LeaveOneOut, Sampler
 from apportion.parts.surrogate.kernels import Kernel
 from apportion.parts.surrogate.neighborhoods import Drawn, Local, Neighborhood
 from apportion.parts.surrogate.regressions import Fit, Regression
@@ -93,26 +93,35 @@ class LocalFit(Explainer):
             fits.append(again.fit)
             kept.append(again.kept)
             new = again.drawn
-            seen.append((new.v, first.fit.predict(new.z), first.weigh(new.z) * new.w))
+            z, v, w = (part[:, local.own :] for part in new)  # the example itself was in the fit
+            if z.shape[1] and not local.repeats:
+                seen.append((v, first.fit.predict(z), first.weigh(z) * w))
         weight = first.weigh(first.drawn.z) * first.drawn.w
+        effective = weight.sum(-1).square() / weight.square().sum(-1)
+        lone = effective < 1 + 1e-3  # one sample is fitted by anything
         found: dict[str, Tensor] = {
             "intercept": first.fit.intercept,
-            "r2": first.fit.r2,
-            "effective_samples": weight.sum(-1).square() / weight.square().sum(-1),
+            "r2": torch.where(lone, 0, first.fit.r2),
+            "effective_samples": effective,
             **first.fit.parts,
             **first.parts,
         }
         if seen:
             judged = held_out(*(torch.cat(part, -1) for part in zip(*seen, strict=True)))
-            found["held_out_r2"] = judged.r2
-            found["held_out_r2_interval"] = torch.stack([judged.low, judged.high], -1)
+            found["held_out_r2"] = torch.where(lone, judged.r2.clamp(max=0), judged.r2)
+            interval = torch.stack([judged.low, judged.high], -1)
+            found["held_out_r2_interval"] = torch.where(lone[:, None], interval.clamp(max=0), interval)
+        if self.trust.reruns:
             each, errors = [f.coefficients for f in fits], [f.standard_error for f in fits]
             found["csi"] = coefficient_stability(each, errors, torch.stack(kept).any(0))
             found["vsi"] = variable_stability(each, kept, self.trust.top)
         like = first.fit.intercept.new_zeros(0, dtype=q.fx.dtype)
         self._warn(q, local, first, found)
         parts = {name: part.to(like.dtype) for name, part in found.items()}
-        return local.answer(self, first.fit.coefficients, first.fit.standard_error, parts)
+        error = first.fit.standard_error
+        if local.repeats and "posterior_variance" not in first.fit.parts:
+            error = torch.zeros_like(error)  # without chance there is no error of sampling
+        return local.answer(self, first.fit.coefficients, error, parts)
 
     def _warn(self, q: Question, local: Local, first: Fitted, found: Mapping[str, Tensor]) -> None:
         z, w = first.drawn.z, first.drawn.w[..., None] > 0
@@ -123,10 +132,22 @@ class LocalFit(Explainer):
             b = int(idle.any(1).nonzero()[0])
             q.warn(
                 f"{int(idle[b].sum())} feature(s) of example {b} never changed in {z.shape[1]} samples, and have 0: "
-                "draw more samples, or remove more players at a time"
+                f"{local.if_idle}"
             )
-        if "held_out_r2" not in found:
+        effective, asked = found["effective_samples"], first.kept.sum(-1) + 1
+        few = (effective <= asked) & (effective < 0.5 * (first.drawn.w > 0).sum(-1)) | (effective < 1 + 1e-3)
+        if bool(few.any()):
+            b = int(few.nonzero()[0])
+            q.warn(
+                f"only {float(effective[b]):.1f} effective samples for {int(asked[b])} coefficients of example {b}: "
+                "the samples are far from it, and neither coefficients nor R² mean anything; sample around it, widen "
+                "the kernel or draw more"
+            )
+        if not self.trust.reruns:
             q.warn("no re-runs: nothing is known of how far the surrogate holds on other samples, or of its stability")
+            return
+        if "held_out_r2" not in found:
+            q.warn(f"nothing held out: all runs have the same samples; R² of the fit {float(found['r2'].min()):.2f}")
             return
         r2, (bottom, top) = found["held_out_r2"], found["held_out_r2_interval"].unbind(-1)
         if bool((r2 < self.trust.least_r2).any()):
@@ -148,8 +169,11 @@ class LocalFit(Explainer):
 class Coalitions(Local):
     """Coalitions of a game, which the surrogate sees as 0 and 1."""
 
+    if_idle = "draw more samples, or remove more players at a time"
+
     def __init__(self, method: GameMethod, game: Game, sampler: Sampler, own: int) -> None:
         self.method, self.game, self.sampler, self.own = method, game, sampler, own
+        self.repeats = isinstance(sampler, AllSubsets | LeaveOneOut)
         self.present = game.own.to(game.question.device)
         self.center = self.present.double()
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from apportion.parts.surrogate.neighborhoods import Drawn
-from apportion.parts.surrogate.regressions import Centered, factor_of
+from apportion.parts.surrogate.regressions import Centered, factor_of, rounding
 
 
 class Way(NamedTuple):
@@ -18,7 +18,8 @@ class Way(NamedTuple):
     Attributes:
         order: the features in the order in which they joined, -1 where none was left.
         kept: the same as a mask.
-        lead: by how much each was more correlated with the residual than the runner-up, as a mean over samples.
+        lead: by how much each was more correlated with the residual than the runner-up, as a weighted mean over
+            samples in units of the score's standard deviation; 0 where the score does not vary.
         p_value: how often a lead as large would come by chance, one-sided, by the central limit theorem.
     """
 
@@ -93,4 +94,7 @@ def _test(c: Centered, b: Tensor, along: Tensor, at: Tensor, number: Tensor) -> 
     spread = ((lead.square().sum(-1) - total.square() / count).clamp(min=0) * count / (count - 1)).sqrt()
     score = total / torch.where(spread > 0, spread, 1)
     p = torch.where(spread > 0, torch.special.ndtr(-score), torch.where(total > 0, 0.0, 1.0).to(total))
-    return total / count, p
+    weight, varied = c.w.sum(-1), (c.w * c.v.square()).sum(-1)
+    varies = varied > rounding(c.v + c.v_mean[..., None], c.w)
+    unit = (weight * varied).sqrt()
+    return torch.where(varies, total / torch.where(varies, unit, 1), 0), p

@@ -42,8 +42,14 @@ class Local(ABC):
     Attributes:
         center: the examples' own features.
         present: which features each example has.
+        own: how many samples of a run, its first, are the example itself.
+        repeats: whether every run has the same samples, so that nothing is left to chance or held out.
+        if_idle: what to do about features that never change.
     """
 
+    own: int = 0
+    repeats: bool = False
+    if_idle: str = "draw more samples"
     center: Float[Tensor, "B P"]
     present: Bool[Tensor, "B P"]
 

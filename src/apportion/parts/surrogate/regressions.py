@@ -104,9 +104,19 @@ class Centered:
         left = self.v - (self.z @ coefficients[..., None]).squeeze(-1)
         unexplained, all_of_it = (self.w * left.square()).sum(-1), (self.w * self.v.square()).sum(-1)
         # a constant score leaves nothing to explain, and any model of it that is constant does so
-        r2 = torch.where(all_of_it > 0, 1 - unexplained / torch.where(all_of_it > 0, all_of_it, 1), 1)
+        varies = all_of_it > rounding(self.v + self.v_mean[..., None], self.w)
+        r2 = torch.where(varies, 1 - unexplained / torch.where(varies, all_of_it, 1), 1)
         intercept = self.v_mean - (self.z_mean * coefficients).sum(-1)
         return Fit(coefficients, intercept, standard_error, r2, parts)
+
+
+def rounding(v: Values, w: Weights) -> Float[Tensor, "*b"]:
+    """Give Σ w v² ε², the sum of squares below which differences between scores are those of rounding.
+
+    >>> bool(rounding(torch.tensor([3.0]).double(), torch.ones(1).double()) < 1e-22)
+    True
+    """
+    return (w * v.square()).sum(-1) * (4096 * torch.finfo(v.dtype).eps) ** 2
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,12 @@ class Bins(Configurable):
     @classmethod
     def fit(cls, data: Float[Tensor, "n P"], categorical: Sequence[int] = (), quantiles: int = 4) -> Bins:
         """Cut each column at its quantiles, or between its values where it is one of categories."""
+        if wrong := [j for j in categorical if j not in range(data.shape[1])]:
+            raise ConfigError(
+                f"categorical={wrong} of a table of {data.shape[1]} columns",
+                f"0 to {data.shape[1] - 1}",
+                "count from 0",
+            )
         columns = [
             _categories(data[:, j]) if j in set(categorical) else _quantiles(data[:, j], quantiles)
             for j in range(data.shape[1])
@@ -116,10 +122,22 @@ class Quartiles(Neighborhood):
 
 
 class _Binned(Points):
+    if_idle = "the table has one value there, or next to nothing elsewhere: its effect is unknown, not 0"
+
     def __init__(self, q: Question, bins: Bins) -> None:
         super().__init__(q, own=1)
         self.bins = bins
-        self.at = bins.find(flat(q.x))
+        x = flat(q.x)
+        self.at = bins.find(x)
+        column = torch.arange(x.shape[1], device=x.device)
+        low, high = (end.to(x)[column, self.at] for end in (bins.low, bins.high))
+        new = (low == high) & ((x - low).abs() > 1e-6 * low.abs().clamp(min=1e-6))
+        if bool(new.any()):
+            b, j = new.nonzero()[0].tolist()
+            q.warn(
+                f"{float(x[b, j]):g} in column {j} of example {b} is not in the table, and counts as "
+                f"{float(low[b, j]):g}: what is said of that column is not about it"
+            )
         self.center = torch.ones_like(flat(q.x))
         self.present = torch.ones_like(self.center, dtype=torch.bool)
 
@@ -199,6 +217,20 @@ class _Normal(Points):
         noise = self.q.stream(f"rows of a table, run {run}").normal(self.center[:1], owner, draw)
         z = self.middle[owner] + noise
         return laid_out(self.mean + self.deviation * z, tree.index(self.q.x, owner)), z
+
+
+def table_rows(data: Tensor, categorical: Sequence[int], continuous: bool, around_x: bool) -> Neighborhood:
+    """Learn `NormalRows` where columns are taken as continuous, and `Quartiles` otherwise.
+
+    Raises:
+        ConfigError: what only the other of them takes.
+    """
+    if (around_x and not continuous) or (continuous and len(categorical)):
+        given = "around_x=True without continuous" if around_x and not continuous else "categorical beside continuous"
+        raise ConfigError(
+            given, "intervals with categories, or normal rows around x", "leave it out, or set continuous"
+        )
+    return NormalRows.fit(data, around_x) if continuous else Quartiles.fit(data, categorical)
 
 
 def _table(data: Tensor) -> Float[Tensor, "n P"]:

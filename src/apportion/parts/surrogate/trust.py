@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from apportion.core.config import Configurable
+from apportion.parts.surrogate.regressions import rounding
 from apportion.parts.surrogate.selections import top
 
 _NORMAL = 1.959963984540054  # the two-sided 95 per cent point
@@ -60,8 +61,9 @@ def held_out(v: Float[Tensor, "*b N"], predicted: Float[Tensor, "*b N"], w: Floa
     mean = (w * v).sum(-1, keepdim=True) / w.sum(-1, keepdim=True)
     missed, spread = w * (v - predicted).square(), w * (v - mean).square()
     a, b = missed.sum(-1), spread.sum(-1)
-    known = (a > 0) & (b > 0)
-    ratio = torch.where(known, a / torch.where(b > 0, b, 1), torch.where(a > 0, 1.0, 0.0).to(a))
+    least = rounding(v, w)
+    known = (a > least) & (b > least)
+    ratio = torch.where(known, a / torch.where(known, b, 1), torch.where(a > least, 1.0, 0.0).to(a))
     count = v.shape[-1]
     away = missed / torch.where(known, a, 1)[..., None] - spread / torch.where(known, b, 1)[..., None]
     error = torch.where(known, (away.square().sum(-1) * count / max(count - 1, 1)).sqrt(), 0)
