@@ -225,3 +225,17 @@ def test_what_it_refuses():
     known = LayerStatistics.fit(field, x)
     with pytest.raises(SiteError, match="fit them anew"):
         ap.InformationBottleneck(known)(field, torch.randn(1, 2, 12, 12, dtype=F64))
+
+
+def test_units_that_never_fired_in_the_data_are_told_of() -> None:
+    net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    field = ap.Field(net)
+    known = ap.subsets.LayerStatistics.fit(field, -torch.rand(8, 1, 2, 2), ap.At("0"))
+    a = ap.InformationBottleneck(known, steps=2, copies=2, sigma=0.0)(field, torch.ones(1, 1, 2, 2))
+    assert float(a.values.abs().max()) == 0
+    assert any("no upper bound" in w for w in a.warnings)
+
+
+def test_a_layer_by_its_name_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ap\.At\('0'\)"):
+        ap.subsets.LayerStatistics.fit(ap.Field(torch.nn.Sequential(torch.nn.ReLU())), torch.ones(2, 1, 2, 2), "0")

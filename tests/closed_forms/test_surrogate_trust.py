@@ -1,4 +1,4 @@
-"""What surrogates must not claim: fits of one sample, samples they were fitted to, features that were never told apart."""
+"""What surrogates must not claim: fits of one sample, samples they were fitted to, features never told apart."""
 
 import pytest
 import torch

@@ -331,3 +331,25 @@ def test_what_real_time_saliency_refuses():
     )
     with pytest.raises(ConfigError, match="Contrast"):
         ap.RealTimeSaliency(masker)(ap.Field(planted.conv_net(), ap.Contrast(0, 1)), x)
+
+
+def test_padding_gets_no_share() -> None:
+    x = torch.rand(60, 4, 1, dtype=F64, generator=torch.Generator().manual_seed(0)) + 1
+    real = torch.ones(60, 4, dtype=torch.bool)
+    real[::2, 2:] = False
+    field = ap.Field(lambda x: torch.cat([x.sum(1), 0 * x.sum(1)], 1))
+    how = CausalTraining(1, 8, Trainer(epochs=3, batch=20))
+    method = ap.CXPlain(networks=how, groups=ap.groups.RealTokens(real)).fitted(field, x)
+    a = method(field, x)
+    assert float(a.values[::2, 2:].abs().max()) == 0
+    torch.testing.assert_close(a.values.flatten(1).sum(1), torch.ones(60, dtype=F64))
+    assert shares(torch.tensor([[-1.0, 0.0, 5.0]]), torch.tensor([[True, True, False]])).tolist() == [[0.5, 0.5, 0.0]]
+
+
+def test_the_advice_of_an_untrained_explainer_can_be_followed() -> None:
+    with pytest.raises(ConfigError, match=r"CXPlain\(\)\.fitted\(ap\.Field\(model\), data\)"):
+        ap.CXPlain().fitted(ap.Field(nn.Sequential(nn.Linear(2, 2)), site=ap.At("0")), torch.ones(3, 2))
+    with pytest.raises(ConfigError, match="beta"):
+        ap.MeaningfulPerturbation(beta=0.5)
+    with pytest.raises(InputError, match="without data"):
+        ap.subsets.Masker.fit(ap.Field(torch.nn.Linear(2, 2)), [])

@@ -21,7 +21,7 @@ from apportion.core.registry import register
 from apportion.core.score import LogProbability, Score
 from apportion.core.tree import Tree
 from apportion.parts.masks.explainer import GameMethod
-from apportion.parts.subsets.causal import CausalNetworks, CausalTraining, shares
+from apportion.parts.subsets.causal import CausalNetworks, CausalTraining, among, shares
 from apportion.parts.subsets.explained import bound, one_tensor, same_field
 from apportion.parts.subsets.trainer import Trainer, Weights, gathered, perceptron
 
@@ -45,6 +45,7 @@ CARD = Card(
     cautions=(
         "Players are removed one at a time: of two that say the same, neither is missed.",
         "What lowers the error when it goes counts as 0.",
+        "The networks take inputs as they are: bring columns of a table to one scale within the data first.",
         "The map is a forecast, for the class the training took (the top one, or the label): `agreement` compares it "
         "with the shares themselves, on data that were not trained on.",
         "The interval is the spread over networks trained on resampled data, not of the removal.",
@@ -88,24 +89,29 @@ class CXPlain(GameMethod):
 
     def grown(self, field: Field, data: Tree | Iterable[Tree]) -> tuple[Tensor, Tensor]:
         """Play: examples, and by how much the error of each grows without each player."""
+        return self._grown(field, data)[:2]
+
+    def _grown(self, field: Field, data: Tree | Iterable[Tree]) -> tuple[Tensor, Tensor, Tensor]:
         found = []
-        for q in bound(same_field(field, "CXPlain", self.score), data, "CXPlain"):
+        for q in bound(same_field(field, "CXPlain().fitted", self.score), data, "CXPlain().fitted"):
             game = Game(q, self.groups, self.fill, self.reduce)
             without = game.value(~torch.eye(game.players, dtype=torch.bool))
-            found.append((one_tensor(q.x, "CXPlain"), (q.fx[:, None] - without).to(q.fx.dtype)))
-        x, growth = gathered(found)
-        return x, growth
+            found.append((one_tensor(q.x, "CXPlain"), (q.fx[:, None] - without).to(q.fx.dtype), game.own.to(q.device)))
+        x, growth, present = gathered(found)
+        return x, growth, present
 
     def fitted(self, field: Field, data: Tree) -> Explainer:
         if isinstance(self.networks, CausalNetworks):
             return self
         how = self.networks
-        x, growth = self.grown(field, data)
-        goal = shares(growth)
+        x, growth, present = self._grown(field, data)
+        goal = shares(growth, present)
         players = growth.shape[1]
 
-        def loss(net: Callable[..., Tensor], batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-            return F.kl_div(net(batch[0]).log_softmax(1), batch[1], reduction="batchmean")
+        def loss(
+            net: Callable[..., Tensor], batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+        ) -> Tensor:
+            return F.kl_div(among(net(batch[0]), batch[2]).log_softmax(1), batch[1], reduction="batchmean")
 
         weights: Weights = {}
         for i in range(how.networks):
@@ -113,16 +119,20 @@ class CXPlain(GameMethod):
             rows = torch.randint(len(x), (len(x),), generator=generator) if how.networks > 1 else torch.arange(len(x))
             rows = rows.to(x.device)
             found = replace(how.trainer, seed=how.trainer.seed + i).run(
-                lambda: perceptron(x[0].numel(), players, how.width), (x[rows], goal[rows]), loss, "a causal network"
+                lambda: perceptron(x[0].numel(), players, how.width),
+                (x[rows], goal[rows], present[rows]),
+                loss,
+                "a causal network",
             )
             weights |= {f"{i}/{k}": w for k, w in found.items()}
         return replace(self, networks=CausalNetworks(weights, how.networks, tuple(x.shape[1:]), players, how.width))
 
     def agreement(self, field: Field, data: Tree | Iterable[Tree]) -> Float[Tensor, " B"]:
         """Correlate values with the shares themselves, example by example; 0 where either is constant."""
-        x, growth = self.grown(field, data)
-        told, known = self._trained(x)(x).median(1).values, shares(growth)
-        a, b = told - told.mean(1, keepdim=True), known - known.mean(1, keepdim=True)
+        x, growth, present = self._grown(field, data)
+        told, known = self._trained(x)(x, present).median(1).values, shares(growth, present)
+        mean = 1 / present.sum(1, keepdim=True).to(told)
+        a, b = ((t - t.sum(1, keepdim=True) * mean) * present for t in (told, known))
         return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)
 
     def explain(self, q: Question) -> Attribution:
@@ -132,7 +142,7 @@ class CXPlain(GameMethod):
             raise InputError(
                 f"{game.players} players", f"{networks.players}, as trained on", "keep the groups, or train anew"
             )
-        told = networks(x)
+        told = networks(x, game.own.to(x.device))
         parts: dict[str, Tree] = {}
         if networks.networks > 1:
             ends = told.new_tensor([(1 - self.level) / 2, (1 + self.level) / 2])

@@ -42,8 +42,10 @@ CARD = Card(
     signed=False,
     unit="bits",
     cautions=(
-        "An upper bound: units are taken as independent and normal, which they are not; bits of different layers or "
-        "values of beta do not compare.",
+        "An upper bound only for units that fire in the statistics' data; those that never do count 0 bits, and "
+        "results warn where the example fires them.",
+        "Units are taken as independent and normal, which they are not; bits of different layers or values of beta do "
+        "not compare.",
         "It depends on the layer, which has to be one that everything passes: what goes around it is not held back.",
         "Means and deviations of the layer must come from data like the example.",
         "Ten steps of a large rate are a rule of thumb, not convergence.",
@@ -146,6 +148,13 @@ class InformationBottleneck(Explainer):
             )
         if not q.once(("passed by all", known.layer), lambda root: root.is_passed_by_all(known.layer)):
             q.warn(f"{known.layer} has ways around it: what they carry reaches the score and is not counted")
+        idle = known.active.to(r) <= self.least_active
+        if bool((fired := (r != 0) & idle).any()):
+            b = int(fired.flatten(1).sum(1).argmax())
+            q.warn(
+                f"{int(fired[b].sum())} unit(s) of {known.layer} fire in example {b} and hardly ever did in the "
+                "statistics' data: their bits count as 0, so the sum is no upper bound; take data like the example"
+            )
         room = max(1, q.field.chunk // self.copies)
         blocks = torch.arange(len(q), device=q.device).split(room)
         bits = torch.cat([self._search(inner, r, owner) for owner in blocks]).sum(1) / math.log(2)

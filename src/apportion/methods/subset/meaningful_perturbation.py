@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Card, Family, Kind, Need, Paper
+from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.progress import tick
 from apportion.core.question import Question
@@ -62,7 +63,7 @@ class MeaningfulPerturbation(Explainer):
         lr: its rate.
         lambda_area: λ₁, for each cell that is not kept.
         lambda_smooth: λ₂, for each pair of neighboring cells.
-        beta: β, above 1.
+        beta: β, at least 1.
         cell: pixels along the side of a cell of the mask.
         sigma: of the blur of the enlarged mask, in pixels; 0 for none.
         jitter: the picture is moved by fewer than so many pixels under the mask, anew at every step.
@@ -97,6 +98,11 @@ class MeaningfulPerturbation(Explainer):
     sigma: float = 5.0
     jitter: int = 4
     start: MaskStart = CircleStart()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta >= 1:
+            raise ConfigError(f"beta={self.beta}", "1 or more: below, the slope is infinite", "write beta=3.0")
 
     def hidden(self, q: Question) -> Float[Tensor, "B C H W"]:
         """Give x', the mean of several baselines."""

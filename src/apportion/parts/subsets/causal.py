@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from apportion.core.config import Configurable
@@ -14,15 +14,21 @@ from apportion.core.write import read_tensors, write_tensors
 from apportion.parts.subsets.trainer import Trainer, Weights, network, perceptron
 
 
-def shares(growth: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
-    """Give max(Δε, 0) / Σ max(Δε, 0), equal shares where nothing grows; Schwab and Karlen 2019.
+def shares(growth: Float[Tensor, "B P"], present: Bool[Tensor, "B P"] | None = None) -> Float[Tensor, "B P"]:
+    """Give max(Δε, 0) / Σ max(Δε, 0), equal shares of those present where nothing grows; Schwab and Karlen 2019.
 
     >>> shares(torch.tensor([[3.0, 1.0, -2.0], [-1.0, 0.0, 0.0]])).tolist()
     [[0.75, 0.25, 0.0], [0.3333333432674408, 0.3333333432674408, 0.3333333432674408]]
     """
-    grown = growth.clamp(min=0)
+    present = torch.ones_like(growth) if present is None else present.to(growth)
+    grown = growth.clamp(min=0) * present
     total = grown.sum(1, keepdim=True)
-    return torch.where(total > 0, grown / torch.where(total > 0, total, 1.0), 1 / growth.shape[1])
+    return torch.where(total > 0, grown / torch.where(total > 0, total, 1.0), present / present.sum(1, keepdim=True))
+
+
+def among(logits: Float[Tensor, "B P"], present: Bool[Tensor, "B P"] | None) -> Float[Tensor, "B P"]:
+    """Leave nothing to players an example does not have."""
+    return logits if present is None else logits.masked_fill(~present, -1e9)  # finite: 0 times it is 0
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,11 @@ class CausalNetworks(Configurable):
     players: int
     width: int
 
-    def __call__(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B M P"]:
-        """Foretell shares, by each network."""
+    def __call__(self, x: Float[Tensor, "B *shape"], present: Bool[Tensor, "B P"] | None = None) -> Tensor:
+        """Foretell shares of the players present, by each network, [B, M, P]."""
         net = network(lambda: perceptron(x[0].numel(), self.players, self.width))
         with torch.no_grad():
-            told = [net(self._of(i, x), x).softmax(1) for i in range(self.networks)]
+            told = [among(net(self._of(i, x), x), present).softmax(1) for i in range(self.networks)]
         return torch.stack(told, 1)
 
     def _of(self, number: int, like: Tensor) -> Weights:

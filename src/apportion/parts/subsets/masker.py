@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.core.config import Configurable, from_config, to_config
-from apportion.core.errors import ConfigError, SiteError
+from apportion.core.errors import ConfigError, InputError, SiteError
 from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.score import Logit, main_output, pick
@@ -164,7 +164,7 @@ class Masker(Configurable):
 
     @classmethod
     def fit(cls, field: Field, data: Tree | Iterable[Tree], training: MaskerTraining | None = None) -> Masker:
-        """Train a masker for a classifier, which stays as it is: three passes forward and two back a picture and step.
+        """Train a masker for a classifier, which stays as it is: four passes forward and two back a picture and step.
 
         Args:
             field: the classifier; the score does not matter.
@@ -178,7 +178,9 @@ class Masker(Configurable):
         how = MaskerTraining() if training is None else training
         asked = same_field(field, "Masker.fit", Logit())
         given = batches(data, "Masker.fit(field, x)")
-        first = next(iter(given))
+        first = next(iter(given), None)
+        if first is None:
+            raise InputError("Masker.fit without data", "at least one batch", "give pictures")
         q = asked.bind(first[0] if is_labelled(first) else first)
         x = pictures(q, "a masker")
         told = main_output(q.outputs(x[:1], torch.zeros(1, dtype=torch.long, device=x.device)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,9 +45,7 @@ class LayerStatistics(Configurable):
     examples: int
 
     @classmethod
-    def fit(
-        cls, field: Field, data: Tree | Iterable[Tree], layer: Site | nn.Module | Literal["auto"] = "auto"
-    ) -> LayerStatistics:
+    def fit(cls, field: Field, data: Tree | Iterable[Tree], layer: Site | nn.Module | str = "auto") -> LayerStatistics:
         """Go over data once, one forward pass for each example, and merge the moments of batches in float64.
 
         Args:
@@ -58,7 +56,7 @@ class LayerStatistics(Configurable):
                 an eighth of the picture's rows.
 
         Raises:
-            ConfigError: a model that is not in a field.
+            ConfigError: a model that is not in a field, or a layer that is none of these.
             InputError: fewer than two examples.
             SiteError: a layer that is not [B, K, h, w], or no such layer that everything passes.
 
@@ -149,11 +147,14 @@ def _nothing(outputs: Any) -> Tensor:
     return main_output(outputs).flatten(1).sum(1)
 
 
-def _place(q: Question, layer: Site | nn.Module | Literal["auto"]) -> Site:
+def _place(q: Question, layer: Any) -> Site:
     if isinstance(layer, Site):
         return layer
     if isinstance(layer, nn.Module):
         return named(q, layer)
+    if layer != "auto":
+        name = layer if isinstance(layer, str) else "2"
+        raise ConfigError(f"layer={layer!r}", 'a site, a module of the model, or "auto"', f"write ap.At({name!r})")
     size = input_size(q)
     maps = map_layers(q)
     least = 0 if size is None else min(size) / 8
