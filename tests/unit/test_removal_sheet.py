@@ -62,7 +62,7 @@ def test_what_is_kept_is_not_run_again_and_the_whole_is_drawn(tmp_path: Path, mo
     wrong = {"right": again["Shapley"], "wrong": {"map": -again["Shapley"]["map"]}}
     assert rs.agreement(wrong)["right"]["wrong"] == pytest.approx(-1)
     other = {**found, "methods": {n: r for n, r in found["methods"].items() if n != "LIME"}}
-    other["agreement"] = {a: {b: 1.0 for b in ("Shapley", "RISE")} for a in ("Shapley", "RISE")}
+    other["agreement"] = {a: dict.fromkeys(("Shapley", "RISE"), 1.0) for a in ("Shapley", "RISE")}
     assert "| not run |" in rs.markdown({"pictures": {"noise": found, "less": other}})
     written = rs.markdown({"pictures": {"noise": found}})
     assert "| area of the object | | | | | | | | 0.50 | |" in written
