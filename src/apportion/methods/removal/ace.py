@@ -87,7 +87,7 @@ class ACE(Explainer):
     >>> import torch, apportion as ap
     >>> data = torch.tensor([[-1.0, 0.0], [3.0, 1.0], [1.0, 2.0]])
     >>> field = ap.Field(lambda x: 2 * x[:, 0] + x[:, 1])
-    >>> ap.ACE(ap.FeatureMoments.fit(data))(field, torch.tensor([[2.0, 1.0]])).values.round(decimals=3)  # w (α - the middle)
+    >>> ap.ACE(ap.FeatureMoments.fit(data))(field, torch.tensor([[2.0, 1.0]])).values.round(decimals=3)
     tensor([[2., 0.]])
     """
 

@@ -62,18 +62,18 @@ class Marginal(Fill):
     @property
     def draws(self) -> int:
         first = tree.leaves(self.data)[0]
-        return len(first) if isinstance(first, Tensor) else 1
+        return max(1, len(first)) if isinstance(first, Tensor) else 1  # no rows at all are refused by the call
 
     def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         def spread(x: Tensor, d: Tensor) -> Tensor:
-            if not isinstance(d, Tensor) or d.shape[1:] != x.shape[1:] or d.dtype != x.dtype:
+            if not isinstance(d, Tensor) or d.shape[1:] != x.shape[1:] or d.dtype != x.dtype or not len(d):
                 if not isinstance(d, Tensor):
                     raise InputError(
                         f"{kind_of(d)} as background rows", "a torch.Tensor", "convert with torch.as_tensor"
                     )
                 raise InputError(
                     f"background rows {tuple(d.shape)} of {d.dtype}",
-                    f"[k, {tuple(x.shape[1:])}] of {x.dtype}",
+                    f"[k, {tuple(x.shape[1:])}] of {x.dtype}, k at least 1",
                     "take rows of the data the examples come from",
                 )
             return d.to(x.device).expand(len(owner), *d.shape)

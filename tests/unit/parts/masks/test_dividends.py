@@ -51,6 +51,18 @@ def test_shares_are_shapley_and_banzhaf_values() -> None:
     assert torch.allclose(means, banzhaf, atol=1e-12)
 
 
+def test_of_and_and_of_the_larger() -> None:
+    """AND of 4 players is one dividend, shared by 4, or halved by each of the other 3; max(3, 1) has 3, 1 and -1."""
+    q = ap.Field(lambda x: x.prod(1)).bind(torch.ones(1, 4, dtype=DOUBLE))
+    a = harsanyi(ap.Game(q, ap.groups.Elements(), ap.fills.Baselines()))
+    assert a[0].tolist() == [0.0] * 15 + [1.0]
+    size = torch.arange(5, dtype=DOUBLE)
+    assert shares(a, 1 / size.clamp(min=1)).tolist() == [[0.25] * 4]
+    assert shares(a, 2 ** (1 - size)).tolist() == [[0.125] * 4]
+    larger = ap.Field(lambda x: x.amax(1)).bind(torch.tensor([[3.0, 1.0]], dtype=DOUBLE))
+    assert harsanyi(ap.Game(larger, ap.groups.Elements(), ap.fills.Baselines())).tolist() == [[0, 3, 1, -1]]
+
+
 def test_of_a_game() -> None:
     x = torch.tensor([[2.0, 3.0, 5.0], [1.0, 1.0, 7.0]], dtype=DOUBLE)
     q = ap.Field(lambda x: x[:, 0] * x[:, 1] + 2 * x[:, 2] + x.prod(1)).bind(x)

@@ -304,3 +304,10 @@ def test_patches_of_other_pictures() -> None:
     game = ap.Game(ap.Field(total).bind(smooth_data(1)), ap.groups.Elements(), fit)
     with pytest.raises(InputError, match="some channels of a pixel"):
         game.value(~torch.eye(72, dtype=torch.bool)[:1])
+
+
+def test_no_rows_at_all_are_refused() -> None:
+    q = ap.Field(lambda x: x.sum(1)).bind(torch.ones(2, 4))
+    with pytest.raises(InputError, match=r"background rows \(0, 4\)") as caught:
+        ap.Game(q, ap.groups.Elements(), ap.fills.Marginal(torch.zeros(0, 4))).value(torch.zeros(1, 4).bool())
+    assert "k at least 1" in str(caught.value)
