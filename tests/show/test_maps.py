@@ -208,3 +208,10 @@ def test_every_pixel_shows_the_value_of_its_group() -> None:
 def test_colours_are_checked(stops: tuple[tuple[int, int, int], ...]) -> None:
     with pytest.raises(ConfigError, match="colours of three integers"):
         Colors(zero=(0, 0, 0), raises=stops, lowers=((1, 1, 1),), meaning="")
+
+
+def test_direction_is_that_of_the_method_as_it_was_set() -> None:
+    field = ap.Field(lambda x: x.mean((1, 2, 3)))
+    plain, centred = (ap.RISE(budget=8, centred=c)(field, torch.ones(1, 3, 8, 8)) for c in (False, True))
+    assert any("no direction" in said for said in maps.remarks(plain))
+    assert not any("no direction" in said for said in maps.remarks(centred))

@@ -166,6 +166,12 @@ class Explainer(Configurable):
         return (*own, *inner)
 
     @property
+    def signed(self) -> bool:
+        """Whether a positive value raises the score and a negative one lowers it: by the Card, and the base's."""
+        base = getattr(self, "base", None)
+        return self.card.signed and (not isinstance(base, Explainer) or base.signed)
+
+    @property
     def differentiable(self) -> bool:
         """Whether values can be differentiated with respect to x: by the Card, and the base's."""
         base = getattr(self, "base", None)

@@ -15,6 +15,7 @@ from torch import Tensor
 from apportion.core import registry
 from apportion.core.attribution import Attribution, Domain
 from apportion.core.errors import ConfigError, InputError, NonFiniteError, kind_of, nearest
+from apportion.core.explainer import Explainer
 
 STEPS = 127
 """Steps of colour on either side of 0: as many as a byte can count with 0 exact."""
@@ -375,6 +376,11 @@ def remarks(attribution: Attribution, size: tuple[int, ...] | None = None) -> li
 
 
 def _signed(attribution: Attribution) -> bool:
+    """Tell whether signs mean something: as the method was set, where its record says how, or else by its Card."""
+    if isinstance(attribution.method, dict) and attribution.method and attribution.reproducible:
+        made = attribution.explainer()
+        if isinstance(made, Explainer) and hasattr(made, "card"):
+            return made.signed
     name = attribution.method.get("type", "") if isinstance(attribution.method, dict) else ""
     card = registry.methods().get(registry.snake(name.rpartition(":")[2]))
     return card is None or card.signed

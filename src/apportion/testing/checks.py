@@ -340,7 +340,7 @@ def sign(explainer: Explainer) -> None:
         maps = [_run(explainer, case, target=t).values for t in range(3)]  # one class may have nothing positive
         found = any(bool(leaf.any()) for values in maps for leaf in tree.leaves(values))
         _demand(found, explainer, f"all values are zero ({case.name})")
-    if not _signed(explainer):
+    if not explainer.signed:
         return
     if Need.SPATIAL in explainer.card.needs:
         rising = Case("rising", _rising(), cases(explainer)[0].x, 1)
@@ -359,11 +359,6 @@ def sign(explainer: Explainer) -> None:
     matters = want.abs() >= 0.5 * want.abs().amax(1, keepdim=True)
     ok = bool((tree.leaves(a.values)[0] * want > 0)[matters].all())
     _demand(ok, explainer, "on a linear model values do not have the sign of what they do to the score")
-
-
-def _signed(explainer: Explainer) -> bool:
-    base = getattr(explainer, "base", None)
-    return explainer.card.signed and (not isinstance(base, Explainer) or _signed(base))
 
 
 def _linear(explainer: Explainer) -> Case:

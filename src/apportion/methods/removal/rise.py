@@ -143,6 +143,11 @@ class RISE(Explainer):
         if self.precision is not None and self.precision <= 0:
             raise ConfigError(f"RISE(precision={self.precision})", "above 0, or None", "write precision=0.05")
 
+    @property
+    def signed(self) -> bool:
+        """Whether signs mean something: centred values say which way the score moves, plain ones have its level."""
+        return self.centred
+
     def explain(self, q: Question) -> Attribution:
         x = _pictures(q)
         game = Game(q, Pixels() if x.ndim > 2 else Elements(), self.fill)
