@@ -66,7 +66,7 @@ def test_no_tensor_stays(work: Callable[[], None]):
     before = alive()
     for _ in range(3):
         work()
-    assert alive() == before
+    assert alive() <= before  # what tests before this one left may go meanwhile
 
 
 def test_what_a_callable_closes_over_bears_no_mark() -> None:
