@@ -260,6 +260,8 @@ def test_what_extremal_perturbation_refuses():
     for areas in ((), (0.0,), (0.2, 1.0)):
         with pytest.raises(ConfigError, match="areas"):
             ap.ExtremalPerturbation(areas)
+    with pytest.raises(ConfigError, match="momentum=2"):
+        ap.ExtremalPerturbation(momentum=2.0)
     with pytest.raises(InputError, match="pictures"):
         ap.ExtremalPerturbation(steps=1)(ap.Field(planted.dense_net()), torch.randn(2, 5, dtype=F64))
 

@@ -181,6 +181,7 @@ class Explainer(Configurable):
     def variants(cls) -> tuple[Explainer, ...]:
         """Configurations the conformance suite runs, each a few hundred times: small ones cover as much.
 
-        The default one is held to its cost, its claims and its principles, whether it stands here or not.
+        The default one is held to its cost, its claims and its principles, whether it stands here or not, unless it
+        takes more than 300 passes; then only what stands here is.
         """
         return (cls(),)

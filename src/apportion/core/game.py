@@ -29,8 +29,6 @@ _AT_ONCE = 1 << 22
 """Entries of masks held at once."""
 _REMEMBERED = 1 << 25
 """Bytes of coalitions that are remembered; beyond, a repeated one is evaluated again."""
-_LOOKS = 8
-"""Blocks in which it is looked whether the fill changes anything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +183,6 @@ class Game:
         self.asked = torch.zeros(batch, dtype=torch.long)
         self.evaluated = torch.zeros(batch, dtype=torch.long)
         self.removed, self.changed = torch.zeros_like(self.own), torch.zeros_like(self.own)
-        self._looked = 0
         self._place: dict[bytes, int] = {}
         self._held = 0
         self._known: Tensor | None = None
@@ -405,8 +402,7 @@ class Game:
 
     def _play(self, mask: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         mask = mask.to(self.question.device)
-        looking = self._looked < _LOOKS
-        self._looked += 1
+        looking = not bool((self.changed | ~self.own).all())
 
         def look(x: Tree, points: Tree) -> None:
             if looking:

@@ -312,6 +312,17 @@ def test_a_fill_that_changes_nothing(x: Tensor) -> None:
     assert some.unchanged.nonzero().tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_what_the_fill_leaves_is_found_whatever_the_batch_size(rows: int) -> None:
+    field, masks = ap.Field(lambda x: x.square().sum(1), batch_size=rows), ~torch.eye(20, dtype=torch.bool)
+    black = ap.Game(field.bind(torch.zeros(1, 20)), ap.groups.Elements(), ap.fills.Baselines())
+    with pytest.raises(InputError, match="for every one of its 20 player"):
+        black.value(masks)
+    partly = ap.Game(field.bind((torch.arange(20) < 3).float()[None]), ap.groups.Elements(), ap.fills.Baselines())
+    partly.value(masks)
+    assert partly.unchanged.sum() == 17
+
+
 def test_coalitions_draw_by_numbers_of_their_own() -> None:
     """No two of 2^16 coalitions, nor of those with two of 300 players absent, have the same number."""
     small = torch.tensor([[s >> i & 1 for i in range(16)] for s in range(1 << 16)]).bool()

@@ -103,6 +103,8 @@ class ExtremalPerturbation(Explainer):
         super().__post_init__()
         if not self.areas or not all(0 < a < 1 for a in self.areas):
             raise ConfigError(f"areas={self.areas}", "shares between 0 and 1", "write areas=(0.05, 0.1, 0.2)")
+        if self.momentum >= 1:
+            raise ConfigError(f"momentum={self.momentum}", "0 or more, below 1", "the paper takes 0.9")
         if self.levels < 2:
             raise ConfigError(f"levels={self.levels}", "2 or more: sharp and blurred", "leave it at 8")
 
