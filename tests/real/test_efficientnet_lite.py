@@ -120,3 +120,9 @@ def test_a_gradient_pass_needs_less_memory_than_on_the_users_module() -> None:
 
     field, own = peak("apportion"), peak("bare")
     assert field < own, (field, own)
+
+
+def test_the_checks_are_kept_from_call_to_call(lite0: nn.Module, cat: Tensor) -> None:
+    """Its configuration is in named tuples, which a walk must see through: the second call costs no checks."""
+    found = [ap.explain(lite0, cat[..., ::4, ::4], "gradient", normalize=NORMALIZE, target=0) for _ in range(2)]
+    assert [a.cost.checks > 0 for a in found] == [True, False]

@@ -170,15 +170,21 @@ def _is_seen(value: Any, depth: int) -> bool:
         return _is_free(value)
     if kind in (dict, OrderedDict) and not all(_is_seen(k, 0) for k in value):
         return False
-    if kind in (dict, OrderedDict, list, tuple, set, frozenset) and not value:
+    container = kind in (dict, OrderedDict, list, tuple, set, frozenset) or _is_named_tuple(value)
+    if container and not value:
         return True
     if isinstance(value, nn.Module):
         known = all(t is None or type(t) is nn.Parameter for t in value._parameters.values())
         known = known and not value._buffers and _is_free(type(value).forward)
         return known and depth > 0 and all(_is_seen(v, depth - 1) for v in inside(value))
-    if kind in (dict, OrderedDict, list, tuple, set, frozenset, functools.partial) or _is_record(value):
+    if container or kind is functools.partial or _is_record(value):
         return depth > 0 and all(_is_seen(v, depth - 1) for v in inside(value))
     return False
+
+
+def _is_named_tuple(value: Any) -> bool:
+    """Tell whether a tuple has names for its entries, and nothing besides; configurations of networks often are one."""
+    return isinstance(value, tuple) and hasattr(type(value), "_fields") and not hasattr(value, "__dict__")
 
 
 def _is_record(value: Any) -> bool:

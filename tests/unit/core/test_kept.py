@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -615,6 +615,14 @@ def _set_k(held: Any) -> None:
     held.k = 7.0
 
 
+def _set_ten(held: Any) -> None:
+    held.k = 10.0
+
+
+class _Loose(tuple[Any, ...]):
+    _fields = ()
+
+
 UNSEEN: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Callable[[Any], Any]]] = {
     "callable object": (_Scale, lambda held, x: held(x), _set_k),
     "slots": (lambda: _Slotted(2.0), lambda held, x: x * held.k, _set_k),
@@ -640,6 +648,8 @@ UNSEEN: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Call
         lambda held: _set_item(held.keywords["by"]),
     ),
     "deque": (lambda: deque([2.0]), lambda held, x: x * held[0], _set_item),
+    "named tuple": (lambda: _Options(powers=[2.0]), lambda held, x: x * held.powers[0], lambda h: _set_item(h.powers)),
+    "tuple with more": (lambda: _set_k(held := _Loose()) or held, lambda held, x: x * (held.k - 5), _set_ten),
     "array": (lambda: array.array("d", [2.0]), lambda held, x: x * held[0], _set_item),
     "deep": (
         lambda: [[[[[[2.0]]]]]],
@@ -705,11 +715,17 @@ class _Config:
     )
 
 
+class _Options(NamedTuple):
+    width: int = 5
+    powers: Any = None
+
+
 def test_ordinary_models_stay_kept() -> None:
     """In later fields and in the same one."""
     ordinary = [
         (3, "a", 1.5, (1, 2), ("a", 2.0), torch.nan),
         _Config(),
+        [_Options(), _Options(3, [1.0])],
         functools.partial(F.leaky_relu, negative_slope=0.2),
         functools.partial(nn.LayerNorm, eps=1e-6),
         {"activation": F.gelu, "act": nn.GELU, "sizes": torch.Size([1, 2]), 3: np.float64(2)},
