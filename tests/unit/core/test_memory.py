@@ -66,7 +66,8 @@ net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.C
                           torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
 x = torch.rand(int(sys.argv[2]), 3, 48, 48)
 with ap.give_back_memory():  # so that the peak is what was held, and not also the gaps of the heap
-    ap.IntegratedGradients(quadrature=ap.quadrature.Midpoint(int(sys.argv[1])))(ap.Field(net, batch_size=32), x, target=0)
+    line = ap.quadrature.Midpoint(int(sys.argv[1]))
+    ap.IntegratedGradients(quadrature=line)(ap.Field(net, batch_size=32), x, target=0)
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
 
