@@ -1,11 +1,12 @@
 """apportion: feature attribution of neural networks, with every evaluation that says whether to trust it."""
 
-from apportion import planted, testing
+from apportion import metrics, planted, testing
 from apportion.bias_report import BiasReport, bias_report
 from apportion.core.attribution import Attribution, Cost, Domain, References
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle, Total
 from apportion.core.errors import ApportionError
 from apportion.core.explainer import Explainer, Passes
+from apportion.core.external import External, GivenMap
 from apportion.core.field import Field, Normalize, Shared
 from apportion.core.game import Game
 from apportion.core.memory import give_back_memory, keep_memory
@@ -100,7 +101,7 @@ from apportion.methods import (
     XGradCAM,
 )
 from apportion.one_call import explain
-from apportion.parts import accumulate, baselines, grids, noise, paths, quadrature, rules, subsets
+from apportion.parts import accumulate, baselines, controls, grids, noise, paths, quadrature, rules, subsets
 from apportion.parts import surrogate as surrogates
 from apportion.parts.feature_moments import FeatureMoments
 from apportion.parts.masks import fills, groups, samplers
@@ -161,6 +162,7 @@ __all__ = [
     "ExcitationBackprop",
     "ExpectedGradients",
     "Explainer",
+    "External",
     "ExtremalPerturbation",
     "Family",
     "FeatureMoments",
@@ -168,6 +170,7 @@ __all__ = [
     "FullGrad",
     "FullGradSaliency",
     "Game",
+    "GivenMap",
     "GradCAM",
     "GradCAMPlusPlus",
     "Gradient",
@@ -229,6 +232,7 @@ __all__ = [
     "accumulate",
     "baselines",
     "bias_report",
+    "controls",
     "effect_curves",
     "explain",
     "fills",
@@ -239,6 +243,7 @@ __all__ = [
     "keep_memory",
     "method",
     "methods",
+    "metrics",
     "noise",
     "path_profile",
     "paths",

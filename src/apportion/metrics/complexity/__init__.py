@@ -1,0 +1,1 @@
+"""How concentrated and how rough a map is."""

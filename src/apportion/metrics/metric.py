@@ -1,0 +1,358 @@
+"""Metrics: frozen definitions that judge a map or an explainer, example by example."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.attribution import Attribution, Cost, Domain
+from apportion.core.card import Kind, Paper
+from apportion.core.config import Configurable, to_config
+from apportion.core.errors import ConfigError, InputError, NonFiniteError, RegistryError, kind_of, nearest
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.external import GivenMap, fitted
+from apportion.core.field import Field
+from apportion.core.question import Question
+from apportion.core.registry import snake
+from apportion.core.score import Target
+from apportion.core.tree import Tree
+from apportion.metrics.scores import Curve, Direction, Scores
+
+M = TypeVar("M", bound=type["Metric"])
+T = TypeVar("T")
+
+
+class Judges(Enum):
+    """What a metric must have."""
+
+    MAP = "a map"
+    EXPLAINER = "an explainer, which it asks again about other points, targets or models"
+
+
+@dataclass(frozen=True)
+class MetricCard:
+    """The record of a metric.
+
+    Attributes:
+        title: its usual name.
+        paper: where it was defined.
+        intent: one sentence.
+        direction: which end is better.
+        judges: what it must have.
+        truth: what it compares with, in words; empty for nothing.
+        range: least and greatest value, None where there is no bound.
+        statistic: how the source sums up examples, "mean" or "median".
+        chance: what a random map gets, in words.
+        cost: its rows per example in words; `metric.passes(q)` gives the numbers.
+        kind: the only kind of map it is made for; None for any.
+        cautions: what it rewards or punishes besides what it is meant for.
+    """
+
+    title: str
+    paper: Paper
+    intent: str
+    direction: Direction
+    judges: Judges = Judges.MAP
+    truth: str = ""
+    range: tuple[float | None, float | None] = (None, None)
+    statistic: str = "mean"
+    chance: str = ""
+    cost: str = "none"
+    kind: Kind | None = None
+    cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a metric's `measure` gives: see the fields of `Scores`."""
+
+    values: Float[Tensor, " B"]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    undefined: Mapping[str, Bool[Tensor, " B"]] = field(default_factory=dict)
+
+
+class Subject:
+    """What is judged: a map, an explainer, or a map and the explainer that made it.
+
+    Attributes:
+        name: what results call it.
+        method: its configuration.
+        tensors: those the configuration names by digest.
+    """
+
+    def __init__(self, judged: Any, name: str | None = None) -> None:
+        """Take what the user gave.
+
+        Args:
+            judged: an attribution, an explainer, or a tensor or array of maps.
+            name: for results; the explainer's class unless given.
+
+        Raises:
+            ConfigError: something else.
+        """
+        self._explainer: Explainer | None = None
+        self._given: Attribution | None = None
+        self._memo: dict[Hashable, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        if isinstance(judged, type) and issubclass(judged, Explainer):
+            raise ConfigError(f"the class {judged.__name__} to judge", "an instance", f"write {judged.__name__}()")
+        if isinstance(judged, Attribution):
+            self._given, self.method = judged, judged.method
+            self.tensors.update(judged.tensors)
+        else:
+            if not isinstance(judged, Explainer):
+                judged = _as_given(judged)
+            self._explainer = judged
+            self.method = to_config(judged, self.tensors)
+        own = self.method.get("type", "?") if isinstance(self.method, dict) else "?"
+        told = getattr(judged, "name", None)
+        self.name: str = name or (told if isinstance(told, str) else own)
+
+    @property
+    def explainer(self) -> Explainer:
+        """The explainer, or the one that made the map.
+
+        Raises:
+            ConfigError: only a map is there, or it was made by user code or changed afterwards.
+        """
+        if self._explainer is not None and not isinstance(self._explainer, GivenMap):
+            return self._explainer
+        if self._given is not None and not self._given.postprocessing and self._given.reproducible:
+            return self._given.explainer()
+        after = f" after {self._given.postprocessing[-1]}" if self._given and self._given.postprocessing else ""
+        raise ConfigError(
+            f"a map of {self.name}{after}",
+            "an explainer, since this metric asks it again",
+            "give the explainer, or ap.External(function) for another library's",
+        )
+
+    def attribution(self, q: Question) -> Attribution:
+        """Give the map: what was given, or what the explainer says of the examples, once; its passes are not counted.
+
+        Raises:
+            InputError: another number of maps than examples, a shape that does not fit, or no map of the input.
+            NonFiniteError: NaN or infinity in the map.
+        """
+        if self._given is None:
+            assert self._explainer is not None  # one of the two is there
+            asked: dict[str, Any] = {"target": _as_asked(q.target), "ids": q.ids, "seed": q.seed}
+            self._given = self._explainer(q.field, q.inputs, **asked)
+        a = self._given
+        if a.domain is Domain.GROUPS and a.groups is not None:
+            a = a.spread()
+        if a.domain in (Domain.GLOBAL, Domain.COALITIONS, Domain.GROUPS, Domain.TOKENS) and len(a) != len(q):
+            raise InputError(
+                f"{a.domain.value} values of {self.name}", "a map for each example", "judge a local method"
+            )
+        for v, n in zip(tree.leaves(a.values), tree.names(a.values), strict=True):
+            if len(v) != len(q):
+                raise InputError(
+                    f"{len(v)} map(s) of {self.name} for {len(q)} example(s)",
+                    "one each",
+                    "judge them on their examples",
+                )
+            bad = ~v.isfinite().flatten(1).all(1)
+            if bool(bad.any()):
+                raise NonFiniteError(
+                    f"NaN or infinity in the map {n} of {self.name}, example {int(bad.nonzero()[0])}",
+                    "finite numbers",
+                    "find out where it comes from: no metric can rank it",
+                )
+        return a
+
+    def map(self, q: Question) -> Tree:
+        """Give the map's values, shaped as the input or with one channel for all.
+
+        Raises:
+            InputError: values that do not fit the input.
+        """
+        values = self.attribution(q).values
+        try:
+            return tree.apply(lambda v, x: fitted(v, x, self.name), values, q.x)
+        except TypeError as error:
+            raise InputError(
+                f"maps {tree.names(values)} of {self.name}", f"the input's {tree.names(q.x)}", "explain the same input"
+            ) from error
+
+    def share(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Make something that other metrics of this subject on these examples need too, such as a curve, once.
+
+        Args:
+            key: what it is, by value: a configuration as text, for example.
+            make: makes it.
+        """
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+
+def _as_given(judged: Any) -> GivenMap:
+    try:
+        return GivenMap(judged, "given map")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{kind_of(judged)} to judge",
+            "an attribution, an explainer, or a tensor or array of maps",
+            "give what ap.explain returned, or ap.External(function)",
+        ) from error
+
+
+def _as_asked(target: Any) -> Any:
+    """Spell a resolved target as users give them."""
+    return target[:, 0] if isinstance(target, Tensor) and target.ndim == 2 and target.shape[1] == 1 else target
+
+
+@dataclass(frozen=True)
+class Metric(Configurable):
+    """Base of the metrics; a subclass is a frozen dataclass of settings with a card and a `measure`."""
+
+    card: ClassVar[MetricCard]
+
+    def __call__(
+        self,
+        field: Field,
+        x: Tree,
+        judged: Any,
+        *,
+        target: Target = None,
+        truth: Any = None,
+        ids: Sequence[Any] | None = None,
+        seed: int = 0,
+        controls: Sequence[Explainer] = (),
+    ) -> Scores:
+        """Judge a map or an explainer.
+
+        Args:
+            field: what was explained of which model.
+            x: the examples.
+            judged: what `ap.explain` gave, an explainer, or a tensor or array of maps; an explainer where the metric
+                asks again.
+            target: the outputs that were explained; those of the attribution, or each example's top class.
+            truth: what is compared with, one entry an example, for metrics that need it.
+            ids: one name an example, for its random numbers and its records.
+            seed: of all random numbers.
+            controls: maps to be judged beside, such as `ap.controls.Random()`.
+
+        Returns:
+            A score for each example.
+
+        Raises:
+            ConfigError: something that cannot be judged; no truth where one is needed.
+            InputError: a map that does not fit.
+            NonFiniteError: NaN in a map.
+        """
+        if not isinstance(field, Field):
+            raise ConfigError(f"{kind_of(field)} as field", "an ap.Field", "write ap.Field(model)")
+        if isinstance(judged, Attribution) and target is None:
+            target = judged.target
+        subject = Subject(judged)
+        with torch.inference_mode(False):
+            q = field.bind(x, target=target, ids=ids, seed=seed)
+            return self.judge(q, subject, truth, controls)
+
+    def judge(self, q: Question, subject: Subject, truth: Any = None, controls: Sequence[Explainer] = ()) -> Scores:
+        """Judge a subject on a bound question; metrics of one question and subject share what they can."""
+        if self.card.truth and truth is None:
+            raise ConfigError(f"no truth for {type(self).__name__}", self.card.truth, "give truth=...")
+        if not self.card.truth and truth is not None:
+            raise ConfigError(f"truth for {type(self).__name__}", "none: it compares with nothing", "leave truth out")
+        beside = {}
+        for control in controls:
+            other = Subject(control)
+            beside[other.name] = self.judge(q, other, truth)
+        if self.card.judges is Judges.MAP:
+            subject.attribution(q)
+        before, warned = q.cost, set(q.warnings)
+        found = self.measure(q, subject, truth)
+        after = q.cost
+        tensors = dict(subject.tensors)
+        spent = Cost(
+            after.forward - before.forward,
+            after.backward - before.backward,
+            after.at_x - before.at_x,
+            checks=after.checks - before.checks,
+        )
+        return Scores(
+            values=found.values,
+            metric=to_config(self, tensors),
+            direction=self.card.direction,
+            of=subject.name,
+            method=subject.method,
+            score=to_config(q.field.score, tensors),
+            target=_as_asked(q.target),
+            ids=tuple(q.ids),
+            seed=q.seed,
+            cost=spent,
+            curves=found.curves,
+            parts=found.parts,
+            undefined={k: v for k, v in found.undefined.items() if bool(v.any())},
+            controls=beside,
+            warnings=(*(w for w in q.warnings if w not in warned), *self._cautions(subject)),
+            statistic=self.card.statistic,
+            tensors=tensors,
+        )
+
+    def _cautions(self, subject: Subject) -> tuple[str, ...]:
+        given = subject._given
+        if self.card.kind is not None and given is not None and given.kind is not self.card.kind:
+            return (f"{type(self).__name__} is made for {self.card.kind.value} maps; this is a {given.kind.value}",)
+        return ()
+
+    @abstractmethod
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        """Judge a subject: the body of a metric."""
+
+    def passes(self, q: Question) -> Passes:
+        """Count the rows evaluated per example, without making the map; none unless a metric says otherwise."""
+        return Passes(0, 0, 0)
+
+    @classmethod
+    def variants(cls) -> tuple[Metric, ...]:
+        """Configurations the conformance suite runs: small ones cover as much."""
+        return (cls(),)
+
+    @classmethod
+    def example_truth(cls, x: Tree) -> Any:
+        """Make up truths for the conformance suite, one entry an example, where the metric compares with one."""
+        return None
+
+
+_METRICS: dict[str, type[Metric]] = {}
+
+
+def register(card: MetricCard) -> Callable[[M], M]:
+    """Give a metric its card and a name, the snake case of its class."""
+
+    def enter(cls: M) -> M:
+        cls.card = card
+        _METRICS[snake(cls.__name__)] = cls
+        return cls
+
+    return enter
+
+
+def names() -> dict[str, MetricCard]:
+    """List the metrics: name to card."""
+    return {name: _METRICS[name].card for name in sorted(_METRICS)}
+
+
+def metric(name: str) -> type[Metric]:
+    """Find a metric by its name.
+
+    Raises:
+        RegistryError: unknown, with the nearest names.
+    """
+    if not isinstance(name, str) or name not in _METRICS:
+        raise RegistryError(
+            f"no metric named {name!r}", nearest(str(name), sorted(_METRICS)), "list them with ap.metrics.names()"
+        )
+    return _METRICS[name]

@@ -1,0 +1,306 @@
+"""Scores: what a metric found, example by example, and summaries of them that can be merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apportion.core.attribution import Cost
+from apportion.core.config import Json
+from apportion.core.errors import ConfigError, InputError, kind_of
+from apportion.core.streams import Stream
+
+REPLICATES = 1000
+"""Bootstrap replicates of a summary."""
+
+
+class Direction(Enum):
+    """Which end of a metric is the better one."""
+
+    HIGHER = "higher is better"
+    LOWER = "lower is better"
+    NEITHER = "neither end is better"
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A curve for each example: what a number of some x became.
+
+    Attributes:
+        x: positions, [K] for all examples or [B, K].
+        y: heights, [B, K]; NaN where undefined.
+        x_label: what x is, with its unit.
+        y_label: what y is, with its unit.
+    """
+
+    x: Float[Tensor, "*b K"]
+    y: Float[Tensor, "B K"]
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The mean over examples with a bootstrap interval, mergeable with that of other examples.
+
+    Each example counts Poisson(1) times in each replicate, drawn from a stream of its id (Chamandy et al. 2012), so
+    that summaries of parts of a data set add up to that of the whole.
+
+    Attributes:
+        sums: Σ of count times value, with every count 1 first, then in each replicate.
+        counts: Σ of counts, likewise.
+        undefined: examples without a value, which do not enter.
+        level: of the interval.
+    """
+
+    sums: Float[Tensor, " R"]
+    counts: Float[Tensor, " R"]
+    undefined: int
+    level: float = 0.95
+
+    @classmethod
+    def of(cls, values: Float[Tensor, " B"], ids: Sequence[Any], seed: int = 0, level: float = 0.95) -> Summary:
+        """Summarize values; NaN counts as undefined.
+
+        >>> s = Summary.of(torch.tensor([1.0, 2.0, float("nan")]), ["a", "b", "c"])
+        >>> s.mean, s.n, s.undefined
+        (1.5, 2, 1)
+        """
+        if not 0 < level < 1:
+            raise ConfigError(f"level={level!r}", "between 0 and 1", "write level=.95")
+        known = ~values.isnan()
+        v = values.detach().cpu().double()[known.cpu()]
+        named = [i for i, k in zip(ids, known.tolist(), strict=True) if k]
+        ones = torch.ones(len(v), 1, dtype=torch.float64)
+        times = torch.cat([ones, counts(named, seed)], 1)
+        return cls((times * v[:, None]).sum(0), times.sum(0), int((~known).sum()), level)
+
+    def __add__(self, other: Summary) -> Summary:
+        if not isinstance(other, Summary):
+            return NotImplemented
+        if self.level != other.level or self.sums.shape != other.sums.shape:
+            raise ConfigError(
+                f"summaries at level {self.level:g} and {other.level:g}", "one level", "summarize both alike"
+            )
+        return Summary(self.sums + other.sums, self.counts + other.counts, self.undefined + other.undefined, self.level)
+
+    @property
+    def n(self) -> int:
+        """Examples with a value."""
+        return int(self.counts[0])
+
+    @property
+    def mean(self) -> float:
+        """Over the examples with a value; NaN if there is none."""
+        return float(self.sums[0] / self.counts[0]) if self.n else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Percentiles of the replicates' means; infinite with fewer than two values, which show no spread."""
+        if self.n < 2:
+            return (-math.inf, math.inf)
+        drawn = self.counts[1:] > 0
+        means = self.sums[1:][drawn] / self.counts[1:][drawn]
+        low, high = torch.quantile(means, means.new_tensor([(1 - self.level) / 2, (1 + self.level) / 2])).tolist()
+        return low, high
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        missing = f", {self.undefined} undefined" if self.undefined else ""
+        return f"{self.mean:.4g} [{low:.4g}, {high:.4g}] ({self.n} example(s){missing})"
+
+
+def counts(ids: Sequence[Any], seed: int = 0, replicates: int = REPLICATES) -> Float[Tensor, "B R"]:
+    """Draw how often each example counts in each bootstrap replicate: Poisson(1), by its id alone."""
+    owner, like = torch.arange(len(ids)), torch.zeros(len(ids), replicates)
+    uniform: Tensor = Stream.of(seed, ids, "bootstrap").uniform(like, owner, 0 * owner)
+    steps = torch.tensor([math.exp(-1) / math.factorial(k) for k in range(12)], dtype=torch.float64).cumsum(0)
+    return torch.searchsorted(steps, uniform.double()).double()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """What a metric found of one attribution, example by example.
+
+    Attributes:
+        values: one number per example; NaN where the metric is undefined, and `undefined` says why.
+        metric: the metric's configuration: every setting.
+        direction: which end is better.
+        of: the name of what was judged.
+        method: its configuration.
+        score: the configuration of the score that was explained.
+        target: the resolved target of each example.
+        ids: names of the examples.
+        seed: of all random numbers.
+        cost: rows spent by the metric, without making the map.
+        curves: what the number was made from, by name.
+        parts: named companions, one row an example.
+        undefined: reasons, and for each the examples it holds for.
+        controls: what the same metric gives maps that know nothing of the model, by name.
+        warnings: what deserves a look.
+        statistic: how the source sums up examples: "mean" or "median".
+        tensors: tensors that configurations name by digest.
+    """
+
+    values: Float[Tensor, " B"]
+    metric: Json
+    direction: Direction
+    of: str
+    method: Json
+    score: Json
+    target: Any
+    ids: tuple[Any, ...]
+    seed: int
+    cost: Cost
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    undefined: Mapping[str, Bool[Tensor, " B"]] = field(default_factory=dict)
+    controls: Mapping[str, Scores] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    statistic: str = "mean"
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def name(self) -> str:
+        """The metric's class."""
+        return self.metric["type"]
+
+    def summary(self, level: float = 0.95) -> Summary:
+        """Sum up the examples by their mean, with a bootstrap interval; see `median` for metrics that ask for it."""
+        return Summary.of(self.values, self.ids, self.seed, level)
+
+    def median(self, level: float = 0.95) -> tuple[float, float, float]:
+        """Sum up the examples by their median, with a bootstrap interval: median, low, high; NaN without a value."""
+        known = ~self.values.isnan()
+        v, order = self.values[known].detach().cpu().double().sort()
+        if not len(v):
+            return math.nan, math.nan, math.nan
+        named = [i for i, k in zip(self.ids, known.tolist(), strict=True) if k]
+        times = torch.cat([torch.ones(len(v), 1, dtype=torch.float64), counts(named, self.seed)], 1)[order.cpu()]
+        total = times.cumsum(0)
+        half = total[-1] / 2
+        first, next_ = (total >= half).int().argmax(0), (total > half).int().argmax(0)  # two where counts are even
+        found = ((v[first] + v[next_]) / 2)[half > 0]
+        ends = found.new_tensor([(1 - level) / 2, (1 + level) / 2])
+        low, high = torch.quantile(found[1:], ends).tolist() if len(v) > 1 else (-math.inf, math.inf)
+        return float(found[0]), low, high
+
+    def against(self, other: Scores) -> Summary:
+        """Sum up the differences to scores of the same examples by the same metric: this minus the other.
+
+        Raises:
+            InputError: other examples, or another metric.
+        """
+        if not isinstance(other, Scores) or other.ids != self.ids or other.metric != self.metric:
+            raise InputError(
+                f"scores of {getattr(other, 'of', kind_of(other))} beside those of {self.of}",
+                "the same metric, settings and examples",
+                "judge both on the same data",
+            )
+        return Summary.of(self.values - other.values, self.ids, self.seed)
+
+    def beats(self, control: str) -> bool | None:
+        """Tell whether the mean lies beyond a control's on the better side, beyond chance; None without a direction."""
+        if control not in self.controls:
+            raise InputError(
+                f"control {control!r}", f"one of {sorted(self.controls)}", "ask for it with controls=[...]"
+            )
+        low, high = self.against(self.controls[control]).interval
+        if self.direction is Direction.NEITHER:
+            return None
+        return low > 0 if self.direction is Direction.HIGHER else high < 0
+
+    def records(self) -> list[dict[str, Any]]:
+        """List one plain record an example, controls after the judged map."""
+        reason = [""] * len(self)
+        for why, where in self.undefined.items():
+            for i in where.nonzero()[:, 0].tolist():
+                reason[i] = why
+        target = self.target.tolist() if isinstance(self.target, Tensor) else [self.target] * len(self)
+        own = [
+            {
+                "id": self.ids[i],
+                "method": self.of,
+                "metric": self.name,
+                "value": v,
+                "direction": self.direction.value,
+                "target": target[i],
+                "undefined": reason[i],
+            }
+            for i, v in enumerate(self.values.tolist())
+        ]
+        return own + [r for c in self.controls.values() for r in c.records()]
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """Put scores of different examples together.
+
+        Raises:
+            InputError: nothing, or scores of different metrics or methods.
+        """
+        if not parts:
+            raise InputError("no scores", "one or more", "judge at least one example")
+        first = parts[0]
+        for other in parts[1:]:
+            if other.metric != first.metric or other.of != first.of or other.score != first.score:
+                raise InputError(
+                    f"scores of {other.of} by {other.name} beside those of {first.of} by {first.name}",
+                    "one metric with one configuration, and one method",
+                    "join them one by one",
+                )
+        named = [set(p.controls) for p in parts]
+        shared = set.intersection(*named)
+        targets = [p.target for p in parts]
+        joined = torch.cat(targets) if all(isinstance(t, Tensor) for t in targets) else targets[0]
+        reasons = {why for p in parts for why in p.undefined}
+        none = [torch.zeros(len(p), dtype=torch.bool, device=p.values.device) for p in parts]
+        return replace(
+            first,
+            values=torch.cat([p.values for p in parts]),
+            target=joined,
+            ids=tuple(i for p in parts for i in p.ids),
+            cost=_joined_cost([p.cost for p in parts]),
+            curves={k: _joined_curve([p.curves[k] for p in parts]) for k in first.curves},
+            parts={k: torch.cat([p.parts[k] for p in parts]) for k in first.parts},
+            undefined={
+                w: torch.cat([p.undefined.get(w, no) for p, no in zip(parts, none, strict=True)])
+                for w in sorted(reasons)
+            },
+            controls={k: Scores.join([p.controls[k] for p in parts]) for k in first.controls if k in shared},
+            warnings=tuple(dict.fromkeys(w for p in parts for w in p.warnings)),
+            tensors={k: t for p in parts for k, t in p.tensors.items()},
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"{self.name} of {self.of}: {self.summary()}; {self.direction.value}"]
+        for name, scores in self.controls.items():
+            verdict = {True: "beaten", False: "not beaten", None: "beside"}[self.beats(name)]
+            lines.append(f"  {name}: {scores.summary()}, {verdict}")
+        lines += [f"  undefined for {int(where.sum())}: {why}" for why, where in self.undefined.items()]
+        lines += [f"  warning: {w}" for w in self.warnings]
+        return "\n".join(lines)
+
+
+def _joined_cost(costs: Sequence[Cost]) -> Cost:
+    forward, backward, at_x = (torch.cat([getattr(c, n) for c in costs]) for n in ("forward", "backward", "at_x"))
+    return Cost(forward, backward, at_x, checks=sum(c.checks for c in costs))
+
+
+def _joined_curve(curves: Sequence[Curve]) -> Curve:
+    first = curves[0]
+    alike = all(c.x.ndim == 1 and torch.equal(c.x, first.x) for c in curves)
+    x = first.x if alike else torch.cat([c.x.expand(len(c.y), -1) for c in curves])
+    return Curve(x, torch.cat([c.y for c in curves]), first.x_label, first.y_label)
+
+
+__all__ = ["Curve", "Direction", "Scores", "Summary", "counts"]
