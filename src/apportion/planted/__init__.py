@@ -14,6 +14,7 @@ from apportion.planted.pairs import (
 )
 from apportion.planted.problem import Pair, Planted, PlantedGame, dividends
 from apportion.planted.suppressor import Suppressor, suppressor
+from apportion.planted.variants import Variant, folded, permuted, rescaled, shifted
 
 __all__ = [
     "Grid",
@@ -28,6 +29,7 @@ __all__ = [
     "RootSum",
     "Saturated",
     "Suppressor",
+    "Variant",
     "additive",
     "conv_net",
     "dense_net",
@@ -36,16 +38,20 @@ __all__ = [
     "dividends",
     "equal_pair",
     "exchangeable",
+    "folded",
     "homogeneous",
     "largest_pair",
     "linear",
     "multilinear",
     "noise_cells",
+    "permuted",
+    "rescaled",
     "same_but_shifted",
     "same_function",
     "same_maximum",
     "same_relu",
     "saturated",
+    "shifted",
     "shifted_pair",
     "split",
     "suppressor",

@@ -135,7 +135,8 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
         ModelError: `torch.fx` cannot follow it, or it takes more than one input.
     """
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+        copied = copy.deepcopy(model).eval()
+        traced = fx.GraphModule(copied, _Tracer().trace(copied))
     except Exception as error:
         raise ModelError(
             f"a {type(model).__name__} that torch.fx cannot trace: {error}",
@@ -146,8 +147,16 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     if len(inputs) != 1:
         raise ModelError(f"a model of inputs {inputs}", "a single input", "wrap it in a module that takes x alone")
     with torch.no_grad():
-        _Shapes(traced).run(x)
+        _Shapes(traced).run(x.clone())  # some networks write to their input
     return traced
+
+
+class _Tracer(fx.Tracer):
+    """Leave convolutions and linear layers whole that packages derive from torch's, as those that pad by themselves."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Shapes(fx.Interpreter):
