@@ -58,7 +58,12 @@ def captum(method: str, *, of_model: Callable[[Any], Any] | None = None, **optio
 
         made = getattr(captum.attr, method)(net.model if of_model is None else of_model(net.model))
         given = {k: v(net) if callable(v) else v for k, v in options.items()}
-        return lambda: made.attribute(net.x.clone().requires_grad_(), target=net.target, **given)
+
+        def run() -> Any:
+            found = made.attribute(net.x.clone().requires_grad_(), target=net.target, **given)
+            return found[0] if given.get("return_convergence_delta") else found
+
+        return run
 
     return peer
 

@@ -420,7 +420,12 @@ BOTH: dict[str, tuple[Make, str, Make]] = {
     "integrated gradients": (
         mine(ap.IntegratedGradients(quadrature=Gauss(SAMPLES))),
         "captum",
-        peers.captum("IntegratedGradients", n_steps=SAMPLES, internal_batch_size=lambda net: len(net.x)),
+        peers.captum(  # with its delta, as ours comes with its gap
+            "IntegratedGradients",
+            n_steps=SAMPLES,
+            internal_batch_size=lambda net: len(net.x),
+            return_convergence_delta=True,
+        ),
     ),
     "smoothgrad": (mine(ap.SmoothGrad(samples=SAMPLES)), "captum", peers.noise_tunnel(SAMPLES)),
     "deeplift": (mine(ap.DeepLIFT()), "captum", peers.captum("DeepLift")),
