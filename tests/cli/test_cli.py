@@ -204,8 +204,17 @@ def test_a_failed_method_says_what_to_do(folder: Path, call: Call) -> None:
     code, out, _ = call("explain", "one.png", *OWN, "--method", "gradient", "--method", "pattern_net", "--out", "out")
     assert code == 1
     (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
-    assert "To fix: write ap.PatternNet(" in line
-    assert "To fix: write ap.PatternNet(" in (folder / "out/report.html").read_text()
+    told = "a command has none. Expected: a method that needs a picture and a model alone. To fix: name another one"
+    assert told in line
+    assert told in (folder / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["sage", "LossSHAP", "prediction-difference", "ace"])
+def test_methods_of_python_objects_advise_who_has_a_command(folder: Path, call: Call, name: str) -> None:
+    lines = mistake(call("explain", "one.png", *OWN, "--method", name, "--out", "out", "--quiet"))
+    assert "from the command line: it " in lines[0]
+    assert "name another one, or write ap." in lines[2]
+    assert not (folder / "out").exists()
 
 
 def test_one_number(folder: Path, call: Call) -> None:

@@ -93,6 +93,26 @@ def test_sage_of_groups() -> None:
     torch.testing.assert_close(a.values, torch.stack([each[0], each[1] + each[2]])[None], atol=1e-12, rtol=0)
 
 
+def test_sage_of_groups_spreads_and_shows() -> None:
+    """Onto one example, whatever the number of examples, and as one map."""
+    x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    field = ap.Field(lambda x: x[:, 0, :2, :2].sum((1, 2)), ap.Loss(squared))
+    a = ap.SAGE(groups=ap.groups.Squares(2))(field, x, target=x[:, 0, :2, :2].sum((1, 2)))
+    assert a.values.shape == (1, 4)
+    laid = a.spread(share=True)
+    assert laid.domain is ap.Domain.GLOBAL
+    assert laid.values.shape == (1, 1, 4, 4)
+    torch.testing.assert_close(laid.values[0, 0, :2, :2], a.values[0, 0].expand(2, 2) / 4)
+    assert bool((laid.values[0, 0, 2:].abs() < 1e-9).all())
+    for one in (a, laid, ap.SAGE(fill=ap.fills.Baselines(), budget=64)(field, x, target=x[:, 0, 0, 0])):
+        assert one.show().size == one.show(x[:1]).resize(one.show().size).size
+    with pytest.raises(InputError, match="for one map of all"):
+        a.show(x)
+    each = ap.groups.Labels(torch.tensor([[0, 0, 1], [0, 1, 1]]))
+    with pytest.raises(InputError, match="differ from one example to the next"):
+        ap.SAGE(groups=each)(FIELD, DATA[:2], target=linear(DATA[:2]))
+
+
 @pytest.mark.parametrize("explain", [ap.SAGE(), ap.LossSHAP()], ids=lambda e: type(e).__name__)
 def test_a_loss_is_needed(explain: ap.Explainer) -> None:
     with pytest.raises(ConfigError, match=r"Logit as score[\s\S]*ap\.Loss"):

@@ -11,6 +11,7 @@ from apportion.core.errors import ConfigError
 from apportion.parts.surrogate.kernels import Cosine, Euclid, Exponential, Uniform
 from apportion.parts.surrogate.regressions import BayesianRidge, Ridge
 from apportion.parts.surrogate.selections import Best, Everything, Forward, HighestWeights
+from apportion.parts.surrogate.tables import Quartiles
 from apportion.parts.surrogate.trust import coefficient_stability, held_out, variable_stability
 
 sklearn = pytest.importorskip("sklearn.linear_model")
@@ -272,3 +273,15 @@ def test_stability_indices_by_hand() -> None:
     # feature 0: one pair of three overlaps; features 1 and 2: 2 ± 0.98 and 0 ± 0.98 are apart, two pairs each
     assert float(coefficient_stability(b, errors, in_play)) == pytest.approx((1 / 3 + 1 / 3 + 1 / 3) / 3)
     assert float(coefficient_stability([b[0]] * 3, [errors[0] * 0] * 3, in_play)) == 1
+
+
+def test_quartiles_of_any_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are NumPy's, and not torch's, which takes no more than 16 million rows."""
+    monkeypatch.delattr(torch, "quantile")
+    data = torch.randn(103, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bins = Quartiles.fit(data).bins
+    assert bins is not None
+    want = np.quantile(data.numpy(), [0.25, 0.5, 0.75], axis=0).T
+    np.testing.assert_allclose(bins.edges[:, :3].numpy(), want, rtol=1e-12)
+    first = data[:, 0][data[:, 0] <= want[0, 0]]
+    assert float(bins.deviation[0, 0]) == pytest.approx(float(first.std(unbiased=False)))

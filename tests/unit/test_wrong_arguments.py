@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import apportion as ap
 from apportion.core.errors import ApportionError
 from apportion.parts.rules import LinearPatterns, Patterns
+from apportion.parts.surrogate.tables import NormalRows, Quartiles
 
 
 def net() -> nn.Sequential:
@@ -24,6 +25,8 @@ X = torch.rand(16, 1, 5, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 2
 MAP = ap.GradCAM()(ap.Field(net()), X, target=0)
 FIT: Any = Patterns.fit
+ROWS = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+CONDITIONAL: Any = ap.fills.Conditional
 
 MISTAKES: dict[str, tuple[Callable[[ap.Field], Any], str]] = {
     "the input as layer": (lambda f: ap.GradCAM(layer=ap.Input())(f, X), "a layer inside the model"),
@@ -38,6 +41,9 @@ MISTAKES: dict[str, tuple[Callable[[ap.Field], Any], str]] = {
     "to a word": (lambda f: MAP.resize("a"), "positive ints"),  # pyright: ignore[reportArgumentType]
     "to a negative size": (lambda f: MAP.resize((-1, 2)), "positive ints"),
     "to a fraction": (lambda f: MAP.resize((4.5, 2)), "positive ints"),  # pyright: ignore[reportArgumentType]
+    "weights in a list": (lambda f: CONDITIONAL(ROWS, [0.5, 0.5]), "a tensor, one for each row"),
+    "a table of nothing": (lambda f: ap.LIME(rows=Quartiles()).fitted(f, ROWS[:0]), "two rows"),
+    "a table with a gap": (lambda f: ap.LIME(rows=NormalRows()).fitted(f, ROWS / 0), "finite"),
     "compile in words": (lambda f: ap.Field(f.model, compile="no"), "True or False"),  # pyright: ignore[reportArgumentType]
     "fast in words": (lambda f: ap.Field(f.model, fast="no"), "True or False"),  # pyright: ignore[reportArgumentType]
     "unused in words": (lambda f: ap.explain(f.model, X, "gradient", allow_unused="no"), "True or False"),  # pyright: ignore

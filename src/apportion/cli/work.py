@@ -302,7 +302,7 @@ def _rows_of(choices: Sequence[Choice], q: Question) -> dict[Choice, tuple[int, 
     """Count rows as results do: forward and backward, without f(x); methods that do not apply are left out."""
     counted = {}
     for choice in choices:
-        if _unsuited(choice):
+        if _only_python(choice):
             continue
         try:
             p = choice.explainer.passes(q)
@@ -313,10 +313,8 @@ def _rows_of(choices: Sequence[Choice], q: Question) -> dict[Choice, tuple[int, 
     return counted
 
 
-def _unsuited(choice: Choice) -> str:
-    """Say why only Python can use a member of a set, or nothing; asked for by name, they fail and say what to write."""
-    if choice.by_name:
-        return ""
+def _only_python(choice: Choice) -> str:
+    """Say why only Python can use a method, or nothing."""
     return next((why for need, why in _ONLY_PYTHON.items() if need in choice.explainer.card.needs), "")
 
 
@@ -479,9 +477,18 @@ def explain(
     explained, passed_over = _target(seen, target), {}
     failures: dict[str, Exception] = {}
     last: ApportionError | None = None
-    for choice in filter(_unsuited, choices):
-        passed_over[choice.title] = _unsuited(choice)
-    for choice, error in asking.ask([c for c in choices if not _unsuited(c)], "", field, explained):
+    for choice in filter(_only_python, choices):
+        if choice.by_name:
+            name = type(choice.explainer).__name__
+            failures[choice.title] = ConfigError(
+                f"{choice.name} from the command line: {_only_python(choice)}",
+                "a method that needs a picture and a model alone",
+                f"name another one, or write ap.{name}(...) in Python",
+            )
+        else:
+            passed_over[choice.title] = _only_python(choice)
+    able = [c for c in choices if not _only_python(c)]
+    for choice, error in asking.ask(able, "", field, explained):
         if isinstance(error, TargetError):
             raise error  # a mistake in what was asked for
         if isinstance(error, NOT_FOR_THIS) and not choice.by_name:

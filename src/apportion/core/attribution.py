@@ -318,7 +318,7 @@ class Attribution:
             share: divide by the number of elements of the group, which keeps totals.
 
         Returns:
-            Values shaped as what was explained.
+            Values shaped as what was explained; as one example, of values of all examples together.
 
         Raises:
             InputError: values that are not on groups.
@@ -329,7 +329,7 @@ class Attribution:
         >>> a.values, a.spread(share=True).values
         (tensor([[3., 1.]]), tensor([[1., 1., 1., 1.]]))
         """
-        if self.groups is None or self.domain is not Domain.GROUPS or not isinstance(self.values, Tensor):
+        if self.groups is None or not isinstance(self.values, Tensor):
             raise InputError(
                 f"values on the domain {self.domain.value!r}",
                 "values on groups, with their labels",
@@ -353,6 +353,7 @@ class Attribution:
         note = "spread(share=True)" if share else "spread"
         at_input = self.site in ({}, {"type": "Input"})
         domain = Domain.INPUT if at_input else Domain.SITE
+        domain = Domain.GLOBAL if self.domain is Domain.GLOBAL else domain
         done = self._after(note, tree.rebuild(self.groups, maps), keeps_total=share, domain=domain)
         return replace(done, groups=None)
 

@@ -433,9 +433,10 @@ class Field:
             raise InputError(f"{name} is on the meta device", "a tensor that holds numbers", "load the data first")
         if not any_dtype and not leaf.is_floating_point():
             raise InputError(
-                f"{name} has dtype {leaf.dtype}, which has no gradient",
-                "floating point",
-                "explain at the embedding, Field(model, site=At('name.of.the.embedding')), or pass it in extra=",
+                f"{name} has dtype {leaf.dtype}: whole numbers, as of tokens, no gradient and nothing between",
+                "floating point, for every method, those that only remove and mask included",
+                "explain at the embedding, Field(model, site=At('name.of.the.embedding')), where ap.fills.MaskToken "
+                "and ap.groups.RealTokens remove tokens; or pass it in extra=",
             )
         if leaf.is_floating_point() and not tree.is_finite(leaf):
             bad = int((~torch.isfinite(leaf)).reshape(len(leaf), -1).any(1).nonzero()[0])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -178,6 +178,7 @@ class Game:
         )
         within = getattr(fill, "within", None)
         self.fill: Fill = fill if within is None else within(question, self.labels)
+        self._named = type(fill).__name__
         self._covered = bool(covered.all())
         self.own: Tensor = torch.arange(self.players) < self.sizes[:, None]
         self.asked = torch.zeros(batch, dtype=torch.long)
@@ -221,7 +222,7 @@ class Game:
             InputError: masks of another shape or range; a fill that puts the example itself in place of every player.
         """
         if not isinstance(masks, Tensor | Block):
-            found = [self.value(block) for block in masks]
+            found = [self.value(block) for block in self._listed(masks, where)]
             return torch.cat(found, 1) if found else self._none()
         if isinstance(masks, Block):
             block, count, make = masks, masks.size, masks.make
@@ -229,6 +230,8 @@ class Game:
         else:
             self._check(masks)
             count, make = masks.shape[-2], lambda at: masks.cpu()[..., at, :]
+        if where is not None:
+            self._check_where(where, count)
         batch, out = len(self.question), []
         step = max(1, _AT_ONCE // max(1, batch * self.players))
         for start in range(0, count, step):
@@ -243,9 +246,36 @@ class Game:
     def _none(self) -> Tensor:
         return torch.zeros(len(self.question), 0, device=self.question.device)
 
+    def _listed(self, masks: Any, where: Any) -> Iterator[Tensor | Block]:
+        """Give what an iterator holds, where that is masks."""
+        shape = f"(S, {self.players}) or ({len(self.question)}, S, {self.players})"
+        tensor = f"a tensor {shape}, a sampler's block, or an iterator of such"
+        if not isinstance(masks, Iterable):
+            raise InputError(f"{kind_of(masks)} as masks", tensor, "convert with torch.as_tensor")
+        if where is not None:
+            raise InputError("where= beside an iterator of masks", "one tensor or block of masks", "join them first")
+        for block in masks:
+            if not isinstance(block, Tensor | Block):
+                raise InputError(
+                    f"{kind_of(block)} in {kind_of(masks)} of masks", tensor, "write torch.as_tensor(masks)"
+                )
+            yield block
+
+    def _check_where(self, where: Any, count: int) -> None:
+        want = (len(self.question), count)
+        if not isinstance(where, Tensor) or where.dtype != torch.bool or tuple(where.shape) != want:
+            raise InputError(
+                f"where of {tuple(where.shape)}, {where.dtype}"
+                if isinstance(where, Tensor)
+                else f"{kind_of(where)} as where",
+                f"a Boolean tensor of shape {want}",
+                "tell of each example and each mask whether to play it",
+            )
+
     def _check(self, masks: Tensor) -> None:
         batch = len(self.question)
-        if masks.shape[-1] != self.players or masks.ndim not in (2, 3) or (masks.ndim == 3 and len(masks) != batch):
+        fits = masks.ndim in (2, 3) and masks.shape[-1] == self.players and (masks.ndim == 2 or len(masks) == batch)
+        if not fits:
             raise InputError(
                 f"masks of shape {tuple(masks.shape)}",
                 f"(S, {self.players}) or ({batch}, S, {self.players})",
@@ -253,6 +283,8 @@ class Game:
             )
         if masks.dtype == torch.bool:
             return
+        if masks.is_complex():
+            raise InputError(f"masks of {masks.dtype}", "Boolean, or soft in [0, 1]", "take the real part")
         if not bool(((masks >= 0) & (masks <= 1)).all()):
             raise InputError(
                 f"masks between {float(masks.min()):.4g} and {float(masks.max()):.4g}",
@@ -346,20 +378,23 @@ class Game:
         inner = masks.bool().any(1) & ~(masks == self.own[owner]).all(1)
         self.evaluated += torch.bincount(owner[inner], minlength=len(q))
         draw = torch.from_numpy(_hashed(masks))
+        self._expect(_gone(masks), owner)
         while start < len(owner):
             size = max(1, q.field.chunk // int(getattr(self.fill, "draws", 1)))
             at = slice(start, start + size)
             out.append(self._play(masks[at], owner[at].to(q.device), draw[at]))
             start = min(start + size, len(owner))
             tick("coalitions", start, len(owner))
-        self._check_changed()
         return torch.cat(out) if out else self._none()[:0].reshape(-1)
 
     def rows(self, mask: Masks, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         """Make the masked points themselves, [R, k, ...], as the game plays them."""
+        self._expect(gone := _gone(mask), owner)
         element = self._kept(mask.to(self.question.device), owner)
         x, filled, _ = self._filled(element, owner, draw)
-        return tree.apply(_blend, x, element, filled)
+        points = tree.apply(_blend, x, element, filled)
+        self._look(x, points, gone, owner)
+        return points
 
     def elements(self, mask: Tensor, owner: Owner) -> Tree:
         """Give each element its player's mask, shaped as rows; an element without a player is kept."""
@@ -398,17 +433,19 @@ class Game:
         Returns:
             The score of each row, its draws reduced as those of coalitions are.
         """
-        return self._reduced(element, owner, draw, score=score)
-
-    def _play(self, mask: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
-        mask = mask.to(self.question.device)
-        looking = not bool((self.changed | ~self.own).all())
+        self._expect(None, owner)
 
         def look(x: Tree, points: Tree) -> None:
-            if looking:
-                self._look(x, points, mask, owner)
+            if self._looking and self.labels is not None:
+                self._look(x, points, self._by_player(tree.apply(_gone, element), owner), owner)
 
-        return self._reduced(self._kept(mask, owner), owner, draw, look)
+        return self._reduced(element, owner, draw, look, score)
+
+    def _play(self, mask: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
+        def look(x: Tree, points: Tree) -> None:
+            self._look(x, points, _gone(mask), owner)
+
+        return self._reduced(self._kept(mask.to(self.question.device), owner), owner, draw, look)
 
     def _reduced(
         self,
@@ -451,30 +488,78 @@ class Game:
 
     # -- does the fill remove anything? -----------------------------------------------------------
 
-    def _look(self, x: Tree, points: Tree, mask: Tensor, owner: Tensor) -> None:
+    @cached_property
+    def _is_told(self) -> bool:
+        """Whether it is known beforehand what the fill changes, since it puts the same whatever is kept."""
+        q = self.question
+        if self.labels is None or not getattr(self.fill, "fixed", False):
+            return False
+        size = max(1, q.field.chunk // int(getattr(self.fill, "draws", 1)))
+        for owner in torch.arange(len(q), device=q.device).split(size):
+            none = tree.apply(lambda x: torch.zeros_like(x, dtype=torch.bool), tree.index(q.x, owner))
+            x, filled, _ = self._filled(none, owner, torch.zeros_like(owner))
+            self.changed[owner.cpu()] = self._moved(x, filled, owner)
+        return True
+
+    @property
+    def _looking(self) -> bool:
+        """Whether it is still to be seen, as points are made, if the fill changes some player."""
+        return not self._is_told and not bool((self.changed | ~self.own).all())
+
+    def _expect(self, gone: Tensor | None, owner: Tensor) -> None:
+        """Note what a fill leaves as it is where that is known before points are made.
+
+        Args:
+            gone: the players removed of each row; None for all.
+            owner: the example each row belongs to.
+        """
+        if not self._is_told or bool((self.changed | ~self.own).all()):
+            return
+        who = owner.cpu()
+        self._note(self.removed, torch.ones_like(self.own[who]) if gone is None else gone.cpu(), who)
+        self._check_changed()
+
+    def _note(self, into: Tensor, found: Tensor, who: Tensor) -> None:
+        """Set what is found of the rows of each example."""
+        into |= torch.zeros(into.shape, dtype=torch.int32).index_add_(0, who, found.int()).bool() & self.own
+
+    def _look(self, x: Tree, points: Tree, gone: Tensor, owner: Tensor) -> None:
         """Note which players the fill has changed something of, while there are any it was not seen to change."""
-        gone = (mask < 0.5 if mask.dtype != torch.bool else ~mask).cpu() & self.own[owner.cpu()]
-        pending = gone & ~self.changed[owner.cpu()]
+        if not self._looking:
+            return
+        who = owner.cpu()
+        pending = gone.cpu() & self.own[who] & ~self.changed[who]
         if self.labels is None:  # of windows, only one that is absent alone can be told
-            pending &= gone.sum(1, keepdim=True) == 1
+            pending &= gone.cpu().sum(1, keepdim=True) == 1
         rows = pending.any(1).nonzero()[:, 0]
         if not len(rows):
             return
-        at, of = rows.to(owner.device), owner[rows.to(owner.device)]
-        moved = torch.zeros(len(rows), self.players + 1, dtype=torch.int32, device=owner.device)
-        labels = x if self.labels is None else self.labels
-        for leaf, point, label in zip(*(tree.leaves(t) for t in (x, points, labels)), strict=True):
-            differs = (point[at] != leaf[at][:, None]).any(1).flatten(1)
-            if self.labels is None:
-                moved += differs.any(1, keepdim=True)
-                continue
-            label = label.to(owner.device)
-            whose = label.expand(len(label), *leaf.shape[1:])
-            whose = (whose.expand_as(leaf[at]) if len(label) == 1 else whose[of]).flatten(1)
-            moved.scatter_add_(1, whose.masked_fill(whose < 0, self.players), differs.to(torch.int32))
-        who = of.cpu()
-        for into, found in ((self.removed, pending[rows]), (self.changed, moved[:, :-1].cpu().bool() & pending[rows])):
-            into |= torch.zeros(into.shape, dtype=torch.int32).index_add_(0, who, found.int()).bool()
+        at, pending = rows.to(owner.device), pending[rows]
+        some = (tree.index(x, at), tree.index(points, at), owner[at])
+        for into, found in ((self.removed, pending), (self.changed, self._moved(*some) & pending)):
+            self._note(into, found, who[rows])
+        self._check_changed()
+
+    def _moved(self, x: Tree, points: Tree, owner: Tensor) -> Bool[Tensor, "R P"]:
+        """Tell of which players some of the points [R, k, ...] differ from x; of windows, whether anything does."""
+        differs = tree.apply(lambda leaf, point: (point != leaf[:, None]).any(1), x, points)
+        if self.labels is not None:
+            return self._by_player(differs, owner)
+        found = torch.stack([d.flatten(1).any(1) for d in tree.leaves(differs)]).any(0)
+        return found.cpu()[:, None].expand(-1, self.players)
+
+    def _by_player(self, element: Tree, owner: Tensor) -> Bool[Tensor, "R P"]:
+        """Tell which players have an element of which something is so."""
+        out = torch.zeros(len(owner), self.players + 1, dtype=torch.int32, device=owner.device)
+        for leaf, label in zip(tree.leaves(element), tree.leaves(self.labels), strict=True):
+            shared = [axis for axis in range(1, leaf.ndim) if label.shape[axis] == 1 < leaf.shape[axis]]
+            leaf = leaf.any(tuple(shared), keepdim=True) if shared else leaf
+            if self._in_order:
+                return leaf.flatten(1).cpu()
+            label = label.to(owner.device).flatten(1)
+            slot = label.masked_fill(label < 0, self.players)
+            out.scatter_add_(1, slot.expand(len(owner), -1) if len(slot) == 1 else slot[owner], leaf.flatten(1).int())
+        return out[:, :-1].bool().cpu()
 
     @property
     def unchanged(self) -> Bool[Tensor, "B P"]:
@@ -486,10 +571,21 @@ class Game:
         if bool(same.any()) and not getattr(self.fill, "may_repeat", False):
             example = int(same.nonzero()[0])
             raise InputError(
-                f"a fill ({type(self.fill).__name__}) that returns example {example} unchanged, for every one of its "
+                f"a fill ({self._named}) that returns example {example} unchanged, for every one of its "
                 f"{int(self.sizes[example])} player(s)",
                 "something else than the example where players are absent",
                 "choose a fill that differs from it, such as ap.fills.Baselines(ap.baselines.Noise())",
+            )
+
+    def warn_unchanged(self) -> None:
+        """Record in the question which players the fill left as they were."""
+        same = self.unchanged
+        if bool(same.any()):
+            example = int(same.any(1).nonzero()[0])
+            named = same[example].nonzero()[:, 0].tolist()
+            self.question.warn(
+                f"{self._named} left {int(same.sum())} player(s) as they are, where it was looked: "
+                f"of example {example}, {named[:8]}{' and more' if len(named) > 8 else ''}"
             )
 
 
@@ -498,6 +594,11 @@ def _blend(x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.where(mask[:, None], x[:, None], other)
     return torch.lerp(other, x[:, None], mask[:, None].to(x.dtype))
+
+
+def _gone(mask: Tensor) -> Tensor:
+    """Tell what a mask removes; of a soft one, more than half."""
+    return ~mask if mask.dtype == torch.bool else mask < 0.5
 
 
 def _hashed(masks: Tensor) -> np.ndarray:

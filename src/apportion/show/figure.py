@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from apportion.core.attribution import Attribution
+from apportion.core.attribution import Attribution, Domain
 from apportion.core.errors import InputError
 from apportion.show import maps
 from apportion.show.maps import RED_BLUE, Colors, Painted
@@ -408,12 +408,13 @@ def show(
     Raises:
         InputError: pictures of another number, or values that are no maps.
     """
-    count = len(attribution)
+    of_all = attribution.domain is Domain.GLOBAL
+    count = 1 if of_all else len(attribution)
     if x is not None and (x.ndim != 4 or len(x) != count):
         raise InputError(
-            f"pictures of shape {tuple(x.shape)} for {count} examples",
+            f"pictures of shape {tuple(x.shape)} for " + ("one map of all" if of_all else f"{count} examples"),
             f"[{count}, 1 | 3, H, W]",
-            "give what was explained, the examples first",
+            "leave x out, or give one picture" if of_all else "give what was explained, the examples first",
         )
     columns = 1 if x is None else 3
     at = [_MARGIN + i * (_CELL + _SPACE) for i in range(columns)]

@@ -297,7 +297,8 @@ def picture_map(
 
     Args:
         attribution: on an input [B, C, H, W], on a site's grid [B, h, w] or [B, K, h, w], or on groups of such, of
-            which every pixel then shows its group's value, the mean over its channels, as after `spread()`.
+            which every pixel then shows its group's value, the mean over its channels, as after `spread()`. A map of
+            all examples together is example 0.
         example: which of the B.
         size: height and width; a site's grid is interpolated to it bilinearly. The map's own grid by default.
 
@@ -309,9 +310,12 @@ def picture_map(
     >>> picture_map(ap.Gradient()(ap.Field(net), torch.zeros(1, 3, 2, 2))).shape
     torch.Size([2, 2])
     """
-    if attribution.domain is Domain.GROUPS and isinstance(attribution.groups, Tensor) and attribution.groups.ndim == 4:
+    if isinstance(attribution.groups, Tensor) and attribution.groups.ndim == 4:
         attribution = attribution.spread()
         attribution = replace(attribution, values=attribution.values.mean(1, keepdim=True))
+    if attribution.domain is Domain.GLOBAL:  # one map for all examples lies where one of them does
+        at_input = attribution.site in ({}, {"type": "Input"})
+        attribution = replace(attribution, domain=Domain.INPUT if at_input else Domain.SITE)
     values = attribution.values
     if attribution.domain not in (Domain.INPUT, Domain.SITE):
         raise InputError(

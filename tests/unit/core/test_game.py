@@ -323,6 +323,71 @@ def test_what_the_fill_leaves_is_found_whatever_the_batch_size(rows: int) -> Non
     assert partly.unchanged.sum() == 17
 
 
+SAME = ap.fills.Inpainted(lambda x, kept: x)
+NOTHING: dict[str, tuple[ap.Explainer, ap.Explainer]] = {  # with a fixed fill, and with one that looks at the mask
+    "occlusion": (ap.Occlusion(), ap.Occlusion(fill=SAME)),
+    "rise": (ap.RISE(budget=24), ap.RISE(budget=24, fill=SAME)),
+    "bits": (ap.PredictionDifference(fill=ap.fills.Baselines()), ap.PredictionDifference(fill=SAME)),
+    "drawn bits": (ap.PredictionDifference(fill=ap.fills.Marginal(torch.zeros(2, 1, 3, 3))),) * 2,
+}
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("name", NOTHING)
+def test_methods_that_make_their_own_masks_look_too(name: str, rows: int) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+    field, black = ap.Field(net, batch_size=rows), torch.zeros(2, 1, 3, 3)
+    black[0] = 1  # the other example is the one that stays
+    fixed, other = NOTHING[name]
+    for explain, at in ((fixed, 1), (other, 0 if other is not fixed else 1)):
+        with pytest.raises(InputError, match=f"returns example {at} unchanged, for every one of its 9 player"):
+            explain(field, black, target=0)
+    black[1, 0, 0] = 1
+    (told,) = (w for w in fixed(field, black, target=0).warnings if "left" in w)
+    assert "6 player(s) as they are, where it was looked: of example 1, [3, 4, 5, 6, 7, 8]" in told
+    assert not any("left" in w for w in fixed(field, black + 1, target=0).warnings)
+
+
+def test_pixels_and_groups_of_examples_of_their_own_are_told_apart() -> None:
+    """A colour that only one channel has is a change of the pixel, and of its group in that example alone."""
+    x = torch.zeros(2, 3, 2, 2)
+    x[0, 1, 0, 1] = x[1, 2, 1, 0] = 1
+    q = ap.Field(lambda x: x.flatten(1).sum(1)).bind(x)
+    pixels = ap.Game(q, ap.groups.Pixels(), ap.fills.Baselines())
+    pixels.value(~torch.eye(4, dtype=torch.bool))
+    assert pixels.changed.tolist() == [[False, True, False, False], [False, False, True, False]]
+    labels = torch.tensor([[[[0, 1], [2, 2]]], [[[1, 1], [0, -1]]]])
+    for fill in (ap.fills.Baselines(), ap.fills.Inpainted(lambda x, kept: x * kept)):
+        own = ap.Game(q, ap.groups.Labels(labels), fill)
+        own.value(~torch.eye(3, dtype=torch.bool))
+        assert own.unchanged.tolist() == [[True, False, True], [False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("masks", "where", "told"),
+    [
+        ([[1, 0, 1, 0]], None, "a list in a list of masks"),
+        (torch.eye(4).numpy(), None, "ndarray of masks"),
+        (None, None, "a NoneType as masks"),
+        (3, None, "int as masks"),
+        (torch.tensor(1.0), None, r"masks of shape \(\)"),
+        (torch.ones(4), None, r"masks of shape \(4,\)"),
+        (torch.ones(2, 4, dtype=torch.complex64), None, "complex64"),
+        (torch.full((2, 4), torch.nan), None, "masks between nan"),
+        (torch.eye(4), torch.ones(3, 3, dtype=torch.bool), r"where of \(3, 3\)"),
+        (torch.eye(4), torch.ones(3, 4), r"where of \(3, 4\), torch.float32"),
+        (torch.eye(4), [[True] * 4] * 3, "list as where"),
+        (iter([torch.eye(4)]), torch.ones(3, 4, dtype=torch.bool), "where= beside an iterator"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_run")
+def test_masks_that_are_none(x: Tensor, masks: Any, where: Any, told: str) -> None:
+    game = ap.Game(ap.Field(model).bind(x, target=0), ap.groups.Elements(), ap.fills.Baselines())
+    with pytest.raises(InputError, match=told) as caught:
+        game.value(masks, where)
+    assert "To fix: " in str(caught.value)
+
+
 def test_coalitions_draw_by_numbers_of_their_own() -> None:
     """No two of 2^16 coalitions, nor of those with two of 300 players absent, have the same number."""
     small = torch.tensor([[s >> i & 1 for i in range(16)] for s in range(1 << 16)]).bool()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
 from apportion.core.errors import ConfigError
@@ -12,7 +15,7 @@ from apportion.core.game import Game
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.parts.masks.estimators import Differences, Estimate, Sums, estimated, listed
-from apportion.parts.masks.sampled import SampledMethod
+from apportion.parts.masks.sampled import COST, LISTED, SAMPLED, SampledMethod
 from apportion.parts.masks.samplers import AllSubsets, Bernoulli
 from apportion.parts.masks.weights import BanzhafWeights
 
@@ -26,7 +29,7 @@ CARD = Card(
     ),
     kind=Kind.SALIENCE,
     intent="What a player adds to the others, each of whom is there or not by the toss of a coin.",
-    cost="at most budget + 1 forward, for each draw of the fill; all 2^n coalitions where the budget pays for them",
+    cost=COST,
     exact_cost=False,
     families=(Family.PERTURBATION, Family.GAME, Family.REMOVAL),
     unjudged="Deng et al. 2025 place it among games and removals, and state of it 2-efficiency, which no table judges",
@@ -43,9 +46,15 @@ CARD = Card(
     cautions=(
         "Values do not sum to the score's difference; two players merged into one get what both had (2-efficiency).",
         "With many players nearly all coalitions drawn hold about half of them: small ones are never seen.",
-        "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error'].",
+        SAMPLED,
     ),
 )
+
+
+_FORETOLD = 1 << 16
+"""Entries of masks up to which it is seen beforehand whether the budget will do."""
+_MOST = 1 << 14
+"""Coalitions searched for a budget that will."""
 
 
 @register(CARD)
@@ -89,17 +98,43 @@ class Banzhaf(SampledMethod):
         if not bool(drawn.any()):
             return known
         sampler, means = Bernoulli() if self.sampler is None else self.sampler, Differences(game)
+        if self.budget * game.players < _FORETOLD:
+            self._met_twice(game, sampler, drawn, self.budget)
         blocks = (b.among(drawn) for b in sampler.blocks(game, self.budget))
         found = estimated(blocks, means, self.precision)
         on = drawn.to(means.own.device)
         fewest = means.counts.amin(1)[means.own & on[:, None]].min()
         if fewest < 2:
-            raise ConfigError(
-                f"budget={self.budget}, of which a player was in, or out of, {int(fewest)} coalition(s)",
-                "two at least, for their spread",
-                "raise budget, or take p nearer to 1/2",
-            )
+            self._met_twice(game, sampler, drawn, self.budget)
         return found.where(on, known)
+
+    def _met_twice(self, game: Game, sampler: Bernoulli, drawn: Tensor, budget: int) -> None:
+        """See that each player is in two of the coalitions drawn and out of two.
+
+        Raises:
+            ConfigError: some is not, with the budget at which all are.
+        """
+        own, seen = game.own[drawn], 0
+        counts = torch.zeros(len(own), 2, game.players, dtype=torch.int32)
+        for block in sampler.blocks(game, max(budget, _MOST)):
+            masks = block.masks.expand(len(drawn), -1, -1)[drawn]
+            met = counts[:, None] + torch.stack([~masks, masks], 2).int().cumsum(1)
+            enough = ((met >= 2) | ~own[:, None, None]).all(3).all(2).all(0)
+            if bool(enough.any()):
+                least = seen + 1 + int(enough.int().argmax())
+                break
+            counts, seen = met[:, -1].int(), seen + block.size
+        else:
+            least = 2 * seen
+        if least <= budget:
+            return
+        players = int(game.sizes[drawn].max())
+        least = min(least, 2**players - 2) if self.sampler is None and players <= LISTED else least
+        raise ConfigError(
+            f"budget={budget} for {players} players, of which one is in, or out of, less than two coalitions",
+            f"at least {least} coalitions, by those drawn with this seed, for their spread",
+            f"give budget={least} or more{'' if self.sampler is None else ', or take p nearer to 1/2'}",
+        )
 
     def passes(self, q: Question | None = None) -> Passes:
         if isinstance(self.sampler, AllSubsets) and q is not None:

@@ -14,7 +14,7 @@ from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.core.score import Loss
-from apportion.parts.masks.sampled import OrderMethod
+from apportion.parts.masks.sampled import COST, SAMPLED, OrderMethod
 
 CARD = Card(
     title="LossSHAP",
@@ -26,7 +26,7 @@ CARD = Card(
     ),
     kind=Kind.SALIENCE,
     intent="How much of an example's loss each player takes away, as Shapley values of minus the loss.",
-    cost="at most budget + 1 forward, for each draw of the fill; all 2^n coalitions where the budget pays for them",
+    cost=COST,
     exact_cost=False,
     needs=frozenset({Need.LOSS}),
     families=(Family.PERTURBATION, Family.GAME, Family.REMOVAL),
@@ -43,7 +43,7 @@ CARD = Card(
     total=Total.REDUCTION,
     cautions=(
         "It needs the true label: a player may help a wrong decision, and hurt the loss.",
-        "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error'].",
+        SAMPLED,
     ),
 )
 

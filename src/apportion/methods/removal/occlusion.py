@@ -106,7 +106,7 @@ class Occlusion(GameMethod):
         lost = q.fx[:, None] - game.value(LeaveOneOut().blocks(game))
         if not isinstance(self.groups, Windows):
             return self.answer(q, game, lost)
-        self.warn_unchanged(q, game)
+        game.warn_unchanged()
         return on_windows(self, q, self.groups, lost, self.summed, self.per_element)
 
     def passes(self, q: Question | None = None) -> Passes:

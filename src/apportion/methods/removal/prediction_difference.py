@@ -150,6 +150,7 @@ class PredictionDifference(GameMethod):
                 s, o = step[at], owner[at]
                 mean[o, s], error[o, s] = self._chance(q, game, s[:, None] != every, o, s, score)
         lost = known[:, None] - weight_of_evidence(mean, self.examples, classes)
+        game.warn_unchanged()
         error = error * slope(mean, self.examples, classes) if self.fill.draws > 1 and self.fill.exact else None
         if not isinstance(self.groups, Windows):
             return self.answer(q, game, lost, standard_error=error)

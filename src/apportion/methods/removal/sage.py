@@ -12,7 +12,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Card, Family, Kind, Need, Paper, Total
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, InputError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.game import Game
 from apportion.core.question import Question
@@ -55,10 +55,10 @@ class SAGE(OrderMethod):
     """Shapley values of v(S) = -mean over examples of ℓ(E[f(x_S, Z)], y); Covert, Lundberg, Lee 2020.
 
     One value per player for all examples together, on `Domain.GLOBAL`, in units of the loss: [1, ...] shaped as an
-    example, or [1, players] for other groups than elements. Predictions are averaged over the background before the
-    loss is taken. With the model's own outputs as target, values are Shapley effects, which explain their variance
-    (Song, Nelson, Staum 2016). Every example plays as many orders, and the largest standard error over the range of
-    the values tells when there are enough.
+    example, or [1, players] for other groups than elements, which `a.spread()` lays on one example. Predictions are
+    averaged over the background before the loss is taken. With the model's own outputs as target, values are Shapley
+    effects, which explain their variance (Song, Nelson, Staum 2016). Every example plays as many orders, and the
+    largest standard error over the range of the values tells when there are enough.
 
     Attributes:
         fill: rows Z; None takes the examples themselves.
@@ -66,6 +66,7 @@ class SAGE(OrderMethod):
 
     Raises:
         ConfigError: a score other than a loss, or a budget too small for two draws.
+        InputError: groups that differ from one example to the next, as superpixels do: no player is of all examples.
 
     >>> import torch, apportion as ap
     >>> x = torch.tensor([[-1.0, -2.0], [-1.0, 2.0], [1.0, -2.0], [1.0, 2.0]])
@@ -86,6 +87,8 @@ class SAGE(OrderMethod):
     def explain(self, q: Question) -> Attribution:
         check_loss(self, q)
         game = self.game(q)
+        each = isinstance(self.groups, Elements)
+        labels = None if each else shared_labels(game.labels, q.x)
         found = self.estimate(game, pooled_precision)
         total = pooled(found)
         empty = game.value(torch.zeros(1, game.players, dtype=torch.bool))[:, 0]
@@ -93,14 +96,15 @@ class SAGE(OrderMethod):
 
         def placed(v: Tensor) -> Tree:
             v = v.to(like.device, like.dtype)
-            return elementwise(v, q.x) if isinstance(self.groups, Elements) else v
+            return elementwise(v, q.x) if each else v
 
-        self.warn_unchanged(q, game)
+        game.warn_unchanged()
         parts = self.record(q, game, found, total.precision)
         return q.attribution(
             self,
             placed(-total.values),
             domain=Domain.GLOBAL,
+            groups=labels,
             claimed_total=(empty - q.fx).mean(0, keepdim=True).to(like.device, like.dtype),
             references=game.__dict__.get("references"),
             parts={**parts, "standard_error": placed(total.standard_error)},
@@ -120,6 +124,21 @@ class SAGE(OrderMethod):
     @classmethod
     def variants(cls) -> tuple[Explainer, ...]:
         return (cls(fill=Baselines(), budget=254),)
+
+
+def shared_labels(labels: Tree, like: Tree) -> Tree:
+    """Give the labels of one example, which must be those of all.
+
+    Raises:
+        InputError: they differ.
+    """
+    if any(bool((label != label[:1]).any()) for label in tree.leaves(labels)):
+        raise InputError(
+            "groups that differ from one example to the next, for values of all examples together",
+            "the same elements in a group, whatever the example",
+            "give ap.groups.Squares, Columns or Labels; of groups of each example's own, ask ap.LossSHAP",
+        )
+    return tree.apply(lambda label, x: label[:1].expand(1, *x.shape[1:]), labels, like)
 
 
 def pooled(found: Estimate) -> Estimate:

@@ -11,7 +11,18 @@ from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Tot
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.parts.masks.sampled import OrderMethod
+from apportion.parts.masks.sampled import COST, SAMPLED, OrderMethod
+
+FAITHFUL = tuple(
+    Claim(principle, holds=True, source="Deng et al. 2025, Table VI, of Shapley values")
+    for principle in (
+        Principle.LOCAL_ACCURACY,
+        Principle.MISSINGNESS,
+        Principle.CONSISTENCY,
+        Principle.ALLOCATION_FIDELITY,
+    )
+)
+"""What is claimed of Shapley values, however they are computed."""
 
 CARD = Card(
     title="Shapley values",
@@ -23,7 +34,7 @@ CARD = Card(
     ),
     kind=Kind.SALIENCE,
     intent="What a player adds to those before it, averaged over all orders in which players may come in.",
-    cost="at most budget + 1 forward, for each draw of the fill; all 2^n coalitions where the budget pays for them",
+    cost=COST,
     exact_cost=False,
     families=(
         Family.PERTURBATION,
@@ -33,12 +44,7 @@ CARD = Card(
         Family.REMOVAL,
         Family.TAYLOR,
     ),
-    claims=(
-        Claim(Principle.LOCAL_ACCURACY, holds=True, source="Deng et al. 2025, Table VI"),
-        Claim(Principle.MISSINGNESS, holds=True, source="Deng et al. 2025, Table VI"),
-        Claim(Principle.CONSISTENCY, holds=True, source="Deng et al. 2025, Table VI"),
-        Claim(Principle.ALLOCATION_FIDELITY, holds=True, source="Deng et al. 2025, Table VI"),
-    ),
+    claims=FAITHFUL,
     measured={
         Principle.COMPLETENESS: True,
         Principle.SENSITIVITY: True,
@@ -50,7 +56,7 @@ CARD = Card(
     },
     total=Total.DIFFERENCE,
     cautions=(
-        "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error'].",
+        SAMPLED,
         "Sampled values treat equal players alike on average only.",
         "What stands in for an absent player is part of the question: points that no data resemble are scored, too.",
     ),

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.game import Weighted
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
@@ -31,8 +31,8 @@ class Conditional(Fill):
         weight: [n], their probabilities; equal unless given.
 
     Raises:
-        ConfigError: weights that are negative, or not one per row.
-        InputError: an example of which no row has what is kept, or soft masks.
+        ConfigError: weights that are no tensor, negative, or not one per row.
+        InputError: no rows; an example of which no row has what is kept, or soft masks.
 
     >>> import apportion as ap
     >>> table = Conditional(torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([0.5, 0.25, 0.25]))
@@ -48,7 +48,17 @@ class Conditional(Fill):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        w = self.weight
+        rows, w = tree.leaves(self.rows), self.weight
+        for row in rows:
+            if not isinstance(row, Tensor) or not row.ndim or not len(row):
+                shape = f"shape {tuple(row.shape)}" if isinstance(row, Tensor) else kind_of(row)
+                raise InputError(
+                    f"rows of {shape} as a table", "a tensor [n, ...], n from 1", "give what can be, row by row"
+                )
+        if w is not None and not isinstance(w, Tensor):
+            raise ConfigError(f"{kind_of(w)} as weights", "a tensor, one for each row", "convert with torch.as_tensor")
+        if w is not None and (w.is_complex() or not bool(torch.isfinite(w).all())):
+            raise ConfigError(f"weights of {w.dtype} that are complex or not finite", "finite numbers", "repair them")
         if w is not None and (w.shape != (tree.rows(self.rows),) or not bool((w >= 0).all()) or not bool(w.any())):
             raise ConfigError(
                 f"weights of shape {tuple(w.shape)}, from {float(w.min()):.3g}, for {tree.rows(self.rows)} rows",

@@ -212,7 +212,9 @@ class LeastSquares(Estimator):
     """argmin_φ Σ_S w(S) (v(S) - v(∅) - Σ_{i∈S} φ_i)² with Σ φ = v(N) - v(∅), the constraint eliminated by player 0.
 
     Standard errors are those of a weighted regression whose residuals spread as they do (White 1980), coalitions
-    taken together by unit. Of the coalitions drawn a few bytes each are kept for them.
+    taken together by unit and each unit's residual divided by 1 - its leverage, as if it had been left out of the fit
+    (HC3; MacKinnon and White 1985). They are infinite where a unit alone decides a direction, as with no more units
+    than unknowns. Of the coalitions drawn a few bytes each are kept for them.
     """
 
     def __init__(self, game: Game, unit: int, empty: Float[Tensor, " B"], drawn: Bool[Tensor, " B"]) -> None:
@@ -249,9 +251,14 @@ class LeastSquares(Estimator):
             self.seen.append((np.packbits(masks.cpu().numpy(), axis=-1), values, weight))
 
     @property
+    def solvable(self) -> Bool[Tensor, " B"]:
+        """Of which examples the coalitions tell all players apart."""
+        return self._solvable(self._equal())
+
+    @property
     def ready(self) -> Tensor:
         """Those drawn, once there are twice as many units as unknowns: before, the fit leaves little to judge by."""
-        return self.drawn & (self.units >= 2 * (self.own.sum(1) - 1)) & self._solvable(self._equal())
+        return self.drawn & (self.units >= 2 * (self.own.sum(1) - 1)) & self.solvable
 
     def _equal(self) -> Tensor:
         return self.square + torch.diag_embed((~self.own[:, 1:]).double())  # apart from those not there
@@ -268,14 +275,10 @@ class LeastSquares(Estimator):
         Raises:
             ConfigError: they do not.
         """
-        short = ~self._solvable(self._equal())
+        short = ~self.solvable
         if bool(short.any()):
             b = int(short.nonzero()[0])
-            raise ConfigError(
-                f"{int(self.units[b]) * self.unit} coalitions that do not tell {int(self.own[b].sum())} players apart",
-                "as many as it takes",
-                "raise budget, or make fewer players; nothing is added that would make the equations solvable",
-            )
+            raise apart(int(self.units[b]) * self.unit, int(self.own[b].sum()), 2 * int(self.units[b]) * self.unit)
 
     def estimate(self) -> Estimate:
         """Solve; what cannot be solved yet is not a number."""
@@ -289,19 +292,31 @@ class LeastSquares(Estimator):
         return Estimate(values, errors, self.own)
 
     def _errors(self, others: Tensor, inverse: Tensor) -> Tensor:
-        middle, units = torch.zeros_like(self.square), self.zeros(len(others))
+        middle, alone = torch.zeros_like(self.square), torch.zeros_like(self.drawn)
         for packed, values, weight in self.seen:
             found = np.unpackbits(packed, axis=-1, count=self.own.shape[1])
             rows, right = self._equations(torch.from_numpy(found).to(values.device), values)
             pull = rows * ((right - (rows @ others[..., None])[..., 0]) * weight)[..., None]
             pull = pull.reshape(len(pull), -1, self.unit, pull.shape[2]).sum(2)
+            # rows of a unit, of a coalition and its complement, are one vector and its negative: leverages add up
+            free = 1 - ((rows @ inverse * rows).sum(2) * weight).reshape(len(pull), -1, self.unit).sum(2)
+            alone |= ~(free > 1e-9).all(1)
+            pull = pull / free.clamp(min=1e-9)[..., None]
             middle += pull.mT @ pull
-            units += (weight.reshape(len(pull), -1, self.unit)[..., 0] > 0).sum(1)
-        free = self.own.sum(1) - 1
-        spread = inverse @ middle @ inverse * (units / (units - free).clamp(min=1))[:, None, None]
+        spread = inverse @ middle @ inverse
         first = spread.sum((1, 2))[:, None]  # of player 0, which is the total less the others
         variance = torch.cat([first, spread.diagonal(dim1=1, dim2=2)], 1).clamp(min=0)
+        variance = variance.masked_fill(alone[:, None], torch.inf)
         return variance.sqrt().masked_fill(~(self.own & self.drawn[:, None]), 0)
+
+
+def apart(count: int, players: int, least: int) -> ConfigError:
+    """Say that coalitions do not tell players apart, and how many may."""
+    return ConfigError(
+        f"{count} coalitions that do not tell {players} players apart",
+        f"about {least}, by the coalitions drawn with this seed",
+        f"give budget={least} or more, or make fewer players; nothing is added that would make the equations solvable",
+    )
 
 
 def listed(game: Game, which: Bool[Tensor, " B"], weights: SizeWeights) -> Iterator[Block]:
@@ -370,6 +385,7 @@ __all__ = [
     "Estimator",
     "LeastSquares",
     "Sums",
+    "apart",
     "each_alone",
     "estimated",
     "listed",

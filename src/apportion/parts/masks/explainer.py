@@ -94,7 +94,7 @@ class GameMethod(Explainer):
             more["standard_error"] = placed(standard_error)
         if game.is_ragged:
             more["sizes"] = game.sizes.to(like.device)
-        self.warn_unchanged(q, game)
+        game.warn_unchanged()
         labels = game.labels
         if not each and labels is not None:
             labels = tree.apply(lambda t, x: t.expand(len(t), *x.shape[1:]), labels, q.x)
@@ -108,17 +108,6 @@ class GameMethod(Explainer):
             groups=None if each else labels,
             parts=more,
         )
-
-    def warn_unchanged(self, q: Question, game: Game) -> None:
-        """Record which players the fill left as they were."""
-        same = game.unchanged
-        if bool(same.any()):
-            example = int(same.any(1).nonzero()[0])
-            named = same[example].nonzero()[:, 0].tolist()
-            q.warn(
-                f"{type(self.fill).__name__} left {int(same.sum())} player(s) as they are, where it was looked: "
-                f"of example {example}, {named[:8]}{' and more' if len(named) > 8 else ''}"
-            )
 
 
 def elementwise(values: Float[Tensor, "B P"], like: Tree) -> Tree:

@@ -30,6 +30,9 @@ class Fill(Configurable):
     may_repeat: ClassVar[bool] = False
     """Whether it may rightly give what the example has, as where the rest of it leaves no other value."""
 
+    fixed: ClassVar[bool] = False
+    """Whether it gives an example the same values whatever is kept of it."""
+
     @property
     def draws(self) -> int:
         """How many points are scored for each coalition, at most."""

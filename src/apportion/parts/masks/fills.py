@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,8 @@ class Baselines(Fill):
         base: the baseline.
     """
 
+    fixed: ClassVar[bool] = True
+
     base: Baseline = Zero()
 
     @property
@@ -56,6 +59,8 @@ class Marginal(Fill):
     Attributes:
         data: [k, ...] rows.
     """
+
+    fixed: ClassVar[bool] = True
 
     data: Tree
 

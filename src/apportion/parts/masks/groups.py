@@ -103,19 +103,33 @@ class Labels(Configurable):
         """Check and align the labels."""
 
         def fit(x: Tensor, label: Tensor) -> Tensor:
-            if not isinstance(label, Tensor) or label.is_floating_point() or label.dtype == torch.bool:
+            if not isinstance(label, Tensor):
                 raise InputError(
-                    f"group labels {type(label).__name__}", "an integer tensor", "convert with torch.as_tensor"
+                    f"{kind_of(label)} as group labels", "an integer tensor", "convert with torch.as_tensor"
+                )
+            if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+                raise InputError(
+                    f"group labels of {label.dtype}",
+                    "integers from 0, -1 for no group",
+                    "write mask.long() - 1 for one group of what is marked, mask.long() for two"
+                    if label.dtype == torch.bool
+                    else "write labels.long(), if its numbers are whole",
                 )
             label = label.to(x.device).long()
             label = label[None] if label.ndim == x.ndim - 1 else label
             label = label[None, None] if label.ndim == x.ndim - 2 and x.ndim > 2 else label
             fits = label.ndim == x.ndim and all(a in (1, b) for a, b in zip(label.shape, x.shape, strict=True))
-            if not fits or int(label.min()) < -1:
+            if not fits or not label.numel():
                 raise InputError(
                     f"group labels of shape {tuple(label.shape)} for {tuple(x.shape)}",
-                    "a broadcastable shape, labels from 0 (or -1 for no group)",
+                    "a broadcastable shape",
                     "give the labels of one example, or one row per example",
+                )
+            if (lowest := int(label.min())) < -1:
+                raise InputError(
+                    f"a group label of {lowest}",
+                    "integers from 0, and -1 for elements of no group",
+                    "number the groups from 0: torch.unique(labels, return_inverse=True)[1]",
                 )
             return label
 

@@ -19,6 +19,12 @@ from apportion.parts.masks.explainer import GameMethod
 from apportion.parts.masks.samplers import AllSubsets, Permutations
 from apportion.parts.masks.weights import ShapleyWeights, SizeWeights
 
+COST = "at most budget + 1 forward, for each draw of the fill; all 2^n coalitions where the budget pays for them"
+"""What methods of this kind cost, for their Cards."""
+
+SAMPLED = "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error']."
+"""What is to be known of their values."""
+
 
 @dataclass(frozen=True)
 class SampledMethod(GameMethod):

@@ -74,12 +74,14 @@ def _categories(column: Tensor) -> tuple[Tensor, ...]:
 
 
 def _quantiles(column: Tensor, count: int) -> tuple[Tensor, ...]:
-    cuts = torch.quantile(column, torch.linspace(0, 1, count + 1, dtype=column.dtype)[1:-1]).unique()
+    ordered = column.sort().values  # torch.quantile takes no more than 16 million
+    at = torch.linspace(0, 1, count + 1, dtype=column.dtype)[1:-1] * (len(column) - 1)
+    cuts = torch.lerp(ordered[at.floor().long()], ordered[at.ceil().long()], at - at.floor()).unique()
     edges = torch.cat([cuts, cuts.new_full((1,), float("inf"))])
-    inside = torch.nn.functional.one_hot(torch.searchsorted(edges, column.contiguous()), len(edges)).to(column)
-    held = inside.sum(0)
-    mean = (inside * column[:, None]).sum(0) / held.clamp(min=1)
-    deviation = ((inside * (column[:, None] - mean).square()).sum(0) / held.clamp(min=1)).sqrt()
+    inside = torch.searchsorted(edges, column.contiguous())
+    held = torch.bincount(inside, minlength=len(edges)).to(column)
+    mean = torch.bincount(inside, column, len(edges)) / held.clamp(min=1)
+    deviation = (torch.bincount(inside, (column - mean[inside]).square(), len(edges)) / held.clamp(min=1)).sqrt()
     low, high = torch.cat([column.min()[None], cuts]), torch.cat([cuts, column.max()[None]])
     return edges, held / len(column), mean, deviation, low, high
 
@@ -112,7 +114,7 @@ class Quartiles(Neighborhood):
         return cls(Bins.fit(_table(data), categorical))
 
     def fitted(self, data: Tree) -> Neighborhood:
-        return self if self.bins is not None else Quartiles(Bins.fit(flat(data)))
+        return self if self.bins is not None else Quartiles(Bins.fit(_table(flat(data))))
 
     def around(self, q: Question) -> Local:
         if self.bins is None:
@@ -194,7 +196,7 @@ class NormalRows(Neighborhood):
     def fitted(self, data: Tree) -> Neighborhood:
         if self.mean is not None:
             return self
-        table = flat(data)
+        table = _table(flat(data))
         return NormalRows(table.mean(0), _deviation(table), self.around_x)
 
     def around(self, q: Question) -> Local:

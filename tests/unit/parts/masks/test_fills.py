@@ -146,6 +146,12 @@ def test_conditional_mistakes() -> None:
         ap.fills.Conditional(rows, p[:3])
     with pytest.raises(ConfigError, match="from -1"):
         ap.fills.Conditional(rows, -torch.ones(12))
+    with pytest.raises(ConfigError, match="not finite"):
+        ap.fills.Conditional(rows, p * torch.nan)
+    with pytest.raises(InputError, match="float as a table"):
+        ap.fills.Conditional(rows.tolist())
+    with pytest.raises(InputError, match=r"shape \(0, 3\) as a table"):
+        ap.fills.Conditional(rows[:0])
     q = ap.Field(total).bind(torch.tensor([[0.0, 5.0, 0.0]], dtype=DOUBLE))
     game = ap.Game(q, ap.groups.Elements(), ap.fills.Conditional(rows, p))
     with pytest.raises(InputError, match="example 0, of which no row"):

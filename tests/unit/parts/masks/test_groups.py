@@ -47,6 +47,22 @@ def test_one_input_may_have_no_player() -> None:
     assert ap.groups.Labels(value).labels(like)[1].tolist() == [[-1, -1, -1]]
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.tensor([0, -2, 1]), "a group label of -2"),
+        (torch.tensor([0.0, 1.0, 1.0]), r"group labels of torch.float32[\s\S]*labels.long\(\)"),
+        (torch.tensor([True, False, True]), r"group labels of torch.bool[\s\S]*mask.long\(\)"),
+        ([0, 1, 1], "int as group labels|group labels of"),
+        (torch.tensor([0, 1]), r"group labels of shape \(1, 2\)"),
+        (torch.zeros(0, 3).long(), r"group labels of shape \(0, 3\)"),
+    ],
+)
+def test_labels_that_are_none(value: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        ap.groups.Labels(value).labels(torch.zeros(2, 3))
+
+
 # -- windows that overlap -----------------------------------------------------------------------
 
 
