@@ -1,14 +1,22 @@
 """Metrics: what a map or an explainer is worth, by definitions with their source and every setting in the record."""
 
+from apportion.metrics.agreement.agreement import Agreement
+from apportion.metrics.complexity.complexity import Complexity
+from apportion.metrics.complexity.effective_complexity import EffectiveComplexity
 from apportion.metrics.complexity.sparseness import Sparseness
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, metric, names, register
+from apportion.metrics.noise.map_noise import MapNoise
 from apportion.metrics.scores import Curve, Direction, Scores, Summary
 
 __all__ = [
+    "Agreement",
+    "Complexity",
     "Curve",
     "Direction",
+    "EffectiveComplexity",
     "Found",
     "Judges",
+    "MapNoise",
     "Metric",
     "MetricCard",
     "Scores",

@@ -1,0 +1,1 @@
+"""How far two maps of one example agree."""
