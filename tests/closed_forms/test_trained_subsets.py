@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import apportion as ap
 from apportion import planted
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import ConfigError, InputError, NonFiniteError
 from apportion.parts.subsets import Masker, MaskerTraining, Selector, SelectorTraining, Trainer
 from apportion.parts.subsets.causal import CausalNetworks, CausalTraining, shares
 from apportion.parts.subsets.masker import Backgrounds, Margin, MaskNetwork, _loss, _maps
-from apportion.parts.subsets.trainer import network, started
+from apportion.parts.subsets.trainer import moments, network, started
 from apportion.planted.digits import DarkObjects, Pictures, dark_object_task
 
 F64 = torch.float64
@@ -353,3 +353,130 @@ def test_the_advice_of_an_untrained_explainer_can_be_followed() -> None:
         ap.MeaningfulPerturbation(beta=0.5)
     with pytest.raises(InputError, match="without data"):
         ap.subsets.Masker.fit(ap.Field(torch.nn.Linear(2, 2)), [])
+
+
+# -- units, passes, and what does not fit -------------------------------------------------------------
+
+
+def test_the_unit_of_a_column_changes_nothing(tmp_path: Path) -> None:
+    """A column in other units, with another zero: what is learned, told and saved is the same to rounding."""
+    x, held = torch.randn(1500, 10, generator=seeded(), dtype=F64), torch.randn(100, 10, generator=seeded(1), dtype=F64)
+    unit, zero = torch.ones(10, dtype=F64), torch.zeros(10, dtype=F64)
+    unit[0], unit[4], zero[7] = 1e4, 1e-4, 1e3
+    plain, scaled = ap.Field(additive), ap.Field(lambda z: additive((z - zero) / unit))
+    selectors = [Selector.fit(f, z, HOW) for f, z in ((plain, x), (scaled, x * unit + zero))]
+    first, second = (
+        ap.L2X(s)(f, h) for s, f, h in zip(selectors, (plain, scaled), (held, held * unit + zero), strict=True)
+    )
+    torch.testing.assert_close(second.values, first.values, rtol=1e-3, atol=1e-4)
+    assert recall(second.parts["picked"]) > 0.8
+    assert selectors[1].fidelity(scaled, held * unit + zero) > 0.75
+    selectors[1].save(tmp_path / "s")
+    assert torch.equal(ap.L2X(Selector.load(tmp_path / "s"))(scaled, held * unit + zero).values, second.values)
+
+    fill = ap.fills.Baselines(ap.baselines.Constant(tuple(zero.tolist())))
+    how = CausalTraining(2, 16, Trainer(epochs=4, batch=100, lr=3e-3))
+    one = ap.CXPlain(networks=how).fitted(plain, x[:500])(plain, held)
+    trained = ap.CXPlain(networks=how, fill=fill).fitted(scaled, x[:500] * unit + zero)
+    assert isinstance(trained, ap.CXPlain)
+    two = trained(scaled, held * unit + zero)
+    torch.testing.assert_close(two.values, one.values, rtol=1e-3, atol=1e-4)
+    assert isinstance(trained.networks, CausalNetworks)
+    trained.networks.save(tmp_path / "c")
+    again = ap.CXPlain(networks=CausalNetworks.load(tmp_path / "c"), fill=fill)(scaled, held * unit + zero)
+    assert torch.equal(again.values, two.values)
+
+
+def test_moments_leave_constants_alone() -> None:
+    x = torch.tensor([[0.1, 1e-9], [0.1, 3e-9]]).repeat(50, 1)
+    mean, std = moments(x)
+    torch.testing.assert_close(mean, torch.tensor([0.1, 2e-9]))
+    torch.testing.assert_close(std, torch.tensor([1.0, 1e-9]))
+
+
+def test_the_range_of_pictures_does_not_change_what_a_masker_learns() -> None:
+    """Layers are divided by their size, so pictures from 0 to 255 train as those from 0 to 1 do."""
+    _, p = dark_object_task(8)
+    how = MaskerTraining(scales=2, width=4, trainer=Trainer(epochs=1, batch=4))
+    maps = []
+    for unit in (1.0, 255.0):
+        net = DarkNetwork()
+        with torch.no_grad():
+            net.look.weight.div_(unit)
+        field = ap.Field(net)
+        maps.append(ap.RealTimeSaliency(Masker.fit(field, unit * p.x, how))(field, unit * p.x).values)
+    torch.testing.assert_close(maps[1], maps[0], rtol=1e-3, atol=1e-3)
+
+
+def test_rows_spent_on_training_are_as_declared() -> None:
+    """L2X: one row forward for each example; CXPlain: players + 1; besides the few that check any model once."""
+    rows: list[int] = []
+
+    def net(z: Tensor) -> Tensor:
+        rows.append(len(z))
+        return additive(z)
+
+    x = torch.randn(60, 10, generator=seeded())
+    quick = SelectorTraining(2, 4, trainer=Trainer(epochs=1))
+    ap.Field(lambda z: net(z).sum(1)).bind(x)
+    checks, found = sum(rows), []
+    for fit in (
+        lambda: Selector.fit(ap.Field(net), x, quick),
+        lambda: Selector.fit(ap.Field(net), [(x[:20], torch.full((20,), 7)), (x[20:], torch.zeros(40).long())], quick),
+        lambda: ap.CXPlain(networks=CausalTraining(1, 4, Trainer(epochs=1))).fitted(ap.Field(net), x),
+    ):
+        rows.clear()
+        fit()
+        found.append(sum(rows) - checks)
+    assert found == [60, 60, 660]
+
+
+class Two(nn.Module):
+    """A classifier whose classes and channels are asked for."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(2, channels, 3, padding=1), nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_a_trained_part_says_what_it_does_not_fit() -> None:
+    x = torch.rand(4, 2, 8, 8, generator=seeded())
+    how = MaskerTraining(scales=1, width=2, trainer=Trainer(epochs=1, batch=4))
+    draw = ap.RealTimeSaliency(Masker.fit(ap.Field(Two(4, 5)), x, how))
+    for classes in (2, 9):
+        with pytest.raises(ConfigError, match=r"\[B, 5\], as the masker was trained for"):
+            draw(ap.Field(Two(4, classes)), x, target=classes - 1)
+    with pytest.raises(ConfigError, match="channels"):
+        draw(ap.Field(Two(6, 5)), x)
+    with pytest.raises(InputError, match="a dict of shapes"):
+        Masker.fit(ap.Field(Two(4, 5)), {"x": x}, how)
+
+    rows = torch.randn(20, 10, generator=seeded())
+    s = Selector.fit(ap.Field(additive), rows, SelectorTraining(2, 4, trainer=Trainer(epochs=1)))
+    with pytest.raises(InputError, match="as trained on"):
+        s.fidelity(ap.Field(lambda z: z[:, :2]), rows[:, :4])
+    with pytest.raises(InputError, match="3 outputs"):
+        s.fidelity(ap.Field(lambda z: z[:, :3]), rows)
+    with pytest.raises(NonFiniteError, match="lower the trainer's lr"):
+        Selector.fit(ap.Field(additive), rows, SelectorTraining(2, 4, trainer=Trainer(epochs=3, lr=1e30)))
+    for data, error in ((rows[:0], InputError), ([], InputError), (rows / 0 * 0, NonFiniteError)):
+        for fit in (Selector.fit, s.fidelity, ap.CXPlain().fitted):
+            with pytest.raises(error):
+                fit(ap.Field(additive), data)
+
+
+def test_training_works_where_no_gradients_are_recorded() -> None:
+    x, rows = torch.rand(4, 2, 8, 8, generator=seeded()), torch.randn(20, 10, generator=seeded())
+    brief = Trainer(epochs=1, batch=4)
+    fits = (
+        lambda: Masker.fit(ap.Field(Two(4, 5)), x, MaskerTraining(scales=1, width=2, trainer=brief)).weights,
+        lambda: Selector.fit(ap.Field(additive), rows, SelectorTraining(2, 4, trainer=brief)).selecting,
+        lambda: ap.CXPlain(networks=CausalTraining(1, 4, brief)).fitted(ap.Field(additive), rows).networks.weights,
+    )
+    for fit in fits:
+        with torch.inference_mode():
+            found = fit()
+        assert not any(w.is_inference() for w in found.values())

@@ -23,7 +23,7 @@ from apportion.core.tree import Tree
 from apportion.parts.masks.explainer import GameMethod
 from apportion.parts.subsets.causal import CausalNetworks, CausalTraining, among, shares
 from apportion.parts.subsets.explained import bound, one_tensor, same_field
-from apportion.parts.subsets.trainer import Trainer, Weights, gathered, perceptron
+from apportion.parts.subsets.trainer import Trainer, Weights, gathered, moments, perceptron
 
 CARD = Card(
     title="CXPlain",
@@ -45,7 +45,6 @@ CARD = Card(
     cautions=(
         "Players are removed one at a time: of two that say the same, neither is missed.",
         "What lowers the error when it goes counts as 0.",
-        "The networks take inputs as they are: bring columns of a table to one scale within the data first.",
         "The map is a forecast, for the class the training took (the top one, or the label): `agreement` compares it "
         "with the shares themselves, on data that were not trained on.",
         "The interval is the spread over networks trained on resampled data, not of the removal.",
@@ -58,7 +57,8 @@ CARD = Card(
 class CXPlain(GameMethod):
     """The median of networks that foretell ω_i = Δε_i / Σ_j Δε_j, Δε_i = ε(x without i) - ε(x); Schwab, Karlen 2019.
 
-    Values are shares between 0 and 1, in the shape of the input where every element is a player. With several networks
+    Values are shares between 0 and 1, in the shape of the input where every element is a player. The networks see each
+    element standardized by the data they were trained on. With several networks
     `parts` has `low` and `high`, between which `level` of them lie.
 
     Attributes:
@@ -91,6 +91,7 @@ class CXPlain(GameMethod):
         """Play: examples, and by how much the error of each grows without each player."""
         return self._grown(field, data)[:2]
 
+    @torch.inference_mode(False)
     def _grown(self, field: Field, data: Tree | Iterable[Tree]) -> tuple[Tensor, Tensor, Tensor]:
         found = []
         for q in bound(same_field(field, "CXPlain().fitted", self.score), data, "CXPlain().fitted"):
@@ -100,12 +101,15 @@ class CXPlain(GameMethod):
         x, growth, present = gathered(found)
         return x, growth, present
 
+    @torch.inference_mode(False)
     def fitted(self, field: Field, data: Tree) -> Explainer:
         if isinstance(self.networks, CausalNetworks):
             return self
         how = self.networks
         x, growth, present = self._grown(field, data)
         goal = shares(growth, present)
+        mean, std = moments(x)
+        seen = (x - mean) / std
         players = growth.shape[1]
 
         def loss(
@@ -120,12 +124,13 @@ class CXPlain(GameMethod):
             rows = rows.to(x.device)
             found = replace(how.trainer, seed=how.trainer.seed + i).run(
                 lambda: perceptron(x[0].numel(), players, how.width),
-                (x[rows], goal[rows], present[rows]),
+                (seen[rows], goal[rows], present[rows]),
                 loss,
                 "a causal network",
             )
             weights |= {f"{i}/{k}": w for k, w in found.items()}
-        return replace(self, networks=CausalNetworks(weights, how.networks, tuple(x.shape[1:]), players, how.width))
+        trained = CausalNetworks(weights, how.networks, tuple(x.shape[1:]), players, how.width, mean, std)
+        return replace(self, networks=trained)
 
     def agreement(self, field: Field, data: Tree | Iterable[Tree]) -> Float[Tensor, " B"]:
         """Correlate values with the shares themselves, example by example; 0 where either is constant."""

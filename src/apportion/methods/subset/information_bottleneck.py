@@ -22,6 +22,7 @@ from apportion.core.registry import register
 from apportion.core.score import LogProbability, Score
 from apportion.core.tree import Tree
 from apportion.parts.baselines.simple import blur
+from apportion.parts.grids import FoundGrid
 from apportion.parts.subsets.pictures import asked
 from apportion.parts.subsets.statistics import LayerStatistics
 
@@ -74,7 +75,8 @@ def information(gate: Float[Tensor, "*shape"], standardized: Float[Tensor, "*#sh
 class InformationBottleneck(Explainer):
     """The bits let through by λ* = argmin -log p_c(λ r + (1 - λ) ε) + β KL, ε as usual there; Schulz et al. 2020.
 
-    Values are bits of the layer, summed over its channels, [B, h, w]; never negative. `parts["bits"]` is their sum.
+    Values are bits of the layer, summed over its channels, [B, h, w], or [B, N] for tokens [B, N, K]; never negative.
+    `parts["bits"]` is their sum.
 
     Attributes:
         statistics: of the layer, from `ap.subsets.LayerStatistics.fit(field, data)`, which also says which layer.
@@ -84,14 +86,15 @@ class InformationBottleneck(Explainer):
         lr: its rate.
         copies: noisy copies a step.
         start: what λ starts at, before the sigmoid: nearly all comes through.
-        sigma: of the blur of λ, in cells of the layer; 0 for none.
+        sigma: of the blur of λ, in cells of the layer; 0 for none, as always for tokens, which pool nothing.
         least_std: deviations below count as this.
         least_active: units that are not 0 in at most this share of the data carry nothing.
-        upsample: enlarge to the picture, as bits per pixel of it.
+        upsample: enlarge to the picture, as bits per pixel of it; those of class tokens and the like have no place
+            there and are left out.
 
     Raises:
         ConfigError: no statistics.
-        SiteError: the layer is another than the statistics say.
+        SiteError: the layer is another than the statistics say, or its tokens have no place on a picture.
 
     >>> import torch, apportion as ap
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(18, 2))
@@ -157,20 +160,23 @@ class InformationBottleneck(Explainer):
             )
         room = max(1, q.field.chunk // self.copies)
         blocks = torch.arange(len(q), device=q.device).split(room)
-        bits = torch.cat([self._search(inner, r, owner) for owner in blocks]).sum(1) / math.log(2)
-        total = bits.sum((1, 2))
+        channels = 1 if r.ndim == 4 else 2
+        bits = torch.cat([self._search(inner, r, owner) for owner in blocks]).sum(channels) / math.log(2)
+        total = bits.flatten(1).sum(1)
         if self.upsample:
             size = tree.leaves(q.inputs)[0].shape[2:]
+            if bits.ndim == 2:
+                bits = FoundGrid().find(q, tuple(r.shape), known.layer)(bits[..., None])[:, 0]
             share = bits[0].numel() / math.prod(size)
             bits = share * F.interpolate(bits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return q.attribution(self, bits, domain=Domain.SITE, parts={"bits": total})
 
-    def gate(self, alpha: Float[Tensor, "R K h w"]) -> Float[Tensor, "R K h w"]:
-        """Give λ, the blurred sigmoid of what is learned."""
+    def gate(self, alpha: Float[Tensor, "R *unit"]) -> Float[Tensor, "R *unit"]:
+        """Give λ, the sigmoid of what is learned, blurred where it is a map."""
         gate = alpha.sigmoid()
-        return blur(gate, self.sigma, cut=2.0) if self.sigma else gate
+        return blur(gate, self.sigma, cut=2.0) if self.sigma and gate.ndim == 4 else gate
 
-    def _search(self, inner: Question, r: Tensor, owner: Tensor) -> Float[Tensor, "R K h w"]:
+    def _search(self, inner: Question, r: Tensor, owner: Tensor) -> Float[Tensor, "R *unit"]:
         """Learn what some examples let through, all steps of it; nats for each unit."""
         known = self.known
         mean, std = known.mean.to(r), known.std.to(r).clamp(min=self.least_std)

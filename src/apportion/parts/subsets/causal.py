@@ -58,6 +58,8 @@ class CausalNetworks(Configurable):
         shape: of an example.
         players: how many.
         width: of the hidden layers.
+        mean: of each element over the data, taken off before the networks see it.
+        std: by which it is then divided.
     """
 
     weights: dict[str, Tensor]
@@ -65,10 +67,13 @@ class CausalNetworks(Configurable):
     shape: tuple[int, ...]
     players: int
     width: int
+    mean: Tensor
+    std: Tensor
 
     def __call__(self, x: Float[Tensor, "B *shape"], present: Bool[Tensor, "B P"] | None = None) -> Tensor:
         """Foretell shares of the players present, by each network, [B, M, P]."""
         net = network(lambda: perceptron(x[0].numel(), self.players, self.width))
+        x = (x - self.mean.to(x)) / self.std.to(x)
         with torch.no_grad():
             told = [among(net(self._of(i, x), x), present).softmax(1) for i in range(self.networks)]
         return torch.stack(told, 1)
@@ -84,7 +89,8 @@ class CausalNetworks(Configurable):
             OutputError: that fails.
         """
         names = ("networks", "shape", "players", "width")
-        write_tensors(path, self.weights, {"causal networks": {n: getattr(self, n) for n in names}})
+        kept = {**self.weights, "mean": self.mean, "std": self.std}
+        write_tensors(path, kept, {"causal networks": {n: getattr(self, n) for n in names}})
 
     @classmethod
     def load(cls, path: str | Path) -> CausalNetworks:
@@ -94,4 +100,5 @@ class CausalNetworks(Configurable):
             ConfigError: it is another.
         """
         record, weights = read_tensors(path, "causal networks", "CausalNetworks.save")
-        return cls(weights, **{**record, "shape": tuple(record["shape"])})
+        seen = {name: weights.pop(name) for name in ("mean", "std")}
+        return cls(weights, **{**record, **seen, "shape": tuple(record["shape"])})

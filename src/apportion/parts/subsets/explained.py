@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -11,13 +11,13 @@ from apportion.core import tree
 from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.field import Field
 from apportion.core.question import Question
-from apportion.core.score import Score
+from apportion.core.score import Score, main_output
 from apportion.core.site import Input
 from apportion.core.tree import Tree
 from apportion.parts.batches import as_integers, batches, is_labelled
 
 
-def same_field(field: Any, name: str, score: Score | None = None) -> Field:
+def same_field(field: Any, name: str, score: Score | Callable[[Any], Tensor] | None = None) -> Field:
     """Give a field of the same model at its input, for another score.
 
     Raises:
@@ -38,8 +38,20 @@ def same_field(field: Any, name: str, score: Score | None = None) -> Field:
     )
 
 
-def bound(field: Field, data: Tree | Iterable[Tree], name: str, seed: int = 0) -> Iterator[Question]:
-    """Bind batch after batch, with labels beside examples as targets.
+def whole_output(outputs: Any) -> Tensor:
+    """Score nothing of a class, where the outputs are asked for themselves: so no pass is spent on finding one.
+
+    >>> import torch
+    >>> whole_output(torch.ones(2, 3)).tolist()
+    [3.0, 3.0]
+    """
+    return main_output(outputs).flatten(1).sum(1)
+
+
+def bound(
+    field: Field, data: Tree | Iterable[Tree], name: str, seed: int = 0, *, labels: bool = True
+) -> Iterator[Question]:
+    """Bind batch after batch, with labels beside examples as targets, unless they are to be passed over.
 
     Raises:
         InputError: a batch that is not one tensor, or no batch.
@@ -50,7 +62,7 @@ def bound(field: Field, data: Tree | Iterable[Tree], name: str, seed: int = 0) -
         labelled = is_labelled(batch)
         yield field.bind(
             one_tensor(batch[0] if labelled else batch, name),
-            target=as_integers(batch[1]) if labelled else None,
+            target=as_integers(batch[1]) if labelled and labels else None,
             seed=seed,
         )
     if not met:
@@ -65,5 +77,6 @@ def one_tensor(x: Tree, name: str) -> Tensor:
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         shapes = [tuple(t.shape) for t in tree.leaves(x)]
-        raise InputError(f"{name} of {shapes}", "one floating-point tensor", "explain one input, or its embedding")
+        given = f"{name} of {'integers' if isinstance(x, Tensor) else kind_of(x)} of shapes {shapes}"
+        raise InputError(given, "one floating-point tensor", "explain one input, or its embedding")
     return x

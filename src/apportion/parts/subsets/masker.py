@@ -22,9 +22,11 @@ from apportion.core.tree import Tree
 from apportion.core.write import read_tensors, write_tensors
 from apportion.parts.baselines.simple import blur
 from apportion.parts.batches import as_integers, batches, is_labelled
-from apportion.parts.subsets.explained import same_field
+from apportion.parts.subsets.explained import same_field, whole_output
 from apportion.parts.subsets.pictures import map_layers, pictures
 from apportion.parts.subsets.trainer import Trainer, network
+
+_ANEW = "train another with ap.subsets.Masker.fit(field, data)"
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class Masker(Configurable):
     width: int
 
     @classmethod
+    @torch.inference_mode(False)
     def fit(cls, field: Field, data: Tree | Iterable[Tree], training: MaskerTraining | None = None) -> Masker:
         """Train a masker for a classifier, which stays as it is: four passes forward and two back a picture and step.
 
@@ -201,8 +204,28 @@ class Masker(Configurable):
         return cls(weights, layers, sizes, channels, classes, how.width)
 
     def __call__(self, q: Question, target: Int[Tensor, " B"]) -> Float[Tensor, "B 1 h w"]:
-        """Draw a mask of each example for a class; one row forward."""
-        maps = [m / s for m, s in zip(_maps(q, self.layers), self.sizes, strict=True)]
+        """Draw a mask of each example for a class; one row forward.
+
+        Raises:
+            ConfigError: a classifier with other classes, or layers with other channels, than it was trained for.
+        """
+
+        def classes(outputs: Any) -> Tensor:
+            given = tuple(main_output(outputs).shape[1:])
+            if given != (self.classes,):
+                raise ConfigError(
+                    f"outputs [B, {', '.join(map(str, given))}]", f"[B, {self.classes}], as the masker was trained for",
+                    _ANEW,
+                )  # fmt: skip
+            return whole_output(outputs)
+
+        found = _maps(q, self.layers, classes)
+        channels = tuple(m.shape[1] if m.ndim == 4 else 0 for m in found)
+        if channels != self.channels:
+            raise ConfigError(
+                f"layers of {channels} channels", f"{self.channels}, as the masker was trained for", _ANEW
+            )
+        maps = [m / s for m, s in zip(found, self.sizes, strict=True)]
         net = network(lambda: MaskNetwork(self.channels, self.classes, self.width))
         with torch.no_grad():
             return net({k: w.to(maps[0]) for k, w in self.weights.items()}, maps, target)[0]
@@ -243,8 +266,8 @@ def _scales(q: Question, count: int) -> tuple[Site, ...]:
     return tuple(last[size] for size in order[-count:])
 
 
-def _maps(q: Question, layers: tuple[Site, ...]) -> list[Tensor]:
-    _, taps = q.tap(q.x, torch.arange(len(q), device=q.device), layers, grad=False)
+def _maps(q: Question, layers: tuple[Site, ...], score: Any = None) -> list[Tensor]:
+    _, taps = q.tap(q.x, torch.arange(len(q), device=q.device), layers, grad=False, score=score)
     return [taps[s].value for s in layers]
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.errors import InputError, SiteError
+from apportion.core.errors import InputError, SiteError, kind_of
 from apportion.core.question import Question
 from apportion.core.score import Logit, LogOdds, LogProbability, Probability, Score
 from apportion.core.site import SiteInfo
@@ -30,7 +30,8 @@ def pictures(q: Question, name: str) -> Float[Tensor, "B C H W"]:
     """
     if not isinstance(q.x, Tensor) or q.x.ndim != 4:
         shapes = [tuple(t.shape) for t in tree.leaves(q.x)]
-        raise InputError(f"{name} of {shapes}", "one tensor of pictures, [B, C, H, W]", "use Shapley or L2X for others")
+        given = f"{name} of {'' if isinstance(q.x, Tensor) else f'{kind_of(q.x)} of shapes '}{shapes}"
+        raise InputError(given, "one tensor of pictures, [B, C, H, W]", "use Shapley or L2X for others")
     return q.x
 
 

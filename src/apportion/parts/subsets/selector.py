@@ -16,8 +16,8 @@ from apportion.core.field import Field
 from apportion.core.score import main_output
 from apportion.core.tree import Tree
 from apportion.core.write import read_tensors, write_tensors
-from apportion.parts.subsets.explained import bound, one_tensor, same_field
-from apportion.parts.subsets.trainer import Trainer, Weights, gathered, network, perceptron
+from apportion.parts.subsets.explained import bound, one_tensor, same_field, whole_output
+from apportion.parts.subsets.trainer import Trainer, Weights, gathered, moments, network, perceptron
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -31,6 +31,9 @@ class Selector(Configurable):
         outputs: how many the model has.
         k: how many features are picked.
         width: of the hidden layers; the second network's are twice as wide.
+        mean: of each feature over the data; both networks see features standardized, so that one left out is there
+            with its mean.
+        std: likewise, 1 where a feature is constant.
     """
 
     selecting: dict[str, Tensor]
@@ -39,8 +42,11 @@ class Selector(Configurable):
     outputs: int
     k: int
     width: int
+    mean: Tensor
+    std: Tensor
 
     @classmethod
+    @torch.inference_mode(False)
     def fit(cls, field: Field, data: Tree | Iterable[Tree], training: SelectorTraining | None = None) -> Selector:
         """Train on the model's answers to data, one forward pass for each example.
 
@@ -53,13 +59,14 @@ class Selector(Configurable):
             InputError: fewer features than are to be picked, or no data.
         """
         training = SelectorTraining() if training is None else training
-        asked = same_field(field, "Selector.fit")
+        asked = same_field(field, "Selector.fit", whole_output)  # which has no class that a pass would have to find
         found = []
-        for q in bound(asked, data, "Selector.fit"):
+        for q in bound(asked, data, "Selector.fit", labels=False):
             told = main_output(q.outputs(q.x, torch.arange(len(q), device=q.device)))
             found.append((one_tensor(q.x, "Selector.fit"), told.reshape(len(q), -1)))
         x, z = gathered(found)
         d, outputs = x[0].numel(), z.shape[1]
+        mean, std = moments(x)
         if training.k > d:
             raise InputError(f"k={training.k} of {d} features", "fewer", "lower k")
         known = z.softmax(1) if outputs > 1 else (z - z.mean()) / z.std().clamp(min=1e-12)
@@ -73,19 +80,35 @@ class Selector(Configurable):
             return (answer - told).square().mean()
 
         weights = training.trainer.run(
-            lambda: _Both(d, outputs, training.width, training.temperature), (x, known), loss, "a selector"
+            lambda: _Both(d, outputs, training.width, training.temperature),
+            ((x - mean) / std, known),
+            loss,
+            "a selector",
         )
-        return cls(*_split(weights), tuple(x.shape[1:]), outputs, training.k, training.width)
+        return cls(*_split(weights), tuple(x.shape[1:]), outputs, training.k, training.width, mean, std)
 
     def scores(self, x: Float[Tensor, "B *shape"]) -> Float[Tensor, "B d"]:
-        """Give log-odds of being picked, up to a constant."""
+        """Give log-odds of being picked, up to a constant.
+
+        Raises:
+            InputError: examples shaped unlike those of the training.
+        """
         d = x[0].numel()
-        return network(lambda: perceptron(d, d, self.width))({k: w.to(x) for k, w in self.selecting.items()}, x)
+        weights = {k: w.to(x) for k, w in self.selecting.items()}
+        return network(lambda: perceptron(d, d, self.width))(weights, self._seen(x))
+
+    def _seen(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise InputError(
+                f"examples of shape {tuple(x.shape[1:])}", f"{self.shape}, as trained on", "train another selector"
+            )
+        return (x - self.mean.to(x)) / self.std.to(x)
 
     def picked(self, scores: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
         """Mark the k highest."""
         return torch.zeros_like(scores).scatter_(1, scores.topk(self.k, 1).indices, 1.0)
 
+    @torch.inference_mode(False)
     def fidelity(self, field: Field, data: Tree | Iterable[Tree]) -> float:
         """Tell how often the picked features alone lead the second network to the model's own class.
 
@@ -94,17 +117,22 @@ class Selector(Configurable):
             data: examples that were not trained on.
 
         Raises:
-            InputError: a model that gives one number.
+            InputError: a model that gives one number, or as many as another one; examples of another shape.
         """
         if self.outputs < 2:
             raise InputError("a model that gives one number", "classes", "compare outputs by hand")
         right, count = 0, 0
         answer = network(lambda: perceptron(len(self.flat), self.outputs, 2 * self.width))
-        for q in bound(same_field(field, "Selector.fidelity"), data, "Selector.fidelity"):
+        asked = same_field(field, "Selector.fidelity", whole_output)
+        for q in bound(asked, data, "Selector.fidelity", labels=False):
             x = one_tensor(q.x, "Selector.fidelity")
-            kept = x.flatten(1) * self.picked(self.scores(x))
+            kept = self._seen(x).flatten(1) * self.picked(self.scores(x))
             told = answer({k: w.to(x) for k, w in self.answering.items()}, kept)
-            own = main_output(q.outputs(x, torch.arange(len(q), device=q.device)))
+            own = main_output(q.outputs(x, torch.arange(len(q), device=q.device))).reshape(len(q), -1)
+            if own.shape[1] != self.outputs:
+                raise InputError(
+                    f"a model with {own.shape[1]} outputs", f"{self.outputs}, as trained on", "train another selector"
+                )
             right, count = right + int((told.argmax(1) == own.argmax(1)).sum()), count + len(q)
         return right / count
 
@@ -121,6 +149,7 @@ class Selector(Configurable):
         """
         kept = {f"selecting.{k}": w for k, w in self.selecting.items()}
         kept |= {f"answering.{k}": w for k, w in self.answering.items()}
+        kept |= {"mean": self.mean, "std": self.std}
         record = {"version": 1, "shape": self.shape, "outputs": self.outputs, "k": self.k, "width": self.width}
         write_tensors(path, kept, {"selector": record})
 
@@ -132,7 +161,8 @@ class Selector(Configurable):
             ConfigError: the file is none of these.
         """
         record, tensors = read_tensors(path, "selector", "Selector.save")
-        return cls(*_split(tensors), tuple(record["shape"]), record["outputs"], record["k"], record["width"])
+        sizes = (record[name] for name in ("outputs", "k", "width"))
+        return cls(*_split(tensors), tuple(record["shape"]), *sizes, tensors["mean"], tensors["std"])
 
 
 @dataclass(frozen=True)

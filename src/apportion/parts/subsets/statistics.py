@@ -16,13 +16,13 @@ from apportion.core.config import Configurable, from_config, to_config
 from apportion.core.errors import ConfigError, InputError, SiteError, kind_of
 from apportion.core.field import Field
 from apportion.core.question import Question
-from apportion.core.score import main_output
 from apportion.core.site import Site
 from apportion.core.tree import Tree
 from apportion.core.write import read_tensors, write_tensors
 from apportion.parts.batches import batches, is_labelled
 from apportion.parts.feature_maps import named
 from apportion.parts.grids import input_size
+from apportion.parts.subsets.explained import whole_output
 from apportion.parts.subsets.pictures import map_layers
 
 
@@ -32,7 +32,7 @@ class LayerStatistics(Configurable):
 
     Attributes:
         layer: where.
-        mean: of each unit, [K, h, w].
+        mean: of each unit, [K, h, w], or [N, K] of tokens.
         std: likewise, with n - 1.
         active: in which share of the examples the unit is not 0.
         examples: how many there were.
@@ -45,6 +45,7 @@ class LayerStatistics(Configurable):
     examples: int
 
     @classmethod
+    @torch.inference_mode(False)
     def fit(cls, field: Field, data: Tree | Iterable[Tree], layer: Site | nn.Module | str = "auto") -> LayerStatistics:
         """Go over data once, one forward pass for each example, and merge the moments of batches in float64.
 
@@ -53,12 +54,13 @@ class LayerStatistics(Configurable):
             data: examples; or a list or iterator of batches, of which one is in memory at a time. Labels beside them
                 are passed over.
             layer: a site, a module, or "auto" for the last layer that everything passes and whose maps have at least
-                an eighth of the picture's rows.
+                an eighth of the picture's rows. Besides maps [B, K, h, w] a layer named here may hold tokens,
+                [B, N, K], as the blocks of a transformer do.
 
         Raises:
             ConfigError: a model that is not in a field, or a layer that is none of these.
-            InputError: fewer than two examples.
-            SiteError: a layer that is not [B, K, h, w], or no such layer that everything passes.
+            InputError: fewer than two examples, or of several sizes.
+            SiteError: a layer that is neither, or no layer [B, K, h, w] that everything passes to choose.
 
         >>> import apportion as ap
         >>> net = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(4, 2))
@@ -73,7 +75,7 @@ class LayerStatistics(Configurable):
             )
         asked = Field(
             field.model,
-            _nothing,
+            whole_output,
             extra=field.extra,
             bounds=field.bounds,
             normalize=field.normalize,
@@ -88,9 +90,17 @@ class LayerStatistics(Configurable):
             site = _place(q, layer) if site is None else site
             for part in torch.arange(len(q), device=q.device).split(q.field.chunk):
                 value = q.tap(tree.index(q.x, part), part, [site], grad=False)[1][site].value
-                if value.ndim != 4:
+                if value.ndim not in (3, 4):
                     raise SiteError(
-                        f"{site} has shape {tuple(value.shape)}", "[B, K, h, w]", "choose a convolutional layer"
+                        f"{site} has shape {tuple(value.shape)}",
+                        "[B, K, h, w] or tokens [B, N, K]",
+                        "choose a convolutional layer, or a block of a transformer",
+                    )
+                if moments is not None and value.shape[1:] != moments.mean.shape:
+                    raise InputError(
+                        f"{site} of shape {tuple(value.shape[1:])} after {tuple(moments.mean.shape)}",
+                        "examples of one size, whose units are the same",
+                        "bring them to one size first",
                     )
                 dtype, more = value.dtype, _Moments.of(value.double())
                 moments = more if moments is None else moments.joined(more)
@@ -126,12 +136,12 @@ class _Moments:
     """Count, mean and sum of squared differences from it; and how often a unit is not 0."""
 
     count: int
-    mean: Float[Tensor, "K h w"]
-    squares: Float[Tensor, "K h w"]
-    active: Float[Tensor, "K h w"]
+    mean: Float[Tensor, "*unit"]
+    squares: Float[Tensor, "*unit"]
+    active: Float[Tensor, "*unit"]
 
     @classmethod
-    def of(cls, x: Float[Tensor, "R K h w"]) -> _Moments:
+    def of(cls, x: Float[Tensor, "R *unit"]) -> _Moments:
         mean = x.mean(0)
         return cls(len(x), mean, (x - mean).square().sum(0), (x != 0).sum(0).double())
 
@@ -141,10 +151,6 @@ class _Moments:
         apart = other.mean - self.mean
         squares = self.squares + other.squares + apart.square() * (self.count * other.count / count)
         return _Moments(count, self.mean + apart * (other.count / count), squares, self.active + other.active)
-
-
-def _nothing(outputs: Any) -> Tensor:
-    return main_output(outputs).flatten(1).sum(1)
 
 
 def _place(q: Question, layer: Any) -> Site:

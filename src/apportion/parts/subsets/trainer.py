@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, NonFiniteError
 from apportion.core.progress import tick
 from apportion.core.tree import Tree
 
@@ -106,7 +107,19 @@ class Trainer(Configurable):
 
         Raises:
             InputError: no data, or an iterator that is spent after the first epoch.
+            NonFiniteError: weights that have become NaN or infinite.
         """
+        with torch.inference_mode(False):
+            return self._run(make, data, loss, what, like)
+
+    def _run(
+        self,
+        make: Callable[[], nn.Module],
+        data: Any,
+        loss: Callable[[Callable[..., Any], Any, torch.Generator], Tensor],
+        what: str,
+        like: Tensor | None,
+    ) -> Weights:
         given = not isinstance(data, Tensor | dict | tuple)
         first = like if like is not None else next(iter(tree.tensors(data if not given else next(iter(data)))))
         net = network(make)
@@ -131,12 +144,30 @@ class Trainer(Configurable):
                     "data that can be gone through again",
                     "give a tensor, a list of batches or a DataLoader; an iterator is spent after one use",
                 )
+        if not all(bool(w.isfinite().all()) for w in weights.values()):
+            raise NonFiniteError(
+                f"weights of {what} that are NaN or infinite after {done} step(s)",
+                "a training that converges",
+                "lower the trainer's lr, or bring the data to a scale of about 1",
+            )
         return {k: w.detach() for k, w in weights.items()}
 
     def _batches(self, data: Tree, generator: torch.Generator) -> Iterator[Tree]:
         order = torch.randperm(tree.rows(data), generator=generator)
         for rows in order.split(self.batch):
             yield tree.index(data, rows.to(tree.leaves(data)[0].device))
+
+
+def moments(x: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Give mean and standard deviation of each element over data; 1 where it is constant to rounding.
+
+    >>> [t.tolist() for t in moments(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))]
+    [[2.0, 5.0], [1.0, 1.0]]
+    """
+    wide = x.double()
+    mean, std = wide.mean(0), wide.std(0, correction=0)
+    constant = std <= 10 * torch.finfo(x.dtype).eps * wide.abs().amax(0)
+    return mean.to(x.dtype), torch.where(constant, 1, std).to(x.dtype)
 
 
 def perceptron(inputs: int, outputs: int, width: int, layers: int = 2) -> nn.Sequential:
