@@ -52,16 +52,23 @@ def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor, list[str]]:
 
 
 def main() -> None:
-    """Explain one patient by LIME's two settings for tables, and by the stabilized variant."""
+    """Explain one patient by LIME's settings for tables, some that describe the score and some that do not.
+
+    A warning of a low held-out R² says that the coefficients are those of a poor model: on samples it has not seen, the
+    linear model explains less than half of how the score varies, so they are no account of it, however small their
+    errors are. Two things help here: all 30 columns instead of six, since each of the others has its part in the
+    score, and the columns themselves instead of whether they lie in the patient's quartile.
+    """
     net, data, test, names = trained()
     field = ap.Field(net, score=ap.LogOdds())
     malignant = net(test).softmax(1)[:, 0]
     patient = test[malignant.sub(0.9).abs().argmin()][None]  # one that the network is fairly sure of
     asked = {
-        "LIME, quartiles": ap.LIME.for_tables(data, most=6),
-        "LIME, per standard deviation": ap.LIME.for_tables(data, continuous=True, most=6),
-        "the same around the patient": ap.LIME.for_tables(data, continuous=True, around_x=True, most=6),
-        "S-LIME, quartiles": ap.SLIME.for_tables(data),
+        "LIME around the patient, all columns": ap.LIME.for_tables(data, continuous=True, around_x=True, most=30),
+        "the same around the data's mean, as its authors do": ap.LIME.for_tables(data, continuous=True, most=30),
+        "around the patient, six columns": ap.LIME.for_tables(data, continuous=True, around_x=True, most=6),
+        "by quartiles, all columns": ap.LIME.for_tables(data, most=30),
+        "S-LIME, by quartiles": ap.SLIME.for_tables(data),
     }
     for title, method in asked.items():
         a = method(field, patient, target=0, ids=["patient"])
@@ -70,8 +77,8 @@ def main() -> None:
         for i in a.values[0].abs().argsort(descending=True)[:4].tolist():
             error = float(a.parts["standard_error"][0, i])
             print(f"  {names[i]:<24} {float(a.values[0, i]):+.2f} ± {1.96 * error:.2f}")
-        for warning in a.warnings:
-            print(f"  warning: {warning}")
+        told = [f"warning: {w}" for w in a.warnings] or ["no warning: the linear model describes the score"]
+        print("\n".join(f"  {line}" for line in told))
 
 
 if __name__ == "__main__":

@@ -251,6 +251,26 @@ def test_opti_lime_finds_the_best_width_of_a_thousand() -> None:
     torch.testing.assert_close(torch.where(r2 <= 0.9, r2, 1.8 - r2), height, atol=1e-9, rtol=0)
 
 
+def test_the_search_of_opti_lime_draws_nothing() -> None:
+    """Samples fix the width, in whatever order; another seed has another only because it has other samples."""
+    method, field = ap.OptiLIME(samples=60, trust=ALONE), ap.Field(curved)
+    widths = []
+    for seed in range(4):
+        local = method.around(field.bind(ones(4), seed=seed))
+        drawn = local.draw(0, 0, 60)
+        before = torch.random.get_rng_state()
+        width = method.searched(drawn, local)
+        assert torch.equal(width, method.searched(drawn, local))
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(before, torch.random.get_rng_state())
+        turned = Drawn(*(part[:, order] for part in drawn))
+        torch.testing.assert_close(method.searched(turned, local), width, rtol=1e-6, atol=0)
+        told = method(field, ones(4), seed=seed).parts["kernel_width"]
+        torch.testing.assert_close(told, width, rtol=1e-6, atol=0)
+        widths.append(float(width))
+    assert max(widths) > 1.01 * min(widths)  # samples are few: the width they fix is no property of the score
+
+
 def test_opti_lime_takes_the_widest_where_all_are_alike() -> None:
     a = ap.OptiLIME(samples=100)(linear(1.0, 2.0, 3.0), ones(3))
     assert a.parts["kernel_width"].item() == pytest.approx(5.0)

@@ -49,6 +49,15 @@ def test_all_coalitions_leave_nothing_to_hold_out() -> None:
     assert "held_out_r2" not in a.parts
     assert bool((a.parts["standard_error"] == 0).all())
     assert any("nothing held out" in w for w in a.warnings)
+    parity = ap.LIME(sampler=ALL, kernel=ap.surrogates.Uniform())(ap.Field(lambda x: x.sum(1) % 2), ones(4))
+    assert any("nothing held out" in w and "a linear model does not describe" in w for w in parity.warnings)
+    for kind in (ap.LIME, ap.SLIME, ap.OptiLIME, ap.BayLIME, ap.GLIME):
+        told = kind(sampler=ALL)(ap.Field(lambda x: x.sum(1)), ones(4)).warnings
+        assert [w for w in told if "nothing held out: all coalitions" in w and "below" not in w], kind
+    alone = ap.LIME(sampler=ALL, trust=Trust(reruns=0))(ap.Field(lambda x: x.sum(1)), ones(4))
+    assert not any("no re-runs" in w for w in alone.warnings)  # they would say nothing new
+    each = ap.LIME(sampler=ap.samplers.LeaveOneOut())(ap.Field(lambda x: x.sum(1)), ones(4))
+    assert any("as few samples fit anything" in w for w in each.warnings)
     assert bool((ap.BayLIME(sampler=ALL)(ap.Field(lambda x: x.prod(1)), ones(4)).parts["standard_error"] > 0).all())
 
 

@@ -471,10 +471,17 @@ def test_a_trained_part_says_what_it_does_not_fit() -> None:
 def test_training_works_where_no_gradients_are_recorded() -> None:
     x, rows = torch.rand(4, 2, 8, 8, generator=seeded()), torch.randn(20, 10, generator=seeded())
     brief = Trainer(epochs=1, batch=4)
+    causal = ap.CXPlain(networks=CausalTraining(1, 4, brief))
+
+    def weights(method: ap.Explainer) -> dict[str, Tensor]:
+        assert isinstance(method, ap.CXPlain)
+        assert isinstance(method.networks, CausalNetworks)
+        return method.networks.weights
+
     fits = (
         lambda: Masker.fit(ap.Field(Two(4, 5)), x, MaskerTraining(scales=1, width=2, trainer=brief)).weights,
         lambda: Selector.fit(ap.Field(additive), rows, SelectorTraining(2, 4, trainer=brief)).selecting,
-        lambda: ap.CXPlain(networks=CausalTraining(1, 4, brief)).fitted(ap.Field(additive), rows).networks.weights,
+        lambda: weights(causal.fitted(ap.Field(additive), rows)),
     )
     for fit in fits:
         with torch.inference_mode():

@@ -33,7 +33,8 @@ CARD = Card(
     exact_cost=False,
     cautions=(
         "A small σ removes almost nothing: at 0.25 each player leaves in one sample of nine million.",
-        "Biased by its penalty; without one (Ridge(0.0)) the bias falls as 1/N, and vanishes for additive scores.",
+        "Biased by its penalty. Without one (Ridge(0.0)) unbiased for additive scores alone; for others the bias falls "
+        "as 1/N, as that of any regression on random samples.",
     ),
 )
 

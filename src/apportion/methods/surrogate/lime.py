@@ -72,7 +72,8 @@ class LIME(Surrogate):
     The paper's equation penalizes the number of features; its code, and this, adds an intercept and a ridge, after a
     selection of features where one is asked for. Units are those of the score (for `NormalRows`, score per standard
     deviation). `parts` has `intercept`, `r2` on the samples of the fit, `held_out_r2` with its 95 per cent interval
-    (neither where every run has the same samples, as under `AllSubsets`: nothing is held out then),
+    (neither where every run has the same samples, as under `AllSubsets`: nothing is held out then, a warning says so,
+    and `r2` is that of all coalitions),
     `standard_error` for the sampling alone, the indices `csi` and `vsi`, and `effective_samples`, (Σπ)² / Σπ².
 
     Attributes:

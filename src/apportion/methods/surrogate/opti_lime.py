@@ -54,6 +54,7 @@ class OptiLIME(Surrogate):
     The authors draw new samples for every width and search by Bayesian optimization (20 + 40 evaluations). Here all
     widths are tried on one set of samples, which costs no passes and makes the objective a smooth function: 20 widths
     between the ends, evenly in the logarithm, then four times 10 around the best; of equal ones the widest is taken.
+    So the search draws nothing: samples fix the width, and a seed changes both through the samples alone.
     `parts` are those of `LIME`, with `kernel_width`.
 
     Attributes:

@@ -161,8 +161,8 @@ class Selector(Configurable):
             ConfigError: the file is none of these.
         """
         record, tensors = read_tensors(path, "selector", "Selector.save")
-        sizes = (record[name] for name in ("outputs", "k", "width"))
-        return cls(*_split(tensors), tuple(record["shape"]), *sizes, tensors["mean"], tensors["std"])
+        sizes = {name: record[name] for name in ("outputs", "k", "width")}
+        return cls(*_split(tensors), tuple(record["shape"]), **sizes, mean=tensors["mean"], std=tensors["std"])
 
 
 @dataclass(frozen=True)

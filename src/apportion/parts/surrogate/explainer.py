@@ -143,19 +143,29 @@ class LocalFit(Explainer):
                 "the samples are far from it, and neither coefficients nor R² mean anything; sample around it, widen "
                 "the kernel or draw more"
             )
+        if local.repeats:
+            b = int(found["r2"].argmin())
+            least = float(found["r2"][b])
+            bad = f", below {self.trust.least_r2:g}: a linear model does not describe the score there"
+            q.warn(
+                f"nothing held out: {local.if_repeats}; the R² of the fit is {least:.2f} at least, of example {b}"
+                + (bad if least < self.trust.least_r2 else "")
+            )
+            return
         if not self.trust.reruns:
             q.warn("no re-runs: nothing is known of how far the surrogate holds on other samples, or of its stability")
             return
         if "held_out_r2" not in found:
-            q.warn(f"nothing held out: all runs have the same samples; R² of the fit {float(found['r2'].min()):.2f}")
+            q.warn("nothing held out: a run has no sample but the example itself; draw more")
             return
         r2, (bottom, top) = found["held_out_r2"], found["held_out_r2_interval"].unbind(-1)
         if bool((r2 < self.trust.least_r2).any()):
             b = int(r2.argmin())
+            used, there = int(first.kept[b].sum()), int(local.present[b].sum())
+            more = f"let it use more than {used} of {there} features, " if used < there else ""
             q.warn(
                 f"held-out R² {float(r2[b]):.2f} [{float(bottom[b]):.2f}, {float(top[b]):.2f}] of example {b}, below "
-                f"{self.trust.least_r2:g}: a linear model does not describe the score there; take fewer or other "
-                "players, or a narrower kernel"
+                f"{self.trust.least_r2:g}: a linear model does not describe the score there; {more}{local.if_poor}"
             )
         for name, what in (("csi", "coefficients"), ("vsi", "the largest features")):
             if bool((found[name] < self.trust.least_stability).any()):
@@ -174,6 +184,8 @@ class Coalitions(Local):
     def __init__(self, method: GameMethod, game: Game, sampler: Sampler, own: int) -> None:
         self.method, self.game, self.sampler, self.own = method, game, sampler, own
         self.repeats = isinstance(sampler, AllSubsets | LeaveOneOut)
+        if isinstance(sampler, LeaveOneOut):
+            self.if_repeats = "every run leaves out the same players one by one, and as few samples fit anything"
         self.present = game.own.to(game.question.device)
         self.center = self.present.double()
 

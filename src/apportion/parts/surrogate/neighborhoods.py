@@ -45,11 +45,15 @@ class Local(ABC):
         own: how many samples of a run, its first, are the example itself.
         repeats: whether every run has the same samples, so that nothing is left to chance or held out.
         if_idle: what to do about features that never change.
+        if_poor: what to do where the score is not linear in the features.
+        if_repeats: what follows for the R² where runs repeat themselves.
     """
 
     own: int = 0
     repeats: bool = False
     if_idle: str = "draw more samples"
+    if_poor: str = "take fewer or other players, or a narrower kernel"
+    if_repeats: str = "all coalitions are in the fit, and there are no others"
     center: Float[Tensor, "B P"]
     present: Bool[Tensor, "B P"]
 
@@ -155,6 +159,8 @@ class Cloud(Neighborhood):
 
 
 class _Cloud(Points):
+    if_poor = "take less noise"
+
     def __init__(self, q: Question, noise: Gaussian) -> None:
         super().__init__(q, own=0)
         self.noise = noise

@@ -124,6 +124,7 @@ class Quartiles(Neighborhood):
 
 
 class _Binned(Points):
+    if_poor = "take the columns themselves instead of their quartiles, or a narrower kernel"
     if_idle = "the table has one value there, or next to nothing elsewhere: its effect is unknown, not 0"
 
     def __init__(self, q: Question, bins: Bins) -> None:
@@ -212,6 +213,7 @@ class _Normal(Points):
         x = flat(q.x)
         self.mean, self.deviation = mean.to(x), deviation.to(x)
         self.center = (x - self.mean) / self.deviation
+        self.if_poor = f"{'' if around_x else 'sample around the example, or '}take a narrower kernel"
         self.middle = self.center if around_x else torch.zeros_like(self.center)
         self.present = torch.ones_like(self.center, dtype=torch.bool)
 
