@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError, InputError, NonFiniteError
+from apportion.core.write import write_tensors
 from apportion.parts.subsets import Masker, MaskerTraining, Selector, SelectorTraining, Trainer
 from apportion.parts.subsets.causal import CausalNetworks, CausalTraining, shares
 from apportion.parts.subsets.masker import Backgrounds, Margin, MaskNetwork, _loss, _maps
@@ -372,6 +373,10 @@ def test_the_unit_of_a_column_changes_nothing(tmp_path: Path) -> None:
     assert recall(second.parts["picked"]) > 0.8
     assert selectors[1].fidelity(scaled, held * unit + zero) > 0.75
     selectors[1].save(tmp_path / "s")
+    tensors = {k: torch.zeros(1) for k in ("selecting.a", "answering.a")}
+    write_tensors(tmp_path / "old", tensors, {"selector": {"shape": [10], "outputs": 2, "k": 3, "width": 4}})
+    with pytest.raises(ConfigError, match="train anew"):
+        Selector.load(tmp_path / "old")
     assert torch.equal(ap.L2X(Selector.load(tmp_path / "s"))(scaled, held * unit + zero).values, second.values)
 
     fill = ap.fills.Baselines(ap.baselines.Constant(tuple(zero.tolist())))

@@ -41,9 +41,9 @@ CARD = Card(
         "Not convex: the region is a local optimum, and 800 steps follow one another.",
         "The search begins with all of the picture in the region: to `Delete` that is a blur of everything, where "
         "scores are flat and the area is settled before the score has a say.",
-        "The area is the picture's, so that a region at its border saves an edge, and lies there more often where scores "
-        "do not tell, half as often again in searches on noise; margin=True counts that edge, and regions then keep "
-        "away from the border.",
+        "The area is the picture's, so that a region at its border saves an edge, and lies there more often where "
+        "scores do not tell, half as often again in searches on noise; margin=True counts that edge, and regions then "
+        "keep away from the border.",
     ),
 )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apportion.core.config import Configurable
 from apportion.core.write import read_tensors, write_tensors
-from apportion.parts.subsets.trainer import Trainer, Weights, network, perceptron
+from apportion.parts.subsets.trainer import Trainer, Weights, network, perceptron, saved_moments
 
 
 def shares(growth: Float[Tensor, "B P"], present: Bool[Tensor, "B P"] | None = None) -> Float[Tensor, "B P"]:
@@ -97,8 +97,8 @@ class CausalNetworks(Configurable):
         """Read such a file.
 
         Raises:
-            ConfigError: it is another.
+            ConfigError: it is another, or of an earlier version.
         """
         record, weights = read_tensors(path, "causal networks", "CausalNetworks.save")
-        seen = {name: weights.pop(name) for name in ("mean", "std")}
+        seen = saved_moments(weights, path)
         return cls(weights, **{**record, **seen, "shape": tuple(record["shape"])})

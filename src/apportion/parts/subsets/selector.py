@@ -17,7 +17,7 @@ from apportion.core.score import main_output
 from apportion.core.tree import Tree
 from apportion.core.write import read_tensors, write_tensors
 from apportion.parts.subsets.explained import bound, one_tensor, same_field, whole_output
-from apportion.parts.subsets.trainer import Trainer, Weights, gathered, moments, network, perceptron
+from apportion.parts.subsets.trainer import Trainer, Weights, gathered, moments, network, perceptron, saved_moments
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
@@ -158,11 +158,12 @@ class Selector(Configurable):
         """Read what `save` wrote.
 
         Raises:
-            ConfigError: the file is none of these.
+            ConfigError: the file is none of these, or of an earlier version.
         """
         record, tensors = read_tensors(path, "selector", "Selector.save")
+        seen = saved_moments(tensors, path)
         sizes = {name: record[name] for name in ("outputs", "k", "width")}
-        return cls(*_split(tensors), tuple(record["shape"]), **sizes, mean=tensors["mean"], std=tensors["std"])
+        return cls(*_split(tensors), tuple(record["shape"]), **sizes, mean=seen["mean"], std=seen["std"])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.func import functional_call
 
 from apportion.core import tree
 from apportion.core.config import Configurable
-from apportion.core.errors import InputError, NonFiniteError
+from apportion.core.errors import ConfigError, InputError, NonFiniteError
 from apportion.core.progress import tick
 from apportion.core.tree import Tree
 
@@ -168,6 +169,17 @@ def moments(x: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "*shape"], Floa
     mean, std = wide.mean(0), wide.std(0, correction=0)
     constant = std <= 10 * torch.finfo(x.dtype).eps * wide.abs().amax(0)
     return mean.to(x.dtype), torch.where(constant, 1, std).to(x.dtype)
+
+
+def saved_moments(tensors: dict[str, Tensor], path: str | Path) -> Weights:
+    """Take `mean` and `std` out of what was read from a file.
+
+    Raises:
+        ConfigError: they are not there.
+    """
+    if not {"mean", "std"} <= tensors.keys():
+        raise ConfigError(f"{path} has no moments of the training data", "a file of this version", "train anew")
+    return {name: tensors.pop(name) for name in ("mean", "std")}
 
 
 def perceptron(inputs: int, outputs: int, width: int, layers: int = 2) -> nn.Sequential:
