@@ -55,7 +55,7 @@ class Agreement(Metric):
     Attributes:
         of: which one `values` has.
         k: players that count, as a share of all if below 1.
-        groups: the players; pixels of pictures and else elements unless given.
+        groups: what is compared, alike for both maps; see `ranking.players`.
 
     Raises:
         InputError: `pairwise_rank` of more than 4,096 players; others leave it out of `parts` there.

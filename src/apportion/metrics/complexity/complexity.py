@@ -33,7 +33,7 @@ class Complexity(Metric):
     Undefined for a map of zeros.
 
     Attributes:
-        groups: the players; pixels of pictures and else elements unless given.
+        groups: the players, whose number bounds the entropy; see `ranking.players`.
 
     Source: Bhatt et al. (2020), definition 3 (μ_C).
 

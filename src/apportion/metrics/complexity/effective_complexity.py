@@ -46,7 +46,7 @@ class EffectiveComplexity(Metric):
         fill: what stands in for the rest.
         tolerance: how far the score may be away, as a share of |f(x) - f(∅)|.
         steps: numbers of players that are tried, evenly spread over 0 to P; all of them if P is less.
-        groups: the players; pixels of pictures and else elements unless given.
+        groups: what is kept or filled at once; see `ranking.players`.
 
     Source: Nguyen and Martínez (2020), section 3.2, definition of effective complexity.
 

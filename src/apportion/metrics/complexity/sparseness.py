@@ -33,7 +33,7 @@ class Sparseness(Metric):
     G = Σ_k (2k - P - 1) |φ|_(k) / (P Σ |φ|), with magnitudes in ascending order, over P players.
 
     Attributes:
-        groups: the players, whose attributions are summed first; pixels of pictures and else elements unless given.
+        groups: the players, whose attributions are summed first; see `ranking.players`.
 
     Undefined for maps of zeros, which have nothing to spread.
 
