@@ -492,13 +492,17 @@ class Game:
     def _is_told(self) -> bool:
         """Whether it is known beforehand what the fill changes, since it puts the same whatever is kept."""
         q = self.question
-        if self.labels is None or not getattr(self.fill, "fixed", False):
+        if not getattr(self.fill, "fixed", False):
             return False
         size = max(1, q.field.chunk // int(getattr(self.fill, "draws", 1)))
         for owner in torch.arange(len(q), device=q.device).split(size):
             none = tree.apply(lambda x: torch.zeros_like(x, dtype=torch.bool), tree.index(q.x, owner))
             x, filled, _ = self._filled(none, owner, torch.zeros_like(owner))
-            self.changed[owner.cpu()] = self._moved(x, filled, owner)
+            differs = tree.apply(_differs, x, filled)
+            found = self._by_window(differs) if self.labels is None else self._by_player(differs, owner)
+            if found is None:
+                return False
+            self.changed[owner.cpu()] = found
         return True
 
     @property
@@ -516,7 +520,8 @@ class Game:
         if not self._is_told or bool((self.changed | ~self.own).all()):
             return
         who = owner.cpu()
-        self._note(self.removed, torch.ones_like(self.own[who]) if gone is None else gone.cpu(), who)
+        gone = torch.ones_like(self.own[who]) if gone is None else gone.cpu()
+        self._note(self.removed, gone, who)
         self._check_changed()
 
     def _note(self, into: Tensor, found: Tensor, who: Tensor) -> None:
@@ -542,11 +547,24 @@ class Game:
 
     def _moved(self, x: Tree, points: Tree, owner: Tensor) -> Bool[Tensor, "R P"]:
         """Tell of which players some of the points [R, k, ...] differ from x; of windows, whether anything does."""
-        differs = tree.apply(lambda leaf, point: (point != leaf[:, None]).any(1), x, points)
+        differs = tree.apply(_differs, x, points)
         if self.labels is not None:
             return self._by_player(differs, owner)
         found = torch.stack([d.flatten(1).any(1) for d in tree.leaves(differs)]).any(0)
         return found.cpu()[:, None].expand(-1, self.players)
+
+    def _by_window(self, element: Tree) -> Bool[Tensor, "R P"] | None:
+        """Tell over what of which something is so each window lies; None where windows do not let it be told.
+
+        Laying numbers of windows out is linear, so that its transpose counts elements.
+        """
+        assert isinstance(self.groups, Windows)
+        leaves = tree.leaves(element)
+        with torch.enable_grad():
+            number = torch.zeros(len(leaves[0]), self.players, device=leaves[0].device, requires_grad=True)
+            laid = tree.leaves(self.groups.total(number, self.question.x))
+            total = torch.stack([(over * so).sum() for over, so in zip(laid, leaves, strict=True)]).sum()
+        return (torch.autograd.grad(total, number)[0] > 0).cpu() if total.requires_grad else None
 
     def _by_player(self, element: Tree, owner: Tensor) -> Bool[Tensor, "R P"]:
         """Tell which players have an element of which something is so."""
@@ -594,6 +612,11 @@ def _blend(x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.where(mask[:, None], x[:, None], other)
     return torch.lerp(other, x[:, None], mask[:, None].to(x.dtype))
+
+
+def _differs(x: Tensor, points: Tensor) -> Tensor:
+    """Tell which elements some of the points [R, k, ...] have otherwise."""
+    return (points != x[:, None]).any(1)
 
 
 def _gone(mask: Tensor) -> Tensor:

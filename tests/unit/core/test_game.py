@@ -400,3 +400,18 @@ def test_coalitions_draw_by_numbers_of_their_own() -> None:
     assert len(set(core_game._hashed(wide[:2000].float() / 3).tolist())) == 2000
     longer = torch.cat([small[:99], torch.zeros(99, 200, dtype=torch.bool)], 1)
     assert (core_game._hashed(longer) == core_game._hashed(small[:99])).all()
+
+
+def test_windows_of_a_fixed_fill_are_told_before_they_are_played() -> None:
+    """Also of those that were never absent alone; the model runs for none of an example that stays."""
+    x = torch.zeros(2, 1, 3, 3)
+    x[:, :, 0, 0] = 1
+    q = ap.Field(lambda x: x.flatten(1).sum(1)).bind(x)
+    game = ap.Game(q, ap.groups.Patches(2, 1), ap.fills.Baselines())
+    game.value(torch.tensor([[True, False, False, True], [True, True, False, False]]))
+    assert game.unchanged.tolist() == [[False, True, True, True]] * 2
+    before = int(q.cost.forward.max())
+    same = ap.Game(q, ap.groups.Patches(2, 1), ap.fills.Baselines(ap.baselines.Given(x)))
+    with pytest.raises(InputError, match="for every one of its 4 player"):
+        same.value(torch.tensor([[True, False, False, True], [False, True, True, False]]))
+    assert int(q.cost.forward.max()) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -77,7 +78,14 @@ class Patches(Configurable):
                 f"one number, or {len(space)}",
                 "give one for each axis after the channels",
             )
-        out = []
+        return list(_starting(tuple(space), tuple(sizes), tuple(strides)))
+
+
+@lru_cache(maxsize=16)
+def _starting(space: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Place windows along each axis, [windows, length]."""
+    out = []
+    with torch.inference_mode(False):
         for length, size, step in zip(space, sizes, strides, strict=True):
             if step > size:
                 raise InputError(
@@ -92,4 +100,4 @@ class Patches(Configurable):
                 starts = torch.cat([starts, torch.tensor([length - size])])
             at = torch.arange(length)
             out.append((at >= starts[:, None]) & (at < starts[:, None] + size))
-        return out
+    return tuple(out)
