@@ -1,8 +1,10 @@
 """One thread a worker: two workers share the machine's cores."""
 
 import pytest
+import shape_checks
 import torch
 
+shape_checks.use()  # before anything imports the library
 torch.set_num_threads(1)
 torch.manual_seed(0)  # every worker collects the same random parameters
 
