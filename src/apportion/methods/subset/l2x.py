@@ -41,6 +41,7 @@ CARD = Card(
         "One map for all classes: it is the distribution over classes that the features tell of.",
         "As good as its training; look at `fidelity` on data that were not trained on.",
         "Of features that tell the same, one will do.",
+        "A feature left out stands at its mean over the data, as inputs are standardized; to the authors, at 0.",
     ),
 )
 
