@@ -1,5 +1,6 @@
 """Metrics: what a map or an explainer is worth, by definitions with their source and every setting in the record."""
 
+from apportion.metrics.ablation.deletion import DeletionAUC, InsertionAUC, InsertionDeletion
 from apportion.metrics.agreement.agreement import Agreement
 from apportion.metrics.complexity.complexity import Complexity
 from apportion.metrics.complexity.effective_complexity import EffectiveComplexity
@@ -12,9 +13,12 @@ __all__ = [
     "Agreement",
     "Complexity",
     "Curve",
+    "DeletionAUC",
     "Direction",
     "EffectiveComplexity",
     "Found",
+    "InsertionAUC",
+    "InsertionDeletion",
     "Judges",
     "MapNoise",
     "Metric",

@@ -18,6 +18,7 @@ from apportion.parts.baselines.simple import (
     blur,
     blur_matrix,
 )
+from apportion.parts.baselines.substrates import NetworkZero, RISEBlur, UniformNoise
 
 __all__ = [
     "AtInput",
@@ -34,8 +35,11 @@ __all__ = [
     "Nearest",
     "NearestAdversarial",
     "Neighbours",
+    "NetworkZero",
     "Noise",
+    "RISEBlur",
     "Several",
+    "UniformNoise",
     "Zero",
     "blur",
     "blur_matrix",

@@ -1,0 +1,296 @@
+"""Curves of removal: closed forms, an independent twin, wrong maps, and the errors others were found to make."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion.core.errors import ConfigError, InputError
+from apportion.metrics import DeletionAUC, InsertionAUC, InsertionDeletion, Metric
+from apportion.metrics.metric import Subject
+from apportion.parts.masks.fill import Fill
+from apportion.planted import additive, linear
+
+E, Z = ap.groups.Elements(), ap.Logit()
+
+
+def given(baseline: Tensor) -> Fill:
+    return ap.fills.Baselines(ap.baselines.Given(baseline))
+
+
+def weights(p: ap.planted.Planted) -> Tensor:
+    return p.model.get_buffer("weight")
+
+
+def network(classes: int = 4) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, classes)
+        )
+    return net.double().eval().requires_grad_(False)
+
+
+def pictures(count: int = 2, side: int = 12) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def maps(x: Tensor) -> Tensor:
+    return torch.randn(len(x), *x.shape[2:], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def watched() -> tuple[ap.Field, list[Tensor]]:
+    """Give a field, and the list of all rows its model will be given."""
+    net, rows = network(), []
+
+    def model(x: Tensor) -> Tensor:
+        rows.extend(x.detach().clone())
+        return net(x)
+
+    return ap.Field(model), rows
+
+
+# -- deletion and insertion -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [linear, additive])
+def test_areas_on_functions_without_interactions(make: Callable[..., ap.planted.Planted]) -> None:
+    """With contributions c in descending order, s_k = f(x) - Σ_{i≤k} c_i, so that each counts n - i + 1/2 steps."""
+    p = make(features=7, examples=5)
+    n, c = 7, p.truth.sort(1, descending=True).values
+    late = (c * (n - torch.arange(1, n + 1) + 0.5) / n).sum(1)
+    options: dict[str, Any] = {"fill": given(p.baseline), "score": Z}
+    field = ap.Field(p.model)
+    found = [m(**options)(field, p.x, p.truth) for m in (DeletionAUC, InsertionAUC)]
+    torch.testing.assert_close(found[0].values, p.model(p.x) - late, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1].values, p.model(p.baseline) + late, rtol=0, atol=1e-12)
+    both = InsertionDeletion(InsertionAUC(**options), DeletionAUC(**options))(field, p.x, p.truth)
+    torch.testing.assert_close(both.values, 2 * late - c.sum(1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "m",
+    [
+        DeletionAUC(score=Z),
+        InsertionAUC(fill=DeletionAUC.fill, score=Z),
+        InsertionDeletion(InsertionAUC(fill=DeletionAUC.fill, score=Z), DeletionAUC(score=Z)),
+    ],
+)
+def test_a_planted_wrong_map_scores_worse(m: Metric) -> None:
+    p = linear(features=8, examples=6)
+    field, truth = ap.Field(p.model), weights(p) * p.x
+    right = m(field, p.x, truth)
+    for wrong in (-truth, truth.roll(3, 1), truth.abs()):
+        worse = m(field, p.x, wrong).values - right.values
+        assert bool(((worse if m.card.direction.value.startswith("lower") else -worse) >= 0).all())
+        assert bool((worse.abs() > 1e-3).any())
+
+
+def rise(net: Callable[[Tensor], Tensor], z: Tensor, saliency: Tensor, step: int, insert: bool) -> tuple[float, list]:
+    """Deletion or insertion of one normalized picture z [3, H, W], written from the authors' description: one by one.
+
+    Blur: a delta, blurred by scipy with its mirrored borders, on 11 x 11; applied with zeros around.
+    """
+    delta = np.zeros((11, 11))
+    delta[5, 5] = 1
+    kernel = ndimage.gaussian_filter(delta, 5)
+    blurred = np.stack([ndimage.correlate(c, kernel, mode="constant", cval=0.0) for c in z.numpy()])
+    now, goal = (blurred, z.numpy().copy()) if insert else (z.numpy().copy(), np.zeros(z.shape))
+    pixels = saliency.numel()
+    ranking = np.argsort(-saliency.numpy().ravel(), kind="stable")
+    target = int(net(z[None])[0].argmax())
+    scores = []
+    for first in range(0, -(-pixels // step) * step + 1, step):
+        scores.append(float(net(torch.from_numpy(now)[None])[0].softmax(0)[target]))
+        for pixel in ranking[first : first + step]:
+            row, column = divmod(int(pixel), saliency.shape[1])
+            now[:, row, column] = goal[:, row, column]
+    return (sum(scores) - scores[0] / 2 - scores[-1] / 2) / (len(scores) - 1), scores
+
+
+@pytest.mark.parametrize("step", [None, 24])
+def test_agrees_with_the_definition_written_out(step: int | None) -> None:
+    """Steps of a row of pixels, both ends, mean color (zeros after the normalization), the original's blur."""
+    net, x = network(), pictures()
+    saliency, normalize = maps(x), ap.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    field = ap.Field(net, normalize=normalize)
+    for m, insert in ((DeletionAUC(step=step), False), (InsertionAUC(step=step), True)):
+        found = m(field, x, saliency)
+        (curve,) = found.curves.values()
+        for b in range(len(x)):
+            want, scores = rise(net, normalize(x)[b], saliency[b], step or 12, insert)
+            assert float(found.values[b]) == pytest.approx(want, abs=1e-10)
+            assert curve.y[b].tolist() == pytest.approx(scores, abs=1e-10)
+            assert torch.allclose(curve.x, torch.linspace(0, 1, len(scores)).double())
+
+
+def test_a_step_that_does_not_divide_removes_every_pixel_once() -> None:
+    """144 pixels by 50: 0, 50, 100, 144. The last step is shorter, also in the area."""
+    (field, rows), x = watched(), pictures(1)
+    found = DeletionAUC(step=50)(field, x, maps(x), target=0)
+    (curve,) = found.curves.values()
+    torch.testing.assert_close(curve.x, torch.tensor([0, 50, 100, 144]).double() / 144, check_dtype=False)
+    y = curve.y[0]
+    want = (50 * (y[0] + y[1]) / 2 + 50 * (y[1] + y[2]) / 2 + 44 * (y[2] + y[3]) / 2) / 144
+    assert float(found.values) == pytest.approx(float(want), abs=1e-12)
+    assert found.cost.forward.tolist() == [4]
+    assert {int((row != x[0]).any(0).sum()) for row in rows} == {0, 50, 100, 144}
+
+
+def test_both_ends_are_points_of_the_curve() -> None:
+    x, field = pictures(), ap.Field(network())
+    q = field.bind(x)
+    at_x = q.value(x, torch.arange(2), ap.Probability())
+    at_zero = q.value(0 * x, torch.arange(2), ap.Probability())
+    for m in (DeletionAUC(), InsertionAUC(fill=DeletionAUC.fill)):
+        (curve,) = m(field, x, maps(x)).curves.values()
+        ends = curve.y[:, [0, -1]] if isinstance(m, DeletionAUC) else curve.y[:, [-1, 0]]
+        torch.testing.assert_close(ends, torch.stack([at_x, at_zero], 1), rtol=0, atol=1e-12)
+
+
+def test_the_area_is_a_mean_height_whatever_the_number_of_steps() -> None:
+    """A score that does not change has its own height for area, as it would not with steps of width 1."""
+    field, x = ap.Field(lambda x: 0 * x.flatten(1).sum(1) + 0.3), pictures()
+    for step in (1, 12, 50, 200):
+        found = DeletionAUC(step=step, score=Z)(field, x, maps(x))
+        torch.testing.assert_close(found.values, torch.full((2,), 0.3, dtype=torch.float64))
+
+
+def test_a_map_of_one_channel_removes_each_pixel_once_with_all_its_channels() -> None:
+    (field, rows), x = watched(), pictures(1, 6)
+    scores = [DeletionAUC(step=4)(field, x, m) for m in (maps(x), maps(x)[:, None])]
+    spread = DeletionAUC(step=4)(field, x, maps(x)[:, None].expand_as(x) / 3)
+    assert torch.equal(scores[0].values, scores[1].values)
+    torch.testing.assert_close(scores[0].values, spread.values, rtol=0, atol=1e-12)
+    assert scores[0].cost.forward.tolist() == [1 + 9]
+    changed = torch.stack(rows) != x
+    assert torch.equal(changed.any(1), changed.all(1))
+
+
+def test_single_values_can_be_the_players_and_then_channels_go_apart() -> None:
+    (field, rows), x = watched(), pictures(1, 6)
+    values = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = DeletionAUC(groups=E, step=9)(field, x, values)
+    assert found.cost.forward.tolist() == [1 + 12]
+    assert {int((row != x[0]).sum()) for row in rows} == set(range(0, 109, 9))
+
+
+def test_ties_are_drawn_and_reported() -> None:
+    """A map of zeros must not be the ranking that starts at the top left."""
+    (field, rows), x = watched(), pictures(1)
+    found = DeletionAUC(step=72)(field, x, torch.zeros(1, 12, 12))
+    assert found.parts["ties"].tolist() == [1]
+    assert any("ranked at random" in w for w in found.warnings)
+    (half,) = (gone for row in rows if int((gone := (row != x[0]).any(0)).sum()) == 72)
+    assert 20 < int(half[:6].sum()) < 52
+    clear = DeletionAUC()(ap.Field(network()), x, maps(x))
+    assert clear.parts["ties"].tolist() == [0]
+    assert not clear.warnings
+
+
+def test_metrics_of_one_subject_share_their_points() -> None:
+    x = pictures()
+    q, subject = ap.Field(network()).bind(x), Subject(maps(x))
+    black: dict[str, Any] = {"fill": DeletionAUC.fill}
+    spent = []
+    for m in (DeletionAUC(), InsertionAUC(**black), InsertionDeletion(InsertionAUC(**black)), DeletionAUC(step=24)):
+        alone = m(ap.Field(network()), x, maps(x))
+        shared = m.judge(q, subject)
+        spent.append(int(shared.cost.forward[0]))
+        torch.testing.assert_close(shared.values, alone.values, rtol=0, atol=1e-12)
+    assert spent == [13, 11, 0, 0]
+    assert InsertionDeletion(InsertionAUC(**black)).passes(q).forward == 24
+    assert InsertionDeletion().passes(q).forward == 26
+
+
+def test_two_functions_of_the_users_are_two_fills() -> None:
+    """They have one name in the record, and must not share a curve."""
+    x = pictures()
+    q, subject = ap.Field(network()).bind(x), Subject(maps(x))
+    areas = [
+        DeletionAUC(fill=ap.fills.Inpainted(lambda x, kept, to=to: torch.full_like(x, to))).judge(q, subject).values
+        for to in (0.0, 3.0)
+    ]
+    assert not torch.equal(*areas)
+
+
+@dataclass(frozen=True, eq=False)
+class Recording(Fill):
+    """Zeros; notes how many rows it made are alive at once."""
+
+    made: list
+    live: list
+
+    def __call__(self, q: ap.Question, mask: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
+        out = torch.zeros_like(q.x[owner])[:, None]
+        self.made.append(weakref.ref(out))
+        self.live.append(sum(len(rows) for ref in self.made if (rows := ref()) is not None))
+        return out
+
+
+def test_memory_does_not_grow_with_the_number_of_steps() -> None:
+    x = pictures(2, 12)
+    most = []
+    for step in (24, 1):
+        fill = Recording([], [])
+        DeletionAUC(fill=fill, step=step)(ap.Field(network(), batch_size=8), x, maps(x))
+        most.append(max(fill.live))
+    assert most[0] <= most[1] <= 16, most
+
+
+def test_players_may_differ_in_number() -> None:
+    """Each example has its own share axis; what is removed is its own players."""
+    p = linear(features=6, examples=2)
+    labels = ap.groups.Labels(torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, -1]]))
+    truth = weights(p) * p.x
+    m = DeletionAUC(groups=labels, score=Z)
+    found = m(ap.Field(p.model), p.x, truth)
+    (curve,) = found.curves.values()
+    assert curve.x.shape == (2, 7)
+    assert found.cost.forward.tolist() == [7, 4]
+    q = ap.Field(p.model).bind(p.x)
+    assert m.passes(q).forward == 7
+    assert not m.passes(q).exact
+    sums = torch.stack([truth[1, :2].sum(), truth[1, 2:4].sum(), truth[1, 4]]).sort(descending=True).values
+    heights = p.model(p.x)[1] - torch.tensor([0, *sums.cumsum(0).tolist()], dtype=torch.float64)
+    want = (heights[:-1] + heights[1:]).sum() / 2 / 3
+    assert float(found.values[1]) == pytest.approx(float(want), abs=1e-12)
+
+
+def test_mistakes_are_told() -> None:
+    x, field = pictures(), ap.Field(network())
+    with pytest.raises(ConfigError, match="step=0"):
+        DeletionAUC(step=0)
+    with pytest.raises(ConfigError, match="odd side"):
+        ap.baselines.RISEBlur(side=10)
+    with pytest.raises(InputError, match="without a pixel left"):
+        DeletionAUC(fill=ap.fills.NoisyLinear())(field, x, maps(x))
+    assert DeletionAUC(fill=ap.fills.NoisyLinear(), limit=100)(field, x, maps(x)).values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        ap.fills.Baselines(ap.baselines.Mean()),
+        ap.fills.Baselines(ap.baselines.Blurred(2.0)),
+        ap.fills.FreshNoise(count=2),
+        ap.fills.Baselines(ap.baselines.UniformNoise(0.0, 1.0)),
+    ],
+)
+def test_substrates_and_scores_are_options_and_change_the_number(fill: Fill) -> None:
+    x, field = pictures(), ap.Field(network())
+    base, other = DeletionAUC()(field, x, maps(x)), DeletionAUC(fill=fill)(field, x, maps(x))
+    assert bool((base.values != other.values).all())
+    assert int(other.cost.forward[0]) == DeletionAUC(fill=fill).passes(field.bind(x)).forward
+    assert other.metric["fill"] != base.metric["fill"]
+    chosen = DeletionAUC(fill=fill, score=ap.Decision())(field, x, maps(x)).curves["deletion"].y
+    assert set(chosen.flatten().tolist()) <= {0.0, 1.0}
