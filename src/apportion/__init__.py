@@ -2,6 +2,7 @@
 
 from apportion import metrics, planted, testing
 from apportion.bias_report import BiasReport, bias_report
+from apportion.bulk import Estimate, Evaluation
 from apportion.core.attribution import Attribution, Cost, Domain, References
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle, Total
 from apportion.core.errors import ApportionError
@@ -31,6 +32,7 @@ from apportion.core.score import (
 from apportion.core.sharing import AtX
 from apportion.core.site import At, AtOp, Input, Site, SiteInfo
 from apportion.effect_curves import EffectCurves, effect_curves
+from apportion.evaluate import evaluate
 from apportion.methods import (
     ACE,
     AGI,
@@ -159,6 +161,8 @@ __all__ = [
     "Domain",
     "EffectCurves",
     "EigenCAM",
+    "Estimate",
+    "Evaluation",
     "ExcitationBackprop",
     "ExpectedGradients",
     "Explainer",
@@ -234,6 +238,7 @@ __all__ = [
     "bias_report",
     "controls",
     "effect_curves",
+    "evaluate",
     "explain",
     "fills",
     "give_back_memory",

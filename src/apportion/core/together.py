@@ -46,8 +46,17 @@ def answers(
     Raises:
         ApportionError: the examples, the model or the target are at fault; see `Field.bind`.
     """
+    yield from answered(field.bind(x, target=target, ids=ids, seed=seed), explainers)
+
+
+def answered(root: Question, explainers: Sequence[Explainer]) -> Iterator[Answer]:
+    """Do what `answers` does for a question that is bound already, whose cost each method is charged.
+
+    Args:
+        root: the bound question, of which nothing has been asked yet.
+        explainers: the methods.
+    """
     with torch.inference_mode(False):
-        root = field.bind(x, target=target, ids=ids, seed=seed)
         common = Common(sum(leaf.numel() for leaf in tree.leaves(root.x)))
         account = root.account
         names = [type(e).__name__ for e in explainers]

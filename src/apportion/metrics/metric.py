@@ -89,18 +89,19 @@ class Subject:
         tensors: those the configuration names by digest.
     """
 
-    def __init__(self, judged: Any, name: str | None = None) -> None:
+    def __init__(self, judged: Any, name: str | None = None, made: Attribution | None = None) -> None:
         """Take what the user gave.
 
         Args:
             judged: an attribution, an explainer, or a tensor or array of maps.
             name: for results; the explainer's class unless given.
+            made: what the explainer said of the examples, where it has been asked already.
 
         Raises:
             ConfigError: something else.
         """
         self._explainer: Explainer | None = None
-        self._given: Attribution | None = None
+        self._given: Attribution | None = made
         self._memo: dict[Hashable, Any] = {}
         self.tensors: dict[str, Tensor] = {}
         if isinstance(judged, type) and issubclass(judged, Explainer):
@@ -127,7 +128,9 @@ class Subject:
         if self._explainer is not None and not isinstance(self._explainer, GivenMap):
             return self._explainer
         if self._given is not None and not self._given.postprocessing and self._given.reproducible:
-            return self._given.explainer()
+            made_by = self._given.explainer()
+            if not isinstance(made_by, GivenMap):
+                return made_by
         after = f" after {self._given.postprocessing[-1]}" if self._given and self._given.postprocessing else ""
         raise ConfigError(
             f"a map of {self.name}{after}",
@@ -144,7 +147,7 @@ class Subject:
         """
         if self._given is None:
             assert self._explainer is not None  # one of the two is there
-            asked: dict[str, Any] = {"target": _as_asked(q.target), "ids": q.ids, "seed": q.seed}
+            asked: dict[str, Any] = {"target": as_asked(q.target), "ids": q.ids, "seed": q.seed}
             self._given = self._explainer(q.field, q.inputs, **asked)
         a = self._given
         if a.domain is Domain.GROUPS and a.groups is not None:
@@ -206,7 +209,7 @@ def _as_given(judged: Any) -> GivenMap:
         ) from error
 
 
-def _as_asked(target: Any) -> Any:
+def as_asked(target: Any) -> Any:
     """Spell a resolved target as users give them."""
     return target[:, 0] if isinstance(target, Tensor) and target.ndim == 2 and target.shape[1] == 1 else target
 
@@ -288,7 +291,7 @@ class Metric(Configurable):
             of=subject.name,
             method=subject.method,
             score=to_config(q.field.score, tensors),
-            target=_as_asked(q.target),
+            target=as_asked(q.target),
             ids=tuple(q.ids),
             seed=q.seed,
             cost=spent,

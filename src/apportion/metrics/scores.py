@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -119,6 +119,8 @@ class Summary:
 
 def counts(ids: Sequence[Any], seed: int = 0, replicates: int = REPLICATES) -> Float[Tensor, "B R"]:
     """Draw how often each example counts in each bootstrap replicate: Poisson(1), by its id alone."""
+    if not ids:
+        return torch.zeros(0, replicates, dtype=torch.float64)
     owner, like = torch.arange(len(ids)), torch.zeros(len(ids), replicates)
     uniform: Tensor = Stream.of(seed, ids, "bootstrap").uniform(like, owner, 0 * owner)
     steps = torch.tensor([math.exp(-1) / math.factorial(k) for k in range(12)], dtype=torch.float64).cumsum(0)
@@ -270,8 +272,8 @@ class Scores:
             target=joined,
             ids=tuple(i for p in parts for i in p.ids),
             cost=_joined_cost([p.cost for p in parts]),
-            curves={k: _joined_curve([p.curves[k] for p in parts]) for k in first.curves},
-            parts={k: torch.cat([p.parts[k] for p in parts]) for k in first.parts},
+            curves={k: _joined_curve([p.curves.get(k) for p in parts], parts) for k in _names(p.curves for p in parts)},
+            parts={k: _joined_part([p.parts.get(k) for p in parts], parts) for k in _names(p.parts for p in parts)},
             undefined={
                 w: torch.cat([p.undefined.get(w, no) for p, no in zip(parts, none, strict=True)])
                 for w in sorted(reasons)
@@ -296,11 +298,35 @@ def _joined_cost(costs: Sequence[Cost]) -> Cost:
     return Cost(forward, backward, at_x, checks=sum(c.checks for c in costs))
 
 
-def _joined_curve(curves: Sequence[Curve]) -> Curve:
-    first = curves[0]
-    alike = all(c.x.ndim == 1 and torch.equal(c.x, first.x) for c in curves)
-    x = first.x if alike else torch.cat([c.x.expand(len(c.y), -1) for c in curves])
-    return Curve(x, torch.cat([c.y for c in curves]), first.x_label, first.y_label)
+def _names(of: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for one in of for name in one))
+
+
+def _joined_part(found: Sequence[Tensor | None], parts: Sequence[Scores]) -> Tensor:
+    """Join companions; examples without, for which a metric failed, get NaN."""
+    like = next(t for t in found if t is not None)
+    if all(t is not None for t in found):
+        return torch.cat([t for t in found if t is not None])
+    wide = like if like.is_floating_point() else like.double()
+    missing = [wide.new_full((len(p), *like.shape[1:]), math.nan) for p in parts]
+    return torch.cat([m if t is None else t for t, m in zip(found, missing, strict=True)])
+
+
+def _joined_curve(found: Sequence[Curve | None], parts: Sequence[Scores]) -> Curve:
+    """Join curves; those of examples without, and the ends of shorter ones, are NaN."""
+    first = next(c for c in found if c is not None)
+    alike = all(c is None or (c.x.ndim == 1 and torch.equal(c.x, first.x)) for c in found)
+    most = max(c.y.shape[1] for c in found if c is not None)
+
+    def laid(t: Tensor | None, count: int) -> Tensor:
+        if t is None:
+            return first.y.new_full((count, most), math.nan)
+        return torch.nn.functional.pad(t.expand(count, -1), (0, most - t.shape[-1]), value=math.nan)
+
+    pairs = list(zip(found, parts, strict=True))
+    y = torch.cat([laid(None if c is None else c.y, len(p)) for c, p in pairs])
+    x = first.x if alike else torch.cat([laid(None if c is None else c.x, len(p)).to(first.x.dtype) for c, p in pairs])
+    return Curve(x, y, first.x_label, first.y_label)
 
 
 __all__ = ["Curve", "Direction", "Scores", "Summary", "counts"]

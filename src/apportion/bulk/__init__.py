@@ -1,0 +1,6 @@
+"""Many examples: the one runner over batches, methods and metrics, its folder of results, and what it gives."""
+
+from apportion.bulk.evaluation import Evaluation
+from apportion.bulk.runner import Estimate
+
+__all__ = ["Estimate", "Evaluation"]

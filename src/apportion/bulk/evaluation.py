@@ -1,0 +1,336 @@
+"""What an evaluation found: a tidy table of one record for each example, method and metric, and its summaries."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from apportion.bulk.store import as_numbers, from_numbers, pack, unpack
+from apportion.core.attribution import Cost
+from apportion.core.config import Json
+from apportion.core.errors import ConfigError, InputError, nearest
+from apportion.core.write import write_bytes
+from apportion.metrics.scores import Direction, Scores
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """What `ap.evaluate` found.
+
+    Attributes:
+        scores: of each method by each metric, `scores[method][metric]`, with those of the controls beside.
+        costs: of making each method's maps, without the metrics; none where maps were given.
+        settings: what all this depends on besides the data: model, score, methods, metrics, seed.
+        warnings: of each method's maps.
+    """
+
+    scores: Mapping[str, Mapping[str, Scores]]
+    costs: Mapping[str, Cost]
+    settings: Json
+    warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods."""
+        return tuple(self.scores)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics."""
+        return tuple(next(iter(self.scores.values())))
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the controls."""
+        return tuple(self._any.controls)
+
+    @property
+    def ids(self) -> tuple[Any, ...]:
+        """Names of the examples."""
+        return self._any.ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def _any(self) -> Scores:
+        return self.scores[self.methods[0]][self.metrics[0]]
+
+    def of(self, metric: str) -> dict[str, Scores]:
+        """Give the scores of every method by a metric.
+
+        Raises:
+            InputError: no such metric.
+        """
+        if metric not in self.metrics:
+            raise InputError(f"metric {metric!r}", nearest(str(metric), self.metrics), "take one of .metrics")
+        return {method: held[metric] for method, held in self.scores.items()}
+
+    # -- the table --------------------------------------------------------------------------------
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The table, a column an array: a row for each example, method and metric, controls after the methods.
+
+        Columns are id, method, metric, value (NaN where undefined), undefined (why, or empty), direction, control
+        (whether the method is one), and target.
+        """
+        blocks = [(m, s, False) for held in self.scores.values() for m, s in held.items()]
+        first = self.scores[self.methods[0]]
+        blocks += [(m, first[m].controls[c], True) for c in self.controls for m in self.metrics]
+        found: dict[str, list[np.ndarray]] = {}
+        for metric, s, control in blocks:
+            n = len(s)
+            why = np.full(n, "", dtype=object)
+            for reason, where in s.undefined.items():
+                why[where.cpu().numpy()] = reason
+            columns = {
+                "id": _objects(s.ids),
+                "method": np.full(n, s.of, dtype=object),
+                "metric": np.full(n, metric, dtype=object),
+                "value": s.values.cpu().double().numpy(),
+                "undefined": why,
+                "direction": np.full(n, s.direction.value, dtype=object),
+                "control": np.full(n, control),
+                "target": _targets(s.target, n),
+            }
+            for name, column in columns.items():
+                found.setdefault(name, []).append(column)
+        joined = {name: np.concatenate(parts) for name, parts in found.items()}
+        targets = joined["target"].tolist()
+        if all(isinstance(t, int) for t in targets):
+            joined["target"] = np.array(targets)
+        return joined
+
+    def records(self) -> list[dict[str, Any]]:
+        """Give the table as a list of plain records."""
+        names = list(self.columns)
+        lists = [column.tolist() for column in self.columns.values()]
+        return [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
+
+    def pandas(self) -> Any:
+        """Give the table as a pandas DataFrame.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return _package("pandas").DataFrame(self.columns)
+
+    def polars(self) -> Any:
+        """Give the table as a polars DataFrame; ids and targets that are no numbers are text there.
+
+        Raises:
+            ConfigError: polars is not installed.
+        """
+        return _package("polars").DataFrame({k: _plain(v) for k, v in self.columns.items()})
+
+    def arrow(self) -> Any:
+        """Give the table as an Arrow table, with text as for polars.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+        """
+        return _package("pyarrow").table({k: _plain(v) for k, v in self.columns.items()})
+
+    # -- summaries --------------------------------------------------------------------------------
+
+    def summary(self, level: float = 0.95) -> list[dict[str, Any]]:
+        """Sum up the examples: a row for each metric and method, the controls after them.
+
+        Rows hold metric, method, the mean (or the median, where the metric's source takes that) with the ends of its
+        bootstrap interval, the number of values and of undefined ones, the direction, and under `beats` for each
+        control whether it is beaten beyond chance; None where no end is the better one.
+
+        Args:
+            level: of the intervals.
+        """
+        rows = []
+        for metric in self.metrics:
+            held = self.of(metric)
+            beside = next(iter(held.values())).controls
+            for name, s in (*held.items(), *beside.items()):
+                if s.statistic == "median":
+                    center, low, high = s.median(level)
+                else:
+                    total = s.summary(level)
+                    center, (low, high) = total.mean, total.interval
+                missing = int(s.values.isnan().sum())
+                rows.append(
+                    {
+                        "metric": metric,
+                        "method": name,
+                        "statistic": s.statistic,
+                        "value": center,
+                        "low": low,
+                        "high": high,
+                        "n": len(s) - missing,
+                        "undefined": missing,
+                        "direction": s.direction.value,
+                        "control": name in beside,
+                        "beats": {c: s.beats(c) for c in s.controls},
+                    }
+                )
+        return rows
+
+    @property
+    def failures(self) -> list[tuple[str, str, str, int]]:
+        """What is undefined: method, metric, why, and for how many examples."""
+        return [
+            (method, metric, why, int(where.sum()))
+            for method, held in self.scores.items()
+            for metric, s in held.items()
+            for why, where in s.undefined.items()
+        ]
+
+    def notes(self) -> list[str]:
+        """Say what deserves a look: undefined scores, warnings, and scores that do not beat a control."""
+        said = [
+            f"{method} by {metric} is undefined for {count} of {len(self)} example(s): {why}"
+            for method, metric, why, count in self.failures
+        ]
+        for row in self.summary():
+            lost = [name for name, won in row["beats"].items() if won is False]
+            if lost and row["n"]:
+                said.append(f"{row['method']} does not beat {', '.join(lost)} by {row['metric']}")
+        said += [f"{method}: {w}" for method, warnings in self.warnings.items() for w in warnings]
+        for method, held in self.scores.items():
+            said += [f"{method} by {metric}: {w}" for metric, s in held.items() for w in s.warnings]
+        return list(dict.fromkeys(said))
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        rows = {(r["method"], r["metric"]): r for r in self.summary()}
+        arrow = {Direction.HIGHER: " ↑", Direction.LOWER: " ↓", Direction.NEITHER: ""}
+        first = self.scores[self.methods[0]]
+        head = ["", *(f"{m}{arrow[first[m].direction]}" for m in self.metrics)]
+        body = []
+        for method in (*self.methods, *self.controls):
+            line = [method]
+            for metric in self.metrics:
+                r = rows[method, metric]
+                mark = "*" if r["beats"] and all(r["beats"].values()) else ""
+                line.append(f"{r['value']:.3g} [{r['low']:.3g}, {r['high']:.3g}]{mark}" if r["n"] else "undefined")
+            body.append(line)
+        return head, body
+
+    def __repr__(self) -> str:
+        head, body = self._cells()
+        wide = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip() for line in (head, *body)
+        ]
+        lines.append(self._words())
+        failed = len(self.failures)
+        return "\n".join(lines + ([f"undefined in {failed} place(s): see .failures"] if failed else []))
+
+    def _words(self) -> str:
+        beside = f"; * beats {' and '.join(self.controls)} beyond chance" if self.controls else ""
+        return f"{len(self)} example(s), bootstrap intervals at 95 %{beside}"
+
+    def _repr_html_(self) -> str:
+        head, body = self._cells()
+        cells = "".join(f"<th>{html.escape(c)}</th>" for c in head)
+        rows = "".join(
+            f"<tr><th>{html.escape(line[0])}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in line[1:])}</tr>"
+            for line in body
+        )
+        failed = "".join(f"<li>{html.escape(' by '.join(f[:2]))}: {html.escape(f[2])}</li>" for f in self.failures)
+        missing = f"<p>Undefined:</p><ul>{failed}</ul>" if failed else ""
+        return f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table><p>{self._words()}</p>{missing}"
+
+    # -- storage ----------------------------------------------------------------------------------
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Write everything as JSON, numbers to their last bit.
+
+        Args:
+            path: of a file to be written besides, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        tables: list[Json] = []
+
+        def put(t: Tensor) -> int:
+            tables.append(as_numbers(t))
+            return len(tables) - 1
+
+        beside = {m: dict(s.controls) for m, s in self.scores[self.methods[0]].items()}
+        bare = {k: {m: replace(s, controls={}) for m, s in held.items()} for k, held in self.scores.items()}
+        found = {
+            "scores": pack(bare, put),
+            "controls": pack(beside, put),
+            "costs": pack(dict(self.costs), put),
+            "warnings": pack(dict(self.warnings), put),
+        }
+        record = {"apportion_evaluation": 1, "settings": self.settings, **found, "tensors": tables}
+        text = json.dumps(record, allow_nan=False)
+        if path is not None:
+            write_bytes(path, f"{text}\n".encode())
+        return text
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read a file of `to_json`; nothing in it is executed.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            if record["apportion_evaluation"] != 1:
+                raise ValueError(f"format {record['apportion_evaluation']!r}")
+            tables = [from_numbers(t) for t in record["tensors"]]
+            scores, beside, costs, warnings = (
+                unpack(record[k], tables.__getitem__) for k in ("scores", "controls", "costs", "warnings")
+            )
+            with_controls = {
+                k: {m: replace(s, controls=beside[m]) for m, s in held.items()} for k, held in scores.items()
+            }
+            return cls(with_controls, costs, record["settings"], warnings)
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}: {type(error).__name__}: {error}", "a file written by Evaluation.to_json", "check the path"
+            ) from error
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def _targets(target: Any, count: int) -> np.ndarray:
+    if isinstance(target, Tensor) and target.ndim == 1:
+        return _objects(target.tolist())
+    if isinstance(target, Tensor):
+        return _objects([tuple(row) for row in target.tolist()])
+    return _objects([None if target is None else str(target)] * count)
+
+
+def _plain(column: np.ndarray) -> Any:
+    """Give a column of one kind: text where entries are not all text or all numbers."""
+    if column.dtype != object:
+        return column
+    values = column.tolist()
+    if all(isinstance(v, str) or v is None for v in values) or all(type(v) is int for v in values):
+        return values
+    return [v if v is None else str(v) for v in values]
+
+
+def _package(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ConfigError(
+            f"{name} is not installed", "the evaluation extra", "pip install 'apportion[evaluation]'"
+        ) from error

@@ -1,0 +1,428 @@
+"""The one runner over many examples: batches are bound once, methods asked once, and metrics share what they can."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apportion.bulk.examples import Batch, mark
+from apportion.bulk.store import Store
+from apportion.core import tree
+from apportion.core.attribution import Attribution, Cost, Domain
+from apportion.core.config import Json, digest, to_config
+from apportion.core.errors import (
+    ApportionError,
+    ConfigError,
+    InputError,
+    ModelError,
+    NoGradientPathError,
+    RuleError,
+    SiteError,
+)
+from apportion.core.explainer import Explainer
+from apportion.core.external import GivenMap
+from apportion.core.field import Field
+from apportion.core.progress import progress, tick
+from apportion.core.question import Question
+from apportion.core.sharing import Common
+from apportion.core.together import answered, named
+from apportion.metrics.metric import Judges, Metric, Subject, as_asked
+from apportion.metrics.scores import Scores
+
+_OF_THE_MODEL = (ConfigError, ModelError, NoGradientPathError, RuleError, SiteError)
+"""Errors that no other example would be spared."""
+
+Judged = Attribution | Explainer
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found of some examples by one method.
+
+    Attributes:
+        scores: by metric.
+        cost: of the maps, without the metrics, as if the method had been asked alone.
+        warnings: of the maps.
+    """
+
+    scores: Mapping[str, Scores]
+    cost: Cost
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Rows that an evaluation sends through the model, before it begins.
+
+    Attributes:
+        rows: what runs, rows forward and backward for each example, and whether these are exact or at most.
+        examples: how many there are; None where data does not say.
+    """
+
+    rows: tuple[tuple[str, int, int, bool], ...]
+    examples: int | None
+
+    @property
+    def forward(self) -> int:
+        """Rows sent forward for each example."""
+        return sum(r[1] for r in self.rows)
+
+    @property
+    def backward(self) -> int:
+        """Rows sent backward for each example."""
+        return sum(r[2] for r in self.rows)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all numbers are exact."""
+        return all(r[3] for r in self.rows)
+
+    def __repr__(self) -> str:
+        wide = max((len(r[0]) for r in self.rows), default=0)
+        lines = [
+            f"{name:<{wide}}  {'' if exact else 'at most '}{forward:,} + {backward:,}"
+            for name, forward, backward, exact in self.rows
+            if forward or backward
+        ]
+        most = "" if self.exact else "at most "
+        lines.append(f"{most}{self.forward:,} forward + {self.backward:,} backward passes an example")
+        if self.examples is not None:
+            total = f"{self.forward * self.examples:,} + {self.backward * self.examples:,}"
+            lines[-1] += f", {total} for {self.examples:,} example(s)"
+        return "\n".join(lines)
+
+
+class Runner:
+    """Judges methods by metrics, batch by batch, keeping nothing but what it finds."""
+
+    def __init__(
+        self,
+        field: Field,
+        methods: Mapping[str, Judged],
+        metrics: Mapping[str, Metric],
+        controls: Mapping[str, Judged],
+        seed: int,
+        strict: bool,
+    ) -> None:
+        """Say what is to be judged.
+
+        Args:
+            field: what was explained of which model.
+            methods: explainers, and maps of all examples, by the names results will have.
+            metrics: by name.
+            controls: judged as methods are.
+            seed: of all random numbers.
+            strict: raise the first error of a method or metric; else it is the reason for undefined scores.
+        """
+        self.field, self.methods, self.metrics, self.controls = field, methods, metrics, controls
+        self.seed, self.strict = seed, strict
+        self.judged: dict[str, Judged] = {**methods, **controls}
+        self.tensors: dict[str, Tensor] = {}
+        self.configs = {n: _config(j, self.tensors) for n, j in self.judged.items()}
+
+    def settings(self, weighed: bool) -> dict[str, Json]:
+        """Say what results depend on besides the data.
+
+        Args:
+            weighed: also what the weights are, by a digest of all of them.
+        """
+        model, field = self.field.model, self.field
+        weights = "not compared"
+        if weighed and isinstance(model, nn.Module):
+            names = "".join(n + digest(t) for n, t in chain(model.named_parameters(), model.named_buffers()))
+            weights = hashlib.blake2b(names.encode(), digest_size=16).hexdigest()
+        from apportion import __version__
+
+        return {
+            "version": __version__,
+            "model": {"class": f"{type(model).__module__}.{type(model).__qualname__}", "weights": weights},
+            "field": {
+                "score": to_config(field.score),
+                "site": to_config(field.site),
+                "bounds": to_config(field.bounds),
+                "normalize": to_config(field.normalize),
+                "precision": to_config(field.lowered or field.precision),
+                "extra": mark(field.extra) if field.extra is not None else None,
+            },
+            "seed": self.seed,
+            "metrics": {n: to_config(m) for n, m in self.metrics.items()},
+            "methods": {n: self._setting(n) for n in self.methods},
+            "controls": {n: self._setting(n) for n in self.controls},
+        }
+
+    def _setting(self, name: str) -> Json:
+        judged = self.judged[name]
+        if not isinstance(judged, Attribution):
+            return self.configs[name]
+        return {"made by": self.configs[name], "map": mark(judged.values), "after": list(judged.postprocessing)}
+
+    def estimate(self, first: Batch, examples: int | None) -> Estimate:
+        """Count the rows to come, on one example.
+
+        Args:
+            first: the first batch.
+            examples: how many there are in all.
+        """
+        one = first.part(slice(0, 1))
+        q = self._bind(one)
+        rows: list[tuple[str, int, int, bool]] = []
+        for name, judged in self.judged.items():
+            if isinstance(judged, Attribution):
+                continue
+            try:
+                p = _of_rows(judged, one.rows).passes(q)
+            except ApportionError:  # it comes again when the method is asked
+                continue
+            rows.append((name, p.forward + p.once, p.backward + p.once_backward, p.exact))
+        for name, metric in self.metrics.items():
+            try:
+                p = metric.passes(q)
+            except ApportionError:
+                continue
+            times = len(self.judged)
+            there, back = times * (p.forward + p.once), times * (p.backward + p.once_backward)
+            title = f"{name}, {times} times" + (" and what it asks of methods" if _asks(metric) else "")
+            rows.append((title, there, back, p.exact and not _asks(metric)))
+        return Estimate(tuple(rows), examples)
+
+    def run(self, data: Iterator[Batch], examples: int | None, store: Store | None) -> Iterator[tuple[str, Found]]:
+        """Judge everything, and give what is found of each batch by each method as it comes.
+
+        Args:
+            data: the batches.
+            examples: how many examples there are in all, for progress.
+            store: holds what is finished; it is not done again.
+        """
+        done = number = seen = 0
+        for number, batch in enumerate(data, 1):
+            self._check_truth(batch)
+            mine = None if store is None else batch.fingerprint()
+            have = {} if store is None else {n: store.get(number - 1, n, mine) for n in self.judged}
+            todo = [n for n in self.judged if have.get(n) is None]
+            made = self.judge(batch, todo, list(self.metrics))
+            for name in self.judged:
+                found = have.get(name)
+                if found is None:
+                    with progress(_silent):
+                        found = next(made)
+                    if store is not None:
+                        held = {"scores": dict(found.scores), "cost": found.cost, "warnings": found.warnings}
+                        store.put(number - 1, name, mine, held)
+                elif isinstance(found, dict):
+                    found = Found(found["scores"], found["cost"], found["warnings"])
+                done += len(batch)
+                seen = batch.rows.stop
+                total = done + 1 if examples is None else examples * len(self.judged)
+                tick("evaluate, examples times methods", done, total)
+                yield name, found
+        if examples is None:
+            tick("evaluate, examples times methods", done, done)
+        for name, judged in self.judged.items():
+            held = judged.values if isinstance(judged, Attribution | GivenMap) else None
+            if held is not None and len(tree.leaves(held)[0]) != seen:
+                raise InputError(
+                    f"{len(tree.leaves(held)[0])} map(s) of {name} for {seen} example(s)", "one each", "check the data"
+                )
+        if store is not None:
+            store.end(number)
+
+    def judge(self, batch: Batch, names: Sequence[str], metrics: Sequence[str]) -> Iterator[Found]:
+        """Judge a batch by some metrics, for each of some methods."""
+        if not names:
+            return
+        root = self._bind(batch)
+        _ = root.ids  # once for all
+        judged = {n: _of_rows(self.judged[n], batch.rows) for n in names}
+        common = Common(sum(leaf.numel() for leaf in tree.leaves(root.x)))
+        account = root.account
+        explainers = [j for j in judged.values() if isinstance(j, Explainer)]
+        answers = answered(root, explainers)
+        for name, one in judged.items():
+            made = next(answers) if isinstance(one, Explainer) else one
+            if isinstance(made, Exception):
+                yield self._failed(made, batch, name, metrics, root)
+                continue
+            subject = Subject(one, name, made)
+            subject.method, subject.tensors = self.configs[name], {}
+            scores = {}
+            for metric in metrics:
+                q = root.fork(common, metric, account)
+                try:
+                    with torch.inference_mode(False):
+                        found = self.metrics[metric].judge(q, subject, self._truth(batch, metric))
+                    scores[metric] = _on_cpu(replace(found, tensors={}))
+                except Exception as error:
+                    scores[metric] = self._failed(error, batch, name, [metric], root).scores[metric]
+            cost = _sent(made.cost) if isinstance(one, Explainer) else _nothing(len(batch))
+            yield Found(scores, cost, made.warnings if isinstance(one, Explainer) else ())
+
+    def _bind(self, batch: Batch) -> Question:
+        target = batch.target
+        for judged in self.methods.values():
+            if target is None and isinstance(judged, Attribution) and judged.target is not None:
+                target = _of_rows(judged, batch.rows).target
+        q = self.field.bind(batch.x, target=target, ids=batch.ids, seed=self.seed)
+        for name, judged in self.methods.items():
+            if isinstance(judged, Attribution) and judged.target is not None and isinstance(q.target, Tensor):
+                own = torch.as_tensor(_of_rows(judged, batch.rows).target).to(q.target.device).reshape(len(q), -1)
+                if not torch.equal(own, q.target.reshape(len(q), -1)):
+                    raise InputError(
+                        f"a map of {name} that explains other targets", "maps of the targets judged", "give target=..."
+                    )
+        return q
+
+    def beside(self, scores: Scores, metric: str, found: Mapping[str, Found]) -> Scores:
+        """Lay the controls' scores beside a method's, and the tensors that its configurations name."""
+        tensors = dict(self.tensors)
+        to_config((self.metrics[metric], self.field.score), tensors)
+        wanted = set(_digests((scores.metric, scores.method, scores.score)))
+        controls = {n: found[n].scores[metric] for n in self.controls}
+        return replace(scores, controls=controls, tensors={k: t for k, t in tensors.items() if k in wanted})
+
+    def _check_truth(self, batch: Batch) -> None:
+        for name, metric in self.metrics.items():
+            by_name = isinstance(batch.truth, Mapping)
+            if metric.card.truth and (name not in batch.truth if by_name else batch.truth is None):
+                raise ConfigError(
+                    f"no truth for {name}", metric.card.truth, f"give truth=..., or truth={{{name!r}: ...}}"
+                )
+
+    def _truth(self, batch: Batch, metric: str) -> Any:
+        if not self.metrics[metric].card.truth:
+            return None
+        return batch.truth[metric] if isinstance(batch.truth, Mapping) else batch.truth
+
+    def _failed(self, error: Exception, batch: Batch, name: str, metrics: Sequence[str], root: Question) -> Found:
+        """Say why there are no scores; examples that could do without the one at fault are judged without it."""
+        judged = self.judged[name]
+        if self.strict:
+            whose = judged if isinstance(judged, Explainer) else GivenMap(torch.zeros(1), name)
+            raise named(error, whose, f"{name}, examples {batch.rows.start} to {batch.rows.stop - 1}") from error
+        if len(batch) > 1 and not isinstance(error, _OF_THE_MODEL):
+            half = len(batch) // 2
+            resolved = replace(batch, target=as_asked(root.target))
+            parts = (resolved.part(slice(0, half)), resolved.part(slice(half, None)))
+            return join([found for p in parts for found in self.judge(p, [name], metrics)])
+        ours = isinstance(error, ApportionError)
+        given = f"{error.given}; expected {error.expected}" if ours and error.expected else str(error)
+        reason = " ".join(f"{type(error).__name__}: {given}".split())[:300]
+        shown = as_asked(root.target)
+        x = tree.leaves(root.x)[0]
+        scores = {
+            metric: Scores(
+                values=torch.full((len(batch),), torch.nan, dtype=x.dtype if x.is_floating_point() else None),
+                metric=to_config(self.metrics[metric]),
+                direction=self.metrics[metric].card.direction,
+                of=name,
+                method=self.configs[name],
+                score=to_config(self.field.score),
+                target=tree.map_tensors(Tensor.cpu, shown),
+                ids=tuple(root.ids),
+                seed=self.seed,
+                cost=_nothing(len(batch)),
+                undefined={reason: torch.ones(len(batch), dtype=torch.bool)},
+                statistic=self.metrics[metric].card.statistic,
+            )
+            for metric in metrics
+        }
+        return Found(scores, _nothing(len(batch)), ())
+
+
+def join(found: Sequence[Found]) -> Found:
+    """Put together what was found of different examples by one method."""
+    forward, backward, at_x = (torch.cat([getattr(f.cost, n) for f in found]) for n in ("forward", "backward", "at_x"))
+    return Found(
+        {n: Scores.join([f.scores[n] for f in found]) for n in found[0].scores},
+        Cost(forward, backward, at_x),
+        tuple(dict.fromkeys(w for f in found for w in f.warnings)),
+    )
+
+
+def _digests(config: Json) -> Iterator[str]:
+    """List the tensors that a configuration names."""
+    if isinstance(config, dict):
+        if isinstance(config.get("tensor"), str):
+            yield config["tensor"]
+        config = list(config.values())
+    for inner in config if isinstance(config, list | tuple) else ():
+        yield from _digests(inner)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Keep the progress of single passes from what listens to the whole."""
+
+
+def _asks(metric: Metric) -> bool:
+    return metric.card.judges is Judges.EXPLAINER
+
+
+def _config(judged: Judged, tensors: dict[str, Tensor]) -> Json:
+    if isinstance(judged, Attribution):
+        tensors.update(judged.tensors)
+        return judged.method
+    return to_config(judged, {} if isinstance(judged, GivenMap) else tensors)  # maps are not kept
+
+
+def _of_rows(judged: Judged, rows: slice) -> Any:
+    """Take the maps of some examples, where maps of all are given."""
+    if isinstance(judged, GivenMap):
+        _reaches(judged.values, rows, judged.name)
+        return replace(judged, values=tree.index(judged.values, rows))
+    if not isinstance(judged, Attribution):
+        return judged
+    count = len(judged)
+    _reaches(judged.values, rows, "an attribution")
+
+    def take(value: Any) -> Any:
+        return tree.map_tensors(lambda t: t[rows] if t.ndim and len(t) == count else t, value)
+
+    claimed = judged.claimed_total
+    return replace(
+        judged,
+        values=tree.index(judged.values, rows),
+        value=judged.value[rows],
+        claimed_total=claimed if claimed is None else take(claimed),
+        cost=Cost(*(getattr(judged.cost, n)[rows] for n in ("forward", "backward", "at_x"))),
+        target=take(judged.target),
+        parts={},
+        references=None,
+        groups=take(judged.groups) if judged.domain is Domain.GROUPS else judged.groups,
+    )
+
+
+def _reaches(values: Any, rows: slice, name: str) -> None:
+    count = len(tree.leaves(values)[0])
+    if rows.stop > count:
+        raise InputError(f"{count} map(s) of {name} for {rows.stop} example(s) and more", "one each", "check the data")
+
+
+def _on_cpu(found: Scores) -> Scores:
+    def cpu(held: Any) -> Any:
+        return tree.map_tensors(lambda t: t.detach().cpu(), held)
+
+    curves = {k: replace(c, x=c.x.detach().cpu(), y=c.y.detach().cpu()) for k, c in found.curves.items()}
+    return replace(
+        found,
+        values=cpu(found.values),
+        target=cpu(found.target),
+        cost=_sent(found.cost),
+        curves=curves,
+        parts=cpu(dict(found.parts)),
+        undefined=cpu(dict(found.undefined)),
+    )
+
+
+def _sent(cost: Cost) -> Cost:
+    """Keep an account of the examples alone."""
+    return Cost(cost.forward.cpu(), cost.backward.cpu(), cost.at_x.cpu())
+
+
+def _nothing(count: int) -> Cost:
+    none = torch.zeros(count, dtype=torch.long)
+    return Cost(none, none, none)

@@ -1,0 +1,484 @@
+"""One call over methods, data and metrics: streaming, resuming, sharing, failing."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion.bulk import runner as runners
+from apportion.bulk.store import Store
+from apportion.core.attribution import Attribution
+from apportion.core.errors import ConfigError, InputError, RegistryError, RuleError
+from apportion.core.external import Unregistered
+from apportion.core.question import Question
+from apportion.metrics import Curve, Direction, Found, Judges, Metric, MetricCard, Scores, Subject
+from apportion.metrics.ranking import order
+
+PAPER = ap.Paper("Nobody", 2020, "For tests", "none")
+
+
+@dataclass(frozen=True)
+class Drop(Metric):
+    """f(x) - f(x without its k largest): shares its passes under one key, draws ties, has a curve."""
+
+    card = MetricCard("drop", PAPER, "for tests", Direction.HIGHER, cost="2")
+
+    k: int = 2
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        values = subject.share("curve", lambda: self._curve(q, subject))
+        return Found(values[:, self.k], {"drop": Curve(torch.arange(3.0), values, "k", "score")}, {"all": values})
+
+    def _curve(self, q: Question, subject: Subject) -> Tensor:
+        best = order(q, subject.map(q).flatten(1))
+        rows = []
+        for k in range(3):
+            gone = q.x.clone().flatten(1).scatter(1, best[:, :k], 0.0)
+            rows.append(q.fx - q.value(gone.reshape(q.x.shape), torch.arange(len(q))))
+        return torch.stack(rows, 1)
+
+    def passes(self, q: Question) -> ap.Passes:
+        return ap.Passes(3, 0, 1)
+
+
+@dataclass(frozen=True)
+class Wobble(Metric):
+    """How much the map changes on a noisy copy."""
+
+    card = MetricCard("wobble", PAPER, "for tests", Direction.LOWER, Judges.EXPLAINER)
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        owner = torch.arange(len(q))
+        near = q.x + 0.1 * q.stream("wobble").normal(q.x, owner, 0 * owner)
+        there = subject.explainer.explain(q.at(near, owner, 0 * owner)).values
+        return Found((there - subject.map(q)).flatten(1).norm(dim=1))
+
+
+@dataclass(frozen=True)
+class Inside(Metric):
+    """The share of a map where the truth is."""
+
+    card = MetricCard("inside", PAPER, "for tests", Direction.HIGHER, truth="masks [B, 1, H, W]")
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        size = subject.map(q).abs()
+        none = truth.flatten(1).sum(1) == 0
+        share = (size * truth).flatten(1).sum(1) / size.flatten(1).sum(1)
+        return Found(share.masked_fill(none, torch.nan), undefined={"an empty mask": none})
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Softplus(), nn.Flatten(), nn.Linear(48, 3)).double().eval()
+
+
+NET = network()
+FIELD = ap.Field(NET)
+X = torch.rand(7, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+IDS = list("abcdefg")
+METHODS = {"gradient": "gradient", "ig": ap.IntegratedGradients(quadrature=ap.quadrature.Gauss(4))}
+METRICS = {"drop": Drop(), "drop one": Drop(1), "wobble": Wobble(), "sparse": "sparseness"}
+
+
+def run(data: Any = X, methods: Any = None, metrics: Any = None, **options: Any) -> ap.Evaluation:
+    methods, metrics = METHODS if methods is None else methods, METRICS if metrics is None else metrics
+    return ap.evaluate(methods, options.pop("field", FIELD), data, metrics, **{"quiet": True, **options})
+
+
+def same(one: ap.Evaluation, other: ap.Evaluation, exact: bool = True) -> None:
+    """All that was found is equal, to the last bit or but for rounding."""
+    if exact:
+        a, b = (json.loads(e.to_json()) for e in (one, other))
+        assert {**a, "settings": 0} == {**b, "settings": 0}
+    assert list(one.scores) == list(other.scores)
+    for method, held in one.scores.items():
+        for metric, s in held.items():
+            t = other.scores[method][metric]
+            for u, v in ((s, t), *((s.controls[c], t.controls[c]) for c in s.controls)):
+                torch.testing.assert_close(u.values, v.values, rtol=1e-10, atol=1e-12, equal_nan=True)
+                assert (u.ids, list(u.undefined), list(u.curves)) == (v.ids, list(v.undefined), list(v.curves))
+                assert torch.equal(u.cost.forward, v.cost.forward)
+
+
+def test_the_scores_are_those_of_the_metrics_alone() -> None:
+    found = run(ids=IDS)
+    for method, explainer in (("gradient", ap.Gradient()), ("ig", METHODS["ig"])):
+        for metric in (Drop(), Drop(1), Wobble()):
+            name = {Drop(): "drop", Drop(1): "drop one", Wobble(): "wobble"}[metric]
+            alone = metric(FIELD, X, explainer, ids=IDS, controls=[ap.controls.Random()])
+            got = found.scores[method][name]
+            torch.testing.assert_close(got.values, alone.values, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(got.controls["Random"].values, alone.controls["Random"].values)
+            assert (got.of, got.ids, got.metric, got.method) == (method, tuple(IDS), alone.metric, alone.method)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_neither_batches_nor_streaming_change_anything(size: int) -> None:
+    whole = run(ids=IDS, target=[0, 1, 2, 0, 1, 2, 0])
+    same(whole, run(ids=IDS, target=[0, 1, 2, 0, 1, 2, 0], batch=size), exact=False)
+    rows = [slice(0, 4), slice(4, 7)]
+    target = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    as_dicts = ({"x": X[r], "target": target[r], "ids": IDS[r]} for r in rows)
+    same(whole, run(as_dicts, batch=size), exact=False)
+    same(whole, run([(X[r], target[r]) for r in rows], ids=IDS, batch=size), exact=False)
+
+
+def test_metrics_of_a_method_share_their_curve_and_methods_their_passes() -> None:
+    found = run(ids=IDS)
+    assert found.scores["ig"]["drop"].cost.forward.tolist() == [3] * 7
+    assert found.scores["ig"]["drop one"].cost.forward.tolist() == [0] * 7  # the first one's
+    assert found.costs["ig"].forward.tolist() == [4] * 7 or found.costs["ig"].forward.min() >= 4
+    seen = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return NET(x)
+
+    both = ["gradient", "gradient_times_input"]
+    run(methods=both, field=ap.Field(Counting()), metrics=["sparseness"], controls=(), target=0)
+    together = sum(seen)
+    for one in both:
+        run(methods=[one], field=ap.Field(Counting()), metrics=["sparseness"], controls=(), target=0)
+    assert together < sum(seen[len(seen) // 3 :]) or together <= (sum(seen) - together) - 7
+
+
+# -- the folder -----------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What no one catches."""
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    whole = run(ids=IDS, batch=3)
+    calls = 0
+    put = Store.put
+
+    def dying(self: Store, *given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise Killed
+        put(self, *given)
+
+    with monkeypatch.context() as m:
+        m.setattr(Store, "put", dying)
+        with pytest.raises(Killed):
+            run(ids=IDS, batch=3, out=tmp_path / "out")
+    there = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(there) == after
+    before = [p.read_bytes() for p in there]
+    asked: list[int] = []
+    judge = runners.Runner.judge
+    monkeypatch.setattr(
+        runners.Runner, "judge", lambda self, b, names, m: (asked.append(len(names)), judge(self, b, names, m))[1]
+    )
+    resumed = run(ids=IDS, batch=3, out=tmp_path / "out")
+    assert sum(asked) == 9 - after
+    assert [p.read_bytes() for p in there] == before
+    same(whole, resumed)
+    asked.clear()
+    same(whole, run(ids=IDS, batch=3, out=tmp_path / "out"))
+    assert sum(asked) == 0
+
+
+def test_half_a_file_is_never_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dying(*_: Any) -> None:
+        raise Killed
+
+    run(X[:1], {"gradient": "gradient"}, out=tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", dying)
+        with pytest.raises(Killed):
+            run(X[:1], METHODS, out=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"metrics": {**METRICS, "drop": Drop(1)}}, "metrics.drop.k was 2 and is 1"),
+        ({"metrics": {"drop": Drop()}}, "metrics.wobble was given before"),
+        ({"methods": {**METHODS, "ig": "integrated_gradients"}}, "methods.ig.quadrature"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"field": ap.Field(NET, ap.Probability())}, "field.score.type"),
+        ({"data": X + 1e-9}, "x of batch 0 differ"),
+        ({"ids": list("abcdefh")}, "ids of batch 2 differ"),
+        ({"target": [0] * 7}, "target of batch 0 differ"),
+        ({"batch": 2}, "of batch 0 differ"),
+        ({"data": X[:6], "ids": IDS[:6]}, "more batches than the 2"),
+    ],
+)
+def test_other_settings_or_data_are_an_error_that_says_what_differs(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    usual: dict[str, Any] = {"ids": IDS, "batch": 3, "out": tmp_path, "controls": ()}
+    run(**usual)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+        run(**{**usual, **change})
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_other_weights_are_an_error_and_further_methods_are_not(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"ids": IDS, "out": tmp_path}
+    first = run(methods={"gradient": "gradient"}, **usual)
+    other = network()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.0001)
+    with pytest.raises(ConfigError, match=r"model\.weights"):
+        run(methods={"gradient": "gradient"}, field=ap.Field(other), **usual)
+    second = run(**usual)
+    same(second, run(ids=IDS))
+    same(first, run(methods={"gradient": "gradient"}, **usual))
+
+
+# -- what is judged -------------------------------------------------------------------------------
+
+
+def test_a_map_from_elsewhere_is_judged_as_the_attribution_it_came_from() -> None:
+    target = [0, 1, 2, 0, 1, 2, 0]
+    a = ap.explain(NET, X, ap.IntegratedGradients(), target=target)
+    assert isinstance(a, Attribution)
+    methods = {
+        "attribution": a,
+        "tensor": a.values,
+        "array": a.values.numpy(),
+        "external": ap.External(lambda x, t: ap.explain(NET, x, "integrated_gradients", target=t)),
+        "ours": ap.IntegratedGradients(),
+    }
+    found = run(methods=methods, metrics={"drop": Drop(), "sparse": "sparseness"}, batch=3, ids=IDS)  # a's targets
+    for metric in found.metrics:
+        held = found.of(metric)
+        for name in methods:
+            torch.testing.assert_close(held[name].values, held["ours"].values, rtol=1e-9, atol=1e-12)
+    assert found.scores["tensor"]["drop"].tensors == {}
+    with pytest.raises(InputError, match="explains other targets"):
+        run(methods=methods, metrics=["sparseness"], target=1)
+    for bad in (a.values[:6], torch.cat([a.values, a.values[:1]])):
+        with pytest.raises(InputError, match="map"):
+            run(methods={"bad": bad}, metrics=["sparseness"], batch=3)
+
+
+def test_truths_go_with_their_examples() -> None:
+    masks = (X > 0.7).double()
+    masks[3] = 0
+    metrics = {"inside": Inside(), "also": Inside()}
+    found = run(metrics=metrics, truth=masks, batch=2, ids=IDS)
+    expected = Inside()(FIELD, X, ap.Gradient(), truth=masks, ids=IDS)
+    torch.testing.assert_close(found.scores["gradient"]["inside"].values, expected.values, equal_nan=True)
+    assert found.failures[0][2:] == ("an empty mask", 1)
+    other = run(metrics=metrics, truth={"inside": masks, "also": masks.flip(0)}, batch=2, ids=IDS)
+    flipped = Inside()(FIELD, X, ap.Gradient(), truth=masks.flip(0), ids=IDS)
+    torch.testing.assert_close(other.scores["gradient"]["also"].values, flipped.values, equal_nan=True)
+    with pytest.raises(ConfigError, match="no truth for also"):
+        run(metrics=metrics, truth={"inside": masks})
+    with pytest.raises(ConfigError, match="truth"):
+        run(truth=masks)
+    with pytest.raises(InputError, match="6 truth for 7"):
+        run(metrics=metrics, truth=masks[:6])
+
+
+# -- failures -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Fails(Unregistered):
+    """Fails on examples whose first pixel is large."""
+
+    error: type = ValueError
+
+    def explain(self, q: Question) -> Attribution:
+        if bool((q.x[:, 0, 0, 0] > 0.5).any()):
+            raise self.error("too bright")
+        return q.attribution(self, q.x.clone())
+
+
+def test_one_failure_is_recorded_with_its_reason_and_the_rest_goes_on() -> None:
+    bright = X[:, 0, 0, 0] > 0.5
+    assert 0 < int(bright.sum()) < 7
+    methods = {"fails": Fails(), "gradient": "gradient"}
+    for size in (7, 2):
+        found = run(methods=methods, metrics={"drop": Drop(), "sparse": "sparseness"}, ids=IDS, batch=size)
+        held = found.scores["fails"]["drop"]
+        assert torch.equal(held.values.isnan(), bright)
+        assert torch.equal(held.undefined["ValueError: too bright"], bright)
+        assert torch.equal(held.curves["drop"].y.isnan().all(1), bright)
+        whole = run(methods={"gradient": "gradient"}, metrics={"drop": Drop()}, ids=IDS)
+        got, expected = found.scores["gradient"]["drop"].values, whole.scores["gradient"]["drop"].values
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        assert any("fails by drop is undefined" in note for note in found.notes())
+    with pytest.raises(ValueError, match="too bright"):
+        run(methods=methods, strict=True)
+    everything = run(methods={"fails": Fails(RuleError)}, metrics={"sparse": "sparseness"}, batch=7)
+    assert everything.scores["fails"]["sparse"].values.isnan().all()  # an error of the model is not tried again
+    assert "undefined" in repr(everything)
+
+
+def test_a_metric_that_cannot_judge_a_map_says_so() -> None:
+    found = run(methods={"map": X.clone(), "gradient": "gradient"}, ids=IDS)
+    assert found.scores["map"]["wobble"].values.isnan().all()
+    assert found.scores["gradient"]["wobble"].values.isfinite().all()
+    (why,) = found.scores["map"]["wobble"].undefined
+    assert why == "ConfigError: a map of map; expected an explainer, since this metric asks it again"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"methods": ["gradien"]}, RegistryError, "gradien"),
+        ({"methods": [ap.Gradient]}, ConfigError, "an instance"),
+        ({"methods": [3]}, ConfigError, "int"),
+        ({"methods": [ap.Gradient(), ap.Gradient()]}, ConfigError, "two methods called Gradient"),
+        ({"metrics": ["sparsenes"]}, RegistryError, "sparseness"),
+        ({"metrics": [Drop]}, ConfigError, "an instance"),
+        ({"metrics": []}, ConfigError, "no metric"),
+        ({"batch": 0}, ConfigError, "batch=0"),
+        ({"data": []}, InputError, "without examples"),
+        ({"data": ["a"]}, InputError, "a str as examples"),
+        ({"data": 3}, InputError, "an int as data"),
+        ({"target": [0, 1]}, InputError, "2 target"),
+        ({"ids": ["a"]}, InputError, "1 ids"),
+        ({"data": [{"x": X, "target": 0}], "target": 1}, InputError, "target given beside"),
+        ({"controls": {"gradient": ap.controls.Random()}}, ConfigError, "among methods and controls"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(given: dict[str, Any], error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        run(**given)
+
+
+# -- the result -----------------------------------------------------------------------------------
+
+
+def test_what_differs_tells_methods_of_one_class_apart() -> None:
+    found = run(X[:2], [ap.SmoothGrad(samples=2), ap.SmoothGrad(samples=3), "gradient"], [Drop(1), Drop(2)])
+    assert found.methods == ("SmoothGrad(samples=2)", "SmoothGrad(samples=3)", "gradient")
+    assert found.metrics == ("Drop(k=1)", "Drop(k=2)")
+
+
+def test_the_table_has_a_record_for_each_example_method_and_metric() -> None:
+    found = run(ids=IDS, target=2)
+    rows = found.records()
+    assert len(rows) == 7 * 4 * 3  # the control beside
+    assert [r["id"] for r in rows[:7]] == IDS
+    (row,) = [r for r in rows if (r["id"], r["method"], r["metric"]) == ("c", "ig", "drop")]
+    assert row["value"] == float(found.scores["ig"]["drop"].values[2])
+    assert (row["target"], row["control"], row["undefined"]) == (2, False, "")
+    assert {r["method"] for r in rows if r["control"]} == {"Random"}
+    assert found.columns["value"].dtype.kind == "f"
+    assert found.columns["target"].dtype.kind == "i"
+
+
+def test_the_result_is_read_back_as_it_was(tmp_path: Path) -> None:
+    ids = [("a", 1), 2, 2.5, b"x", "e", True, "g"]
+    found = run(ids=ids, methods={**METHODS, "fails": Fails()})
+    found.to_json(tmp_path / "found.json")
+    again = ap.Evaluation.load(tmp_path / "found.json")
+    assert again.to_json() == found.to_json()
+    assert again.ids == tuple(ids)
+    assert repr(again) == repr(found)
+    assert again.scores["ig"]["drop"].beats("Random") == found.scores["ig"]["drop"].beats("Random")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"bad\.json"):
+        ap.Evaluation.load(tmp_path / "bad.json")
+
+
+def test_the_summary_says_what_beats_the_controls() -> None:
+    found = run(ids=IDS, metrics={"drop": Drop()})
+    rows = {r["method"]: r for r in found.summary()}
+    assert set(rows) == {"gradient", "ig", "Random"}
+    s = found.scores["ig"]["drop"]
+    assert rows["ig"]["beats"] == {"Random": s.beats("Random")}
+    assert rows["ig"]["value"] == s.summary().mean
+    assert (rows["ig"]["low"], rows["ig"]["high"]) == s.summary().interval
+    text = repr(found)
+    assert "drop ↑" in text
+    assert "<table>" in found._repr_html_()
+
+
+@pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow"])
+def test_tables_of_other_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(X[:3], metrics={"drop": Drop()})
+    make = {"pandas": found.pandas, "polars": found.polars, "pyarrow": found.arrow}[package]
+    with monkeypatch.context() as m:
+        m.setitem(__import__("sys").modules, package, None)
+        with pytest.raises(ConfigError, match=rf"{package} is not installed[\s\S]*apportion\[evaluation\]"):
+            make()
+    pytest.importorskip(package)
+    table: Any = make()
+    names = table.column_names if package == "pyarrow" else list(table.columns)
+    assert names == list(found.columns)
+    assert len(table) == 9
+    column = table["value"]
+    assert [float(v) for v in (column.to_pylist() if package == "pyarrow" else column)] == found.columns[
+        "value"
+    ].tolist()
+
+
+def test_the_passes_are_told_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = run(dry_run=True, metrics={"drop": Drop()}, methods={"ig": METHODS["ig"]}, ids=IDS)
+    assert isinstance(estimate, ap.Estimate)
+    found = run(metrics={"drop": Drop()}, methods={"ig": METHODS["ig"]}, ids=IDS, quiet=False)
+    s = found.scores["ig"]["drop"]
+    spent = found.costs["ig"].forward[0] + s.cost.forward[0] + s.controls["Random"].cost.forward[0]
+    assert estimate.forward == int(spent)
+    assert estimate.backward == int(found.costs["ig"].backward[0])
+    assert f"{7 * estimate.forward} + {7 * estimate.backward} for 7 example(s)" in capsys.readouterr().out
+
+
+def test_progress_counts_examples_times_methods() -> None:
+    for data in (X, (X[i : i + 3] for i in (0, 3, 6))):
+        seen: list[tuple[int, int]] = []
+
+        def note(what: str, done: int, total: int, seen: list[tuple[int, int]] = seen) -> None:
+            seen.append((done, total))
+
+        with ap.progress(note):
+            run(data, metrics={"drop": Drop()}, batch=3)
+        assert seen[-1] == (21, 21)
+        assert [d for d, _ in seen] == sorted(d for d, _ in seen)
+
+
+def test_nothing_of_a_batch_is_kept_but_its_scores() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def stream() -> Iterator[Tensor]:
+        nonlocal most
+        for i in range(4):
+            gc.collect(1)
+            most = max(most, sum(r() is not None for r in alive))
+            x = X + i
+            alive.append(weakref.ref(x))
+            yield x
+            del x
+
+    kept: list[weakref.ref[Tensor]] = []
+
+    def external(x: Tensor, target: Tensor) -> Tensor:
+        made = x.clone()
+        kept.append(weakref.ref(made))
+        return made
+
+    found = run(stream(), methods={"external": ap.External(external), "gradient": "gradient"}, controls=())
+    gc.collect(1)
+    assert most <= 2
+    assert sum(r() is not None for r in kept) == 0
+    assert len(found) == 28
+    assert isinstance(found.scores["gradient"]["drop"], Scores)
