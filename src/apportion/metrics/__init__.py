@@ -5,9 +5,13 @@ from apportion.metrics.agreement.agreement import Agreement
 from apportion.metrics.complexity.complexity import Complexity
 from apportion.metrics.complexity.effective_complexity import EffectiveComplexity
 from apportion.metrics.complexity.sparseness import Sparseness
+from apportion.metrics.localization.boxes import FineGrainedRecognition, WeaklySupervisedLocalization
+from apportion.metrics.localization.energy import EnergyPointingGame, GridPointingGame, RelevanceRank, TopKIntersection
+from apportion.metrics.localization.pointing import ExtendedPointingGame, PointingGame
+from apportion.metrics.localization.region import Region
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, metric, names, register
 from apportion.metrics.noise.map_noise import MapNoise
-from apportion.metrics.scores import Curve, Direction, Scores, Summary
+from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_category
 
 __all__ = [
     "Agreement",
@@ -16,17 +20,27 @@ __all__ = [
     "DeletionAUC",
     "Direction",
     "EffectiveComplexity",
+    "EnergyPointingGame",
+    "ExtendedPointingGame",
+    "FineGrainedRecognition",
     "Found",
     "InsertionAUC",
     "InsertionDeletion",
+    "GridPointingGame",
     "Judges",
     "MapNoise",
     "Metric",
     "MetricCard",
+    "PointingGame",
+    "Region",
+    "RelevanceRank",
     "Scores",
     "Sparseness",
     "Subject",
     "Summary",
+    "TopKIntersection",
+    "WeaklySupervisedLocalization",
+    "by_category",
     "metric",
     "names",
     "register",

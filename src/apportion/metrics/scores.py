@@ -293,6 +293,35 @@ class Scores:
         return "\n".join(lines)
 
 
+def by_category(
+    scores: Scores, categories: Sequence[Any], where: Bool[Tensor, " B"] | None = None
+) -> tuple[float, dict[Any, Summary]]:
+    """Average each category first, then over categories, so that frequent ones do not count for more.
+
+    Args:
+        scores: of the examples.
+        categories: one an example.
+        where: the examples that count, such as `scores.parts["difficult"]`; all unless given.
+
+    Returns:
+        The mean over categories with a defined example, and the summary of each.
+
+    Raises:
+        InputError: another number of categories.
+    """
+    if len(categories) != len(scores):
+        raise InputError(
+            f"{len(categories)} categories for {len(scores)} example(s)", "one each", "give one an example"
+        )
+    kept = [i for i in range(len(scores)) if where is None or bool(where[i])]
+    named: dict[Any, list[int]] = {}
+    for i in kept:
+        named.setdefault(categories[i], []).append(i)
+    found = {c: Summary.of(scores.values[at], [scores.ids[i] for i in at], scores.seed) for c, at in named.items()}
+    means = [s.mean for s in found.values() if s.n]
+    return (sum(means) / len(means) if means else math.nan), found
+
+
 def _joined_cost(costs: Sequence[Cost]) -> Cost:
     forward, backward, at_x = (torch.cat([getattr(c, n) for c in costs]) for n in ("forward", "backward", "at_x"))
     return Cost(forward, backward, at_x, checks=sum(c.checks for c in costs))
@@ -329,4 +358,4 @@ def _joined_curve(found: Sequence[Curve | None], parts: Sequence[Scores]) -> Cur
     return Curve(x, y, first.x_label, first.y_label)
 
 
-__all__ = ["Curve", "Direction", "Scores", "Summary", "counts"]
+__all__ = ["Curve", "Direction", "Scores", "Summary", "by_category", "counts"]
