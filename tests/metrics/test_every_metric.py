@@ -64,7 +64,8 @@ def test_the_record_rebuilds_the_metric_and_its_cost_is_declared(m: Metric) -> N
     spent = (int(found.cost.forward.max()), int(found.cost.backward.max()), int(found.cost.at_x.max()))
     limit = (told.forward + told.once, told.backward + told.once_backward, told.at_x)
     if told.exact:
-        assert spent == limit
+        assert spent[:2] == limit[:2]
+        assert spent[2] <= limit[2]  # free where choosing the target gave it
     else:
         assert all(a <= b for a, b in zip(spent, limit, strict=True)), (spent, limit)
     low, high = m.card.range

@@ -5,6 +5,10 @@ from apportion.metrics.agreement.agreement import Agreement
 from apportion.metrics.complexity.complexity import Complexity
 from apportion.metrics.complexity.effective_complexity import EffectiveComplexity
 from apportion.metrics.complexity.sparseness import Sparseness
+from apportion.metrics.fidelity.faithfulness_correlation import FaithfulnessCorrelation
+from apportion.metrics.fidelity.infidelity import Infidelity
+from apportion.metrics.fidelity.perturbations import GaussianPerturbation, NoisyBaseline, SquareRemoval
+from apportion.metrics.fidelity.sensitivity_n import SensitivityN
 from apportion.metrics.localization.boxes import FineGrainedRecognition, WeaklySupervisedLocalization
 from apportion.metrics.localization.energy import EnergyPointingGame, GridPointingGame, RelevanceRank, TopKIntersection
 from apportion.metrics.localization.pointing import ExtendedPointingGame, PointingGame
@@ -12,30 +16,40 @@ from apportion.metrics.localization.region import Region
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, metric, names, register
 from apportion.metrics.noise.map_noise import MapNoise
 from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_category
+from apportion.metrics.statistics import Correlation, Pearson, Spearman
 
 __all__ = [
     "Agreement",
     "Complexity",
+    "Correlation",
     "Curve",
     "DeletionAUC",
     "Direction",
     "EffectiveComplexity",
     "EnergyPointingGame",
     "ExtendedPointingGame",
+    "FaithfulnessCorrelation",
     "FineGrainedRecognition",
     "Found",
+    "GaussianPerturbation",
     "GridPointingGame",
+    "Infidelity",
     "InsertionAUC",
     "InsertionDeletion",
     "Judges",
     "MapNoise",
     "Metric",
     "MetricCard",
+    "NoisyBaseline",
+    "Pearson",
     "PointingGame",
     "Region",
     "RelevanceRank",
     "Scores",
+    "SensitivityN",
     "Sparseness",
+    "Spearman",
+    "SquareRemoval",
     "Subject",
     "Summary",
     "TopKIntersection",

@@ -1,0 +1,91 @@
+"""Statistics over the last axis, a batch at a time; NaN where they are undefined."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from apportion.core import tree
+from apportion.core.config import Configurable
+
+_NOISE = 64
+"""Units in the last place by which numbers that are equal on paper may differ."""
+
+
+def is_constant(values: Float[Tensor, "*b N"]) -> Bool[Tensor, "*b"]:
+    """Tell where all N numbers are one number, up to rounding in their own dtype.
+
+    Sums of equal terms in another order differ in the last digits, and a correlation would be one of those.
+
+    >>> is_constant(torch.tensor([[0.1 + 0.2, 0.3], [0.1, 0.2]], dtype=torch.float64))
+    tensor([ True, False])
+    """
+    size = values.abs().amax(-1)
+    return values.amax(-1) - values.amin(-1) <= _NOISE * torch.finfo(values.dtype).eps * size
+
+
+def ranks(values: Float[Tensor, "*b N"]) -> Float[Tensor, "*b N"]:
+    """Rank numbers from 1; equal ones share the mean of their places.
+
+    >>> ranks(torch.tensor([3.0, 1.0, 3.0, 2.0]))
+    tensor([3.5000, 1.0000, 3.5000, 2.0000], dtype=torch.float64)
+    """
+    values = values.contiguous()
+    ordered = values.sort(-1).values
+    below = torch.searchsorted(ordered, values)
+    return (below + torch.searchsorted(ordered, values, right=True) + 1) / tree.wide(values.new_tensor(2.0))
+
+
+@dataclass(frozen=True)
+class Correlation(Configurable):
+    """Base of the correlations: two rows of numbers in, one number in [-1, 1] out."""
+
+    example: ClassVar[str] = "ap.metrics.Pearson()"
+
+    @abstractmethod
+    def __call__(self, a: Float[Tensor, "*b N"], b: Float[Tensor, "*b N"]) -> Float[Tensor, "*b"]:
+        """Correlate along the last axis; NaN where a side is constant."""
+
+
+@dataclass(frozen=True)
+class Pearson(Correlation):
+    """Σ (a - ā)(b - b̄) / √(Σ (a - ā)² Σ (b - b̄)²): how nearly one side is a linear function of the other.
+
+    >>> Pearson()(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0]))
+    tensor(1., dtype=torch.float64)
+    """
+
+    def __call__(self, a: Float[Tensor, "*b N"], b: Float[Tensor, "*b N"]) -> Float[Tensor, "*b"]:
+        found = _cosine(_centered(a), _centered(b))
+        return found.masked_fill(is_constant(a) | is_constant(b), torch.nan)
+
+
+@dataclass(frozen=True)
+class Spearman(Correlation):
+    """The Pearson correlation of ranks, ties sharing the mean of their places.
+
+    >>> Spearman()(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-1.0, -8.0, -9.0]))
+    tensor(-1., dtype=torch.float64)
+    """
+
+    def __call__(self, a: Float[Tensor, "*b N"], b: Float[Tensor, "*b N"]) -> Float[Tensor, "*b"]:
+        found = _cosine(_centered(ranks(a)), _centered(ranks(b)))
+        return found.masked_fill(is_constant(a) | is_constant(b), torch.nan)
+
+
+def _centered(values: Tensor) -> Tensor:
+    values = tree.wide(values)
+    away = values - values.mean(-1, keepdim=True)
+    return away / away.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(away.dtype).tiny)  # squares must not vanish
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return ((a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()).clamp(-1, 1)
+
+
+__all__ = ["Correlation", "Pearson", "Spearman", "is_constant", "ranks"]

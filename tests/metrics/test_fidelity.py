@@ -1,0 +1,347 @@
+"""Fidelity and sensitivity metrics: exact answers, slow twins that read like the papers, planted wrong maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion import planted
+from apportion.core.errors import ConfigError, InputError
+from apportion.metrics.statistics import Pearson, Spearman, is_constant, ranks
+
+F64 = torch.float64
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def cnn(channels: int = 3, side: int = 6) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flat = 4 * side * side
+        net = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(flat, 3))
+    return net.double().eval().requires_grad_(False)
+
+
+NET = cnn()
+PICTURES = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=F64)
+
+
+def slopes() -> tuple[ap.Field, Tensor, Tensor]:
+    """A linear score of seven features."""
+    w = drawn(7, seed=3)
+    return ap.Field(lambda x: x @ w + 0.5), drawn(3, 7, seed=4), w
+
+
+# -- statistics -----------------------------------------------------------------------------------
+
+
+def test_correlations_are_scipys_also_with_ties() -> None:
+    a, b = drawn(4, 30), drawn(4, 30, seed=1)
+    a, b = (a * 2).round(), b + a
+    for ours, theirs in ((Pearson(), stats.pearsonr), (Spearman(), stats.spearmanr)):
+        expected = [theirs(x, y)[0] for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+        assert np.allclose(ours(a, b).numpy(), expected, atol=1e-12)
+    assert np.array_equal(ranks(a).numpy(), stats.rankdata(a.numpy(), axis=1))
+
+
+def test_a_constant_side_has_no_correlation_whatever_rounding_makes_of_it() -> None:
+    terms = torch.full((50, 7), 0.1, dtype=F64)
+    sums = torch.stack([terms[0] * k for k in range(1, 8)]).flip(0).cumsum(0)[-1] + drawn(7) * 1e-16
+    other = drawn(7, seed=1)
+    assert bool(is_constant(sums))
+    assert bool(Pearson()(sums, other).isnan())
+    assert bool(Spearman()(other, sums).isnan())
+    assert not bool(Pearson()(sums + 1e-6 * other, other).isnan())
+    assert float(Pearson()(1e-200 * other, other)) == pytest.approx(1)
+    small = torch.tensor([1.0, 1.0000001, 1.0])  # float32: one unit in the last place
+    assert bool(Pearson()(small, torch.tensor([1.0, 2.0, 3.0])).isnan())
+
+
+# -- sensitivity-n --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correlation", [Pearson(), Spearman()])
+def test_sensitivity_n_is_one_for_every_n_on_additive_models_and_exact_maps(correlation: Any) -> None:
+    field, x, _ = slopes()
+    of_linear = ap.metrics.SensitivityN((0.1, 0.3, 0.5, 0.8), 20, correlation)(field, x, ap.GradientTimesInput())
+    p = planted.additive(8)
+    of_additive = ap.metrics.SensitivityN((0.1, 0.3, 0.5, 0.8), 20, correlation, fill=_at(p.baseline))(
+        ap.Field(p.model), p.x, p.truth
+    )
+    for found in (of_linear, of_additive):
+        curve = found.curves["correlation"]
+        assert torch.allclose(curve.y, torch.ones_like(curve.y), atol=1e-12)
+        assert torch.allclose(found.values, torch.ones_like(found.values), atol=1e-12)
+
+
+def _at(baseline: Tensor) -> Any:
+    return ap.fills.Baselines(ap.baselines.Given(baseline))
+
+
+def test_sensitivity_n_rejects_the_negative_and_maps_of_others() -> None:
+    field, x, w = slopes()
+    metric = ap.metrics.SensitivityN((0.2, 0.4, 0.6), 30)
+    right, wrong, shuffled = (metric(field, x, m) for m in (w * x, -w * x, (w * x).roll(1, 1)))
+    assert torch.allclose(wrong.values, -torch.ones(3, dtype=F64))
+    assert bool((shuffled.values < right.values - 0.2).all())
+    scores = metric(field, x, w * x, controls=[ap.controls.Random()])
+    assert scores.beats("Random")
+
+
+class Recorded:
+    """Keeps the rows it is given."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.rows = inner, []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.rows.append(x.detach().clone())
+        return self.inner(x)
+
+    def masked(self, x: Tensor) -> list[Tensor]:
+        """List the different rows whose elements are those of x or 0, which leaves out checks of the model."""
+        rows = torch.cat(self.rows)
+        rows = rows[((rows == 0) | (rows == x)).flatten(1).all(1) & (rows == 0).flatten(1).any(1)]
+        return list(torch.unique(rows, dim=0))
+
+
+def test_sensitivity_n_is_its_slow_twin_on_the_very_subsets_it_drew() -> None:
+    """A twin by loops, fed the rows the model saw: subsets of n, random, each example's own, pixels whole."""
+    maps = drawn(2, 3, 6, 6, seed=5)
+    metric = ap.metrics.SensitivityN((0.1, 0.4), 12)
+    alone = []
+    for i in range(2):
+        seen: dict[int, list[Tensor]] = {}
+        model = Recorded(NET)
+        field = ap.Field(model, batch_size=64)
+        found = metric(field, PICTURES[i : i + 1], maps[i : i + 1], target=1, ids=[i])
+        for row in model.masked(PICTURES[i : i + 1]):
+            gone = (row == 0).all(0)
+            assert bool((row[:, ~gone] == PICTURES[i][:, ~gone]).all())
+            seen.setdefault(int(gone.sum()), []).append(row)
+        assert sorted(seen) == [4, 14]
+        for k, n in enumerate((4, 14)):
+            told, fall = [], []
+            for row in seen[n]:
+                gone = (row == 0).all(0)
+                told.append(float(maps[i][:, gone].sum()))
+                fall.append(float(NET(PICTURES[i : i + 1])[0, 1] - NET(row[None])[0, 1]))
+            assert len(told) == 12
+            expected = np.corrcoef(told, fall)[0, 1]
+            assert float(found.curves["correlation"].y[0, k]) == pytest.approx(expected, abs=1e-9)
+        assert found.parts["n"].tolist() == [[4, 14]]
+        alone.append(seen)
+    patterns = [{tuple((r == 0).all(0).flatten().tolist()) for r in s[14]} for s in alone]
+    assert not patterns[0] & patterns[1]  # not one set of subsets for all examples
+
+
+def test_sensitivity_n_has_what_quantus_has_not() -> None:
+    """Subsets are random rather than nested in the map's order, and one example is enough to correlate within."""
+    field, x, w = slopes()
+    one = ap.metrics.SensitivityN((0.3, 0.5), 30)(field, x[:1], w * x[:1])
+    assert one.values.tolist() == pytest.approx([1.0])
+    model = Recorded(field.model)
+    ap.metrics.SensitivityN((0.3,), 30)(ap.Field(model), x[:1], w * x[:1])
+    gone = {tuple((r == 0).tolist()) for r in model.masked(x[:1])}
+    top = tuple((((w * x)[0]).argsort(descending=True).argsort() < 2).tolist())
+    assert len(gone - {top}) > 5
+
+
+def test_sizes_that_come_to_the_same_n_are_measured_once() -> None:
+    field, x, _ = slopes()
+    found = ap.metrics.SensitivityN((0.01, 0.02, 0.5), 5)(field, x, drawn(3, 7))
+    y = found.curves["correlation"].y
+    assert torch.equal(y[:, 0], y[:, 1])
+    assert found.parts["sizes"].tolist() == [2, 2, 2]
+    assert torch.allclose(found.values, y[:, 1:].mean(1))
+    assert int(found.cost.forward.max()) <= 10
+
+
+def test_maps_and_scores_that_are_one_number_have_no_sensitivity_n() -> None:
+    field, x, _ = slopes()
+    metric = ap.metrics.SensitivityN((0.2, 0.5), 10)
+    constant = metric(field, x, torch.full_like(x, 0.1))
+    assert bool(constant.values.isnan().all())
+    assert list(constant.undefined) == ["the map gives every subset the same sum"]
+    deaf = metric(ap.Field(lambda x: 5 + 0 * x.sum(1)), x, drawn(3, 7))
+    assert list(deaf.undefined) == ["removing any of the subsets changes the score alike"]
+    assert bool(metric(field, x[:, :1] * torch.ones(1, 7), torch.zeros(3, 7)).values.isnan().all())
+    for wrong in ((), (0.5, 0.2), (0.0, 0.1), (0.5, 1.2)):
+        with pytest.raises(ConfigError, match="fractions"):
+            ap.metrics.SensitivityN(wrong)
+
+
+def test_no_map_meets_sensitivity_1_and_2_on_a_product() -> None:
+    """f = x₁x₂ + x₃ at (1, 2, ½): a map that is right of single players is as wrong as can be of pairs, and back."""
+    field, x = ap.Field(lambda x: x[:, 0] * x[:, 1] + x[:, 2]), torch.tensor([[1.0, 2.0, 0.5]], dtype=F64)
+    for values, expected in (((2.0, 2.0, 0.5), (1.0, -1.0)), ((1.0, 1.0, 1.5), (-1.0, 1.0))):
+        found = ap.metrics.SensitivityN((0.33, 0.67), 40)(field, x, torch.tensor([values], dtype=F64))
+        assert found.curves["correlation"].y[0].tolist() == pytest.approx(expected)
+
+
+# -- faithfulness correlation ---------------------------------------------------------------------
+
+
+def test_faithfulness_correlation_takes_tables_and_is_sensitivity_n_at_one_n() -> None:
+    """Quantus's refuses [B, F]."""
+    field, x, w = slopes()
+    found = ap.metrics.FaithfulnessCorrelation(size=3, samples=20)(field, x, w * x)
+    assert torch.allclose(found.values, torch.ones(3, dtype=F64))
+    noise = drawn(3, 7, seed=9)
+    of_size = ap.metrics.FaithfulnessCorrelation(size=2, samples=20)(field, x, noise, ids=[0, 1, 2])
+    of_share = ap.metrics.FaithfulnessCorrelation(fraction=0.3, samples=20)(field, x, noise, ids=[0, 1, 2])
+    at_n = ap.metrics.SensitivityN((0.3,), 20)(field, x, noise, ids=[0, 1, 2])
+    assert torch.equal(of_size.values, of_share.values)
+    assert torch.equal(of_size.values, at_n.values)
+    assert float(ap.metrics.FaithfulnessCorrelation(size=3)(field, x, -w * x).values.max()) == pytest.approx(-1)
+    with pytest.raises(ConfigError, match="size=7"):
+        ap.metrics.FaithfulnessCorrelation(size=7)(field, x, noise)
+
+
+# -- infidelity -----------------------------------------------------------------------------------
+
+PERTURBATIONS = [
+    ap.metrics.NoisyBaseline(samples=40),
+    ap.metrics.GaussianPerturbation(0.3, 40),
+    ap.metrics.SquareRemoval((1, 2, 4)),
+    ap.metrics.SquareRemoval((1, 3), 25),
+]
+
+
+def _linear_pictures() -> tuple[ap.Field, Tensor, Tensor]:
+    w = drawn(3, 6, 6, seed=8)
+    return ap.Field(lambda x: (x * w).sum((1, 2, 3)) - 1, bounds=(0, 1)), PICTURES, w
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_exact_maps_of_a_linear_model_have_no_infidelity_in_either_unit(perturbation: Any, scaled: bool) -> None:
+    """Captum's without its decorator gives 5e-3 to gradient × input here, since it forecasts with I itself."""
+    field, x, _ = _linear_pictures()
+    metric = ap.metrics.Infidelity(perturbation, scaled)
+    for explainer in (ap.Gradient(), ap.GradientTimesInput(), ap.IntegratedGradients()):
+        found = metric(field, x, explainer)
+        assert float(found.values.max()) <= 1e-12
+        assert torch.allclose(found.parts["scale"], torch.ones(2, dtype=F64))
+        assert float(found.parts["of zeros"].min()) > 1e-3
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS, ids=lambda p: type(p).__name__)
+def test_wrong_maps_are_less_faithful(perturbation: Any) -> None:
+    field, x, w = _linear_pictures()
+    metric = ap.metrics.Infidelity(perturbation)
+    zeros = metric(field, x, torch.zeros_like(x))
+    assert torch.allclose(zeros.values, zeros.parts["of zeros"])
+    for wrong in (-w * x, (w * x).roll(1, 3), w.expand_as(x)):
+        assert bool((metric(field, x, wrong).values > 1e-3).all())
+    by_scale = ap.metrics.Infidelity(perturbation, optimal_scale=True)
+    assert float(by_scale(field, x, -3 * w * x).values.max()) <= 1e-12  # its caution
+    assert bool((by_scale(field, x, (w * x).roll(1, 3)).values > 1e-3).all())
+
+
+def test_infidelity_is_its_slow_twin_and_the_authors_noise() -> None:
+    """The authors' r = clip(N(0, .2²) + x, x - 1, x), taken away from x, is x less noise clipped to [0, 1]."""
+    model = Recorded(NET)
+    field = ap.Field(model, bounds=(0, 1), batch_size=64)
+    phi = drawn(2, 3, 6, 6, seed=2)
+    for answers in ("salience", "sensitivity"):
+        for i in range(2):
+            model.rows.clear()
+            x = PICTURES[i : i + 1]
+            metric = ap.metrics.Infidelity(ap.metrics.NoisyBaseline(samples=30))
+            found = metric(field, x, ap.GivenMap(phi[i : i + 1], answers=answers), target=2)
+            rows = [r for r in torch.cat(model.rows) if bool((r == 0).any())]
+            rows = list({tuple(r.flatten().tolist()): r for r in rows}.values())
+            assert len(rows) == 30
+            told, fall = [], []
+            for row in rows:
+                taken = x[0] - row
+                assert bool((taken <= x[0]).all() and (taken >= x[0] - 1).all())
+                weight = taken / x[0] if answers == "salience" else taken
+                told.append(float((weight * phi[i]).sum()))
+                fall.append(float(NET(x)[0, 2] - NET(row[None])[0, 2]))
+            t, d = np.array(told), np.array(fall)
+            beta = (t * d).mean() / (t * t).mean()
+            assert float(found.values) == pytest.approx(((t - d) ** 2).mean(), rel=1e-9)
+            assert float(found.parts["scaled"]) == pytest.approx(((beta * t - d) ** 2).mean(), rel=1e-9)
+            assert float(found.parts["scale"]) == pytest.approx(beta, rel=1e-9)
+            noise = torch.stack(rows)
+            assert float((noise == 0).double().mean()) == pytest.approx(0.5, abs=0.03)
+            assert float(noise.square().mean()) == pytest.approx(0.02, abs=0.002)
+
+
+def test_squares_are_removed_one_at_a_time_each_once_also_where_they_do_not_divide_the_picture() -> None:
+    """Quantus erases them one after another, repeats identical work, and fails where they do not fit a whole number."""
+    model = Recorded(NET)
+    x = PICTURES[:1]
+    phi = ap.GradientTimesInput()(ap.Field(NET), x, target=0).values
+    metric = ap.metrics.Infidelity(ap.metrics.SquareRemoval((4, 5, 9)))
+    found = metric(ap.Field(model, batch_size=64), x, phi, target=0)
+    gone = [(r == 0).all(0) for r in model.masked(x)]
+    expected = {
+        (k, top, left) for k in (4, 5) for top in range(6 - k + 1) for left in range(6 - k + 1)
+    }  # 9 does not fit
+    seen = []
+    for g in gone:
+        rows, cols = g.any(1).nonzero()[:, 0], g.any(0).nonzero()[:, 0]
+        k = len(rows)
+        assert len(cols) == k
+        assert int(g.sum()) == k * k
+        seen.append((k, int(rows[0]), int(cols[0])))
+    assert sorted(seen) == sorted(expected)
+    assert int(found.cost.forward[0]) == len(expected)
+    errors = []
+    for k, top, left in expected:
+        row = x.clone()
+        row[:, :, top : top + k, left : left + k] = 0
+        errors.append(float(phi[0, :, top : top + k, left : left + k].sum() - (NET(x) - NET(row))[0, 0]) ** 2)
+    assert float(found.values) == pytest.approx(np.mean(errors), rel=1e-9)
+
+
+def test_no_two_perturbations_are_the_same() -> None:
+    model = Recorded(NET)
+    metric = ap.metrics.Infidelity(ap.metrics.NoisyBaseline(samples=20))
+    metric(ap.Field(model, batch_size=64), PICTURES[:1], ap.Gradient(), target=0)
+    rows = torch.cat(model.rows)
+    distinct = torch.unique((rows - PICTURES[:1]).flatten(1), dim=0)
+    assert len(distinct) >= 20
+
+
+def test_one_channel_is_the_slope_of_each_channel_or_what_all_have_together() -> None:
+    field = ap.Field(lambda x: (x.sum(1) * torch.arange(36, dtype=F64).reshape(6, 6)).sum((1, 2)), bounds=(0, 1))
+    slope = ap.GivenMap(torch.arange(36, dtype=F64).reshape(1, 1, 6, 6).expand(2, -1, -1, -1), answers="sensitivity")
+    for perturbation in PERTURBATIONS:
+        assert float(ap.metrics.Infidelity(perturbation)(field, PICTURES, slope).values.max()) < 1e-9
+    share = (PICTURES.sum(1) * torch.arange(36, dtype=F64).reshape(6, 6))[:, None]
+    assert float(ap.metrics.Infidelity(PERTURBATIONS[2])(field, PICTURES, share).values.max()) < 1e-9
+
+
+def test_elements_at_the_baseline_have_nothing_to_give() -> None:
+    field, x, _ = _linear_pictures()
+    x = x.clone()
+    x[:, :, 0] = 0
+    found = ap.metrics.Infidelity(ap.metrics.NoisyBaseline(samples=10))(field, x, ap.GradientTimesInput())
+    assert bool(found.values.isfinite().all())
+    assert (
+        float(ap.metrics.Infidelity(ap.metrics.SquareRemoval((2,)))(field, x, ap.GradientTimesInput()).values.max())
+        < 1e-12
+    )
+
+
+def test_perturbations_that_cannot_be_made_are_refused() -> None:
+    field, x, w = slopes()
+    with pytest.raises(InputError, match="squares"):
+        ap.metrics.Infidelity(ap.metrics.SquareRemoval())(field, x, w * x)
+    with pytest.raises(InputError, match="6 × 6"):
+        ap.metrics.Infidelity(ap.metrics.SquareRemoval((7,)))(ap.Field(NET), PICTURES, PICTURES)
+    for wrong in ((), (0,), (2, 2)):
+        with pytest.raises(ConfigError, match="sides"):
+            ap.metrics.SquareRemoval(wrong)
