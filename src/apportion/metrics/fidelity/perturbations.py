@@ -36,7 +36,7 @@ class Taken(NamedTuple):
     share: Tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Perturbation(Configurable):
     """Base of the perturbations.
 
@@ -46,10 +46,7 @@ class Perturbation(Configurable):
 
     example: ClassVar[str] = "ap.metrics.NoisyBaseline()"
 
-    @property
-    @abstractmethod
-    def baseline(self) -> Baseline:
-        """Where attributions in units of the score begin."""
+    baseline: Baseline = Zero()
 
     @abstractmethod
     def count(self, q: Question) -> int:
@@ -93,7 +90,6 @@ class NoisyBaseline(Perturbation):
 
     sigma: float = 0.2
     samples: int = 10_000
-    baseline: Baseline = Zero()
 
     def count(self, q: Question) -> int:
         """As many as asked for."""
@@ -124,7 +120,6 @@ class GaussianPerturbation(Perturbation):
 
     sigma: float
     samples: int = 1000
-    baseline: Baseline = Zero()
 
     def count(self, q: Question) -> int:
         """As many as asked for."""
@@ -162,7 +157,6 @@ class SquareRemoval(Perturbation):
 
     sides: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     samples: int | None = None
-    baseline: Baseline = Zero()
 
     def __post_init__(self) -> None:
         super().__post_init__()
