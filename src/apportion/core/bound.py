@@ -93,8 +93,8 @@ class Bound:
             if len(named) != batch:
                 raise InputError(f"{len(named)} ids for {batch} example(s)", "one id per example", "or leave ids out")
             ids = named
-        self._ids, self._in_root = ids, torch.arange(batch, device=self.device)
         self._runner, self._references = Runner(field, batch, self.device), {}
+        self._ids, self._in_root = ids, self._runner.everyone
         self.target = None
         held, self._checks = field.prepared, 0
         if held.twin.note:
@@ -118,8 +118,13 @@ class Bound:
             return [self._root.ids[i] for i in self._in_root.tolist()]
         return self._ids if self._ids is not None else content_ids(self.inputs)
 
+    @property
+    def owners(self) -> Int[Tensor, " B"]:
+        """The owner of each row where the rows are the examples."""
+        return self._owners()
+
     def _owners(self) -> Tensor:
-        return torch.arange(len(self), device=self.device)
+        return self._in_root if self is self._root else torch.arange(len(self), device=self.device)
 
     @property
     def root(self) -> Question:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
-from weakref import ref
 
 import torch
 from jaxtyping import Int
@@ -50,7 +49,7 @@ class Calls(Bound):
             return
         if not tree.is_finite(t):
             self._runner.refuse_values(t, what, self._in_root[owner.to(self.device)], do)
-        self._runner.finite = None if t.is_inference() else (ref(t), t._version)
+        self._runner.note_finite(t)
 
     def grid(self, steps: int, what: str = "passes") -> Iterator[tuple[Int[Tensor, " R"], Owner]]:
         """Go over all (step, example) pairs in blocks of one pass; each example meets its steps in order.
@@ -142,9 +141,11 @@ class Calls(Bound):
     def _target_of(self, score: Score, read: Any, owner: Tensor) -> Tree:
         """Give each row's target; a score other than the field's may have one of its own, resolved once."""
         shared, given = inherited(score, self.field.score, self._root.target)
+        root = self._root
+        if shared and self is root and self._runner.is_everyone(owner):
+            return None if self.target is None else tree.apply(Tensor.clone, self.target)  # scores may write to it
         if shared:
             return take(self.target, owner)
-        root = self._root
         if id(score) not in root._overrides:
 
             def outputs() -> Any:
@@ -205,7 +206,7 @@ class Calls(Bound):
         """See that the score depends on tensors smoothly, as its gradients say."""
         where = at or str(self.field.site)
         found = self._runner.found_slopes  # looked for once: no host waits for a device in later passes
-        if at not in found and not any(map(_is_any, grads)) and only_in_steps(v, leafs):
+        if at not in found and not any(map(self._is_any, grads)) and only_in_steps(v, leafs):
             raise NoGradientPathError(
                 f"{type(self.field.score).__name__} changes with {where} only in steps (round, floor, sign), "
                 "whose derivative is 0",
@@ -214,6 +215,15 @@ class Calls(Bound):
             )
         found.add(at)
         return self._used(list(grads), leafs, names, at)
+
+    def _is_any(self, g: Tensor | None) -> bool:
+        """Tell whether a gradient is other than 0 somewhere; a sum is a tenth of the work of looking at each."""
+        if g is None:
+            return False
+        total = g.detach().sum().item()
+        if tree.is_number(total):
+            self._runner.note_finite(g)
+        return bool(total) or bool(g.any())
 
     def _used(self, grads: list[Tensor | None], leafs: list[Tensor], names: list[str], at: str = "") -> list[Tensor]:
         unused = [n for n, g in zip(names, grads, strict=True) if g is None]
@@ -238,11 +248,6 @@ def score_name(score: Score) -> str:
 
 def _carrying(t: Tensor) -> Tensor:
     return t if t.requires_grad or not t.is_floating_point() else t.detach().requires_grad_()
-
-
-def _is_any(g: Tensor | None) -> bool:
-    """Tell whether a gradient is other than 0 somewhere; a sum is a tenth of the work of looking at each."""
-    return g is not None and (bool(g.detach().sum()) or bool(g.any()))
 
 
 def take(target: Tree, owner: Tensor) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
@@ -51,7 +52,8 @@ class Runner:
         field: what is asked of which model.
         spent: rows sent forward, backward and for f(x), per example.
         warnings: messages recorded so far, each once.
-        finite: what was last seen to be finite, and its version.
+        everyone: the index of each example.
+        finite: what was seen to be finite of late, with its version.
         found_slopes: the sites where the score was seen to be more than steps.
         compared: rows run as written to see that compiled passes give the same.
     """
@@ -66,12 +68,13 @@ class Runner:
         """
         self.field, self.device = field, device
         self._batch, self._size = batch, 0
+        self.everyone = torch.arange(batch, device=device)
         self._waits = device.type == "cpu"  # elsewhere reading owners would make the host wait for its device
         self.spent = {k: torch.zeros(batch, dtype=torch.long) for k in ("forward", "backward", "at_x")}
         self.warnings: dict[str, None] = {}
         self.found_slopes: set[str] = set()
         self.compared = 0
-        self.finite: tuple[ref[Tensor], int] | None = None
+        self.finite: deque[tuple[ref[Tensor], int]] = deque(maxlen=4)
         self._extra = field.split_extra(batch)
 
     def call(
@@ -209,9 +212,14 @@ class Runner:
         """Put the passes made since on the accounts."""
         due, self._due = self._due, []
         for examples, count in due:
-            tally = torch.bincount(examples.cpu(), minlength=self._batch)
+            all_once = self.is_everyone(examples)
+            tally = torch.ones(()).long() if all_once else torch.bincount(examples.cpu(), minlength=self._batch)
             for what, times in count.items():
                 self._spent[what].add_(tally, alpha=times)
+
+    def is_everyone(self, examples: Examples) -> bool:
+        """Tell rows that are the examples, each once and in order, by where the numbers lie: a glance, which may miss."""
+        return examples.data_ptr() == self.everyone.data_ptr() and examples.shape == self.everyone.shape
 
     def refuse_smaller(self, size: int, error: BaseException) -> None:
         """Give up where fewer rows cannot be tried.
@@ -237,8 +245,13 @@ class Runner:
         self.warnings[f"memory ran out at {size} rows a pass: went on with {size // 2}"] = None
 
     def saw_finite(self, t: Tensor) -> bool:
-        """Tell whether a tensor is the one last found finite, and unchanged: a map may be a gradient as it came."""
-        return self.finite is not None and self.finite[0]() is t and self.finite[1] == t._version
+        """Tell whether a tensor was found finite of late, and is unchanged: a map may be a gradient as it came."""
+        return not t.is_inference() and any(seen() is t and version == t._version for seen, version in self.finite)
+
+    def note_finite(self, t: Tensor) -> None:
+        """Keep in mind that a tensor is finite."""
+        if not t.is_inference():  # which count no versions
+            self.finite.append((ref(t), t._version))
 
     def refuse_values(self, t: Tensor, what: str, examples: Examples, do: str = "") -> None:
         """Complain of numbers that are not all finite.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import copy
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
@@ -228,7 +229,16 @@ def is_finite(t: Tensor) -> bool:
     >>> is_finite(torch.ones(2)), is_finite(torch.tensor([1.0, torch.nan])), is_finite(torch.full((2,), 3e38))
     (True, False, True)
     """
-    return bool(torch.isfinite(t.detach().sum())) or bool(torch.isfinite(t).all())
+    return is_number(t.detach().sum().item()) or bool(torch.isfinite(t).all())
+
+
+def is_number(value: complex) -> bool:
+    """Tell whether a number is neither infinite nor NaN; the work of a few operations on a tensor of one.
+
+    >>> is_number(2), is_number(float("inf")), is_number(complex(0, float("nan")))
+    (True, False, False)
+    """
+    return cmath.isfinite(value)
 
 
 def all_finite(tree: Tree) -> bool:

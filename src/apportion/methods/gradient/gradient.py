@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-import torch
-
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle
 from apportion.core.explainer import Explainer, Passes
@@ -62,7 +60,7 @@ class Gradient(Explainer):
     """
 
     def explain(self, q: Question) -> Attribution:
-        value, grad = q.value_and_grad(q.x, torch.arange(len(q)))
+        value, grad = q.value_and_grad(q.x, q.owners)
         return q.attribution(self, grad, value=value)
 
     def asks(self, q: Question) -> Iterable[Hashable]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-import torch
-
 from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Family, Kind, Paper, Principle, Total
@@ -70,7 +68,7 @@ class GradientTimesInput(Explainer):
     baseline: Baseline = Zero()
 
     def explain(self, q: Question) -> Attribution:
-        value, grad = q.value_and_grad(q.x, torch.arange(len(q)))
+        value, grad = q.value_and_grad(q.x, q.owners)
         reference = q.references(self.baseline)
         values = tree.apply(lambda g, x, r: g * (x - r.mean(1)), grad, q.x, reference.rows)
         total = value - reference.value.mean(1)
