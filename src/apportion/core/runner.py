@@ -218,7 +218,7 @@ class Runner:
                 self._spent[what].add_(tally, alpha=times)
 
     def is_everyone(self, examples: Examples) -> bool:
-        """Tell rows that are the examples, each once and in order, by where the numbers lie: a glance, which may miss."""
+        """Tell rows that are the examples, each once and in order, by where the numbers lie, which may miss some."""
         return examples.data_ptr() == self.everyone.data_ptr() and examples.shape == self.everyone.shape
 
     def refuse_smaller(self, size: int, error: BaseException) -> None:
