@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import resource
 import statistics
+import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import apportion as ap
+from apportion.core import fast, frozen
 from apportion.core.fast import Learning
 from apportion.core.frozen import Frozen
-from benchmarks import models
+from benchmarks import models, peers
 
 
 def bare(model: nn.Module, x: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Callable[[], Tensor]:
@@ -148,14 +154,84 @@ def fixed(rounds: int) -> None:
     print("MLP 20-32-3, 10,000 rows:", {k: f"{1000 * s:.2f} ms" for k, (s, _) in found.items()})
 
 
+class _Operations(TorchDispatchMode):
+    """Takes the processor time of every operation, and the settings of convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: Counter[str] = Counter()
+        self.convolutions: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = time.thread_time()
+        out = func(*args, **(kwargs or {}))
+        self.seconds[func.overloadpacket.__name__] += time.thread_time() - before
+        if func is torch.ops.aten.convolution.default:
+            self.convolutions.append((args[0].shape, *args[1:6]))
+        return out
+
+
+def floor(rounds: int) -> None:
+    """Say what the convolutions of ResNet-18 take alone: forward, and back to their inputs, in the faster layout.
+
+    Layers that sum 500 products and more run channels first, as in a field; those before run either way, and the
+    gradient of the first by phase. What else a pass does comes on top: it is told by operation.
+    """
+    x = torch.rand(16, 3, 224, 224)
+    net = bare(models.resnet18(), x)
+    q = ap.Field(models.resnet18(), batch_size=16).bind(x, target=0, ids=range(16))
+    passes: dict[str, Callable[[], Any]] = {"eager": net, "field": lambda: q.value_and_grad(q.x, torch.arange(16))}
+    with ap.keep_memory():
+        for run in passes.values():
+            run()
+        with _Operations() as seen:
+            net()
+        alone = {}
+        for i, (shape, weight, _, stride, padding, dilation) in enumerate(seen.convolutions):
+            either = [torch.contiguous_format, torch.channels_last]
+            for layout in either[:1] if fast.is_long(weight) else either:
+                rows = torch.rand(shape).contiguous(memory_format=layout)
+                setting = ([*stride], [*padding], [*dilation], 1)
+                leaf = rows.requires_grad_()
+                with torch.enable_grad():
+                    alone[i, layout] = partial(_one_convolution, leaf, weight, setting)
+        spent: dict[str, list[Counter[str]]] = {name: [] for name in passes}
+        least: dict[Any, float] = {}
+        for _ in range(rounds):
+            for name, run in passes.items():
+                with _Operations() as seen:
+                    run()
+                spent[name].append(seen.seconds)
+            for key, run in alone.items():
+                least[key] = min(run(), least.get(key, math.inf))
+    each = {i: min(s for (j, _), s in least.items() if j == i) for i, _ in least}
+    limit = sum(each.values())
+    print(f"ResNet-18, ms per row: {len(each)} convolutions alone {1000 * limit / 16:.1f}")
+    for name, found in spent.items():
+        best = min(found, key=lambda c: c.total())
+        told = {n: round(1000 * s / 16, 1) for n, s in best.most_common(9)}
+        print(f"  {name}: {1000 * best.total() / 16:.1f}, {best.total() / limit:.2f} times as long; {told}")
+
+
+def _one_convolution(leaf: Tensor, weight: Tensor, setting: tuple[Any, ...]) -> float:
+    """Take the processor time of a convolution and of its gradient with respect to the input."""
+    with _Operations() as seen:
+        out = frozen.run(torch.nn.functional.conv2d, (leaf, weight, None, *setting), {}, by_phase=True)
+    with _Operations() as back:
+        torch.autograd.grad(out, leaf, torch.empty_like(out).fill_(1e-3))
+    names = ("convolution", "convolution_backward")
+    return sum(s.seconds[n] for s in (seen, back) for n in names)
+
+
 def main() -> None:
     """Print everything, or one part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["networks", "rows", "fixed", "exactness"])
+    parser.add_argument("--only", choices=["networks", "rows", "fixed", "floor", "exactness"])
     given = parser.parse_args()
     torch.manual_seed(0)
-    for part in (fixed, networks, rows, exactness):
+    peers.make_torchvision_importable()
+    for part in (fixed, networks, rows, floor, exactness):
         if given.only in (None, part.__name__):
             part(given.rounds)
 

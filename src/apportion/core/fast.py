@@ -244,7 +244,7 @@ class Learning(TorchFunctionMode):
             return
         if func is F.conv2d:
             weight, _ = _weights(args, kwargs)
-            if _is_long(weight):
+            if is_long(weight):
                 _, self._turn = self._step_of.get(id(args[0] if args else kwargs["input"]), (None, None))
                 self._is_deep = True
                 self._step_of.clear()
@@ -376,7 +376,7 @@ class Fast(TorchFunctionMode):
         if id(input) in self._stand_ins:
             held = self._stand_ins[id(input)]
             input, ready, setting, rest = self._unpadded(held, *ready, *setting, **rest)
-        self._is_deep = self._is_deep or _is_long(weight)
+        self._is_deep = self._is_deep or is_long(weight)
         if self._plan.channels_last and self._is_deep and weight.ndim == 4:
             input = _usual(input)
         out = frozen.run(func, (input, *ready, *setting), rest, by_phase=True)
@@ -474,7 +474,7 @@ _POOLS = {F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices}
 _LONG = 500
 
 
-def _is_long(weight: Tensor) -> bool:
+def is_long(weight: Tensor) -> bool:
     """Tell whether each output of a spatial convolution is a long sum.
 
     With channels last, oneDNN adds such a sum up term by term: 2 to 5 times as far from double precision, so that more

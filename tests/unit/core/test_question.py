@@ -212,22 +212,24 @@ def test_examples_ride_along_with_their_baselines_where_there_is_room() -> None:
         )
         assert sent == ([4, 4] if rows == 4 else [2, 2, 3, 1])
     for a in found.values():
-        assert a.cost.forward.tolist() == [3, 3] and a.cost.at_x.tolist() == [1, 1]
-        assert a.value.tolist() == [6, 5] and a.references.value.tolist() == [[1], [1]]
+        assert (a.cost.forward.tolist(), a.cost.at_x.tolist()) == ([3, 3], [1, 1])
+        assert (a.value.tolist(), a.references.value.tolist()) == ([6, 5], [[1], [1]])
     assert torch.equal(found[4].values, found[3].values)
 
 
 def test_what_was_found_finite_is_looked_at_again_once_written_to() -> None:
     q = ap.Field(lambda x: x.prod(1)).bind(torch.ones(2, 2))
     _, grad = q.value_and_grad(q.x, q.owners)
-    assert q._runner.saw_finite(grad) and not q._runner.saw_finite(grad.clone())
+    assert q._runner.saw_finite(grad)
+    assert not q._runner.saw_finite(grad.clone())
     grad[0, 0] = torch.inf
     assert not q._runner.saw_finite(grad)
 
 
 def test_rows_that_are_the_examples_are_counted_as_others_are() -> None:
     q = ap.Field(lambda x: x.prod(1)).bind(torch.ones(3, 2))
-    assert q._runner.is_everyone(q.owners) and not q._runner.is_everyone(torch.tensor([0, 0, 1]))
+    assert q._runner.is_everyone(q.owners)
+    assert not q._runner.is_everyone(torch.tensor([0, 0, 1]))
     for owner in (q.owners, torch.tensor([2, 0, 0])):
         q.value(q.x, owner)
     assert q.cost.forward.tolist() == [3, 1, 2]
