@@ -12,7 +12,7 @@ import math
 import resource
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -159,7 +159,7 @@ class _Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.convolutions: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -195,7 +195,7 @@ def floor(rounds: int) -> None:
                 leaf = rows.requires_grad_()
                 with torch.enable_grad():
                     alone[i, layout] = partial(_one_convolution, leaf, weight, setting)
-        spent: dict[str, list[Counter[str]]] = {name: [] for name in passes}
+        spent: dict[str, list[dict[str, float]]] = {name: [] for name in passes}
         least: dict[Any, float] = {}
         for _ in range(rounds):
             for name, run in passes.items():
@@ -208,9 +208,10 @@ def floor(rounds: int) -> None:
     limit = sum(each.values())
     print(f"ResNet-18, ms per row: {len(each)} convolutions alone {1000 * limit / 16:.1f}")
     for name, found in spent.items():
-        best = min(found, key=lambda c: c.total())
-        told = {n: round(1000 * s / 16, 1) for n, s in best.most_common(9)}
-        print(f"  {name}: {1000 * best.total() / 16:.1f}, {best.total() / limit:.2f} times as long; {told}")
+        best = min(found, key=lambda each: sum(each.values()))
+        total = sum(best.values())
+        told = {n: round(1000 * s / 16, 1) for n, s in sorted(best.items(), key=lambda named: -named[1])[:9]}
+        print(f"  {name}: {1000 * total / 16:.1f}, {total / limit:.2f} times as long; {told}")
 
 
 def _one_convolution(leaf: Tensor, weight: Tensor, setting: tuple[Any, ...]) -> float:
