@@ -10,6 +10,7 @@ import torch
 import apportion as ap
 from apportion.core.errors import ConfigError
 from apportion.planted import digits
+from apportion.planted.grids import untile
 
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
@@ -123,3 +124,60 @@ def test_import_needs_no_optional_package() -> None:
         "from apportion.planted import digits; digits.network()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- the grid pointing game --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pooled() -> digits.Trained:
+    return digits.train_pooled()
+
+
+def test_the_pooled_network_learns(pooled: digits.Trained) -> None:
+    assert pooled.accuracy > 0.96
+    assert pooled.model(torch.zeros(1, 1, 24, 24)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("side", "size", "least"), [(2, 8, 0.99), (3, 8, 0.9), (2, 10, 0.6)])
+def test_grids(pooled: digits.Trained, side: int, size: int, least: float) -> None:
+    before = torch.random.get_rng_state()
+    p = digits.grid_game(pooled.model, 36, side, least=least, size=size)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(p.x, digits.grid_game(pooled.model, 36, side, least=least, size=size).x)
+    cells = untile(p.x, side)
+    assert isinstance(p.target, torch.Tensor)
+    found = pooled.model(cells.flatten(0, 1)).softmax(1).max(1)
+    classes = found.indices.reshape(36, -1)
+    assert (found.values >= least).all()
+    assert all(len(set(row)) == side**2 for row in classes.tolist())
+    inside = untile(p.truth[:, None], side).flatten(2)
+    assert (inside.all(2) == inside.any(2)).all()
+    assert torch.equal(classes[inside.all(2)], p.target)
+    assert (inside.all(2).sum(0) == 36 / side**2).all()
+    assert p.chance == 1 / side**2
+
+
+def test_grad_cam_and_occlusion_point_better_than_gradients(pooled: digits.Trained) -> None:
+    """The order of the published evaluation; a perfect share is not to be had, since cells do share features."""
+    p = digits.grid_game(pooled.model, 40)
+    field = ap.Field(p.model)
+
+    def share(a: ap.Attribution) -> float:
+        positive = a.values.relu() if a.values.ndim == 3 else a.values.sum(1).relu()
+        total = positive.sum((1, 2)).clamp(min=1e-7)
+        return float(((positive * p.truth).sum((1, 2)) / total).mean())
+
+    cam = share(ap.GradCAM(ap.At("5"))(field, p.x, target=p.target))
+    removed = share(ap.Occlusion(ap.groups.Patches(2, 2))(field, p.x, target=p.target).spread())
+    slope = share(ap.Gradient()(field, p.x, target=p.target))
+    assert min(cam, removed) > 0.4
+    assert 0.2 < slope < 0.35
+    assert p.chance == 0.25
+
+
+def test_grids_that_cannot_be_made() -> None:
+    with pytest.raises(ConfigError, match="2 or 3"):
+        digits.grid_game(digits.pooled_network(), side=4)
+    with pytest.raises(ConfigError, match="sure of 0 classes"):
+        digits.grid_game(digits.pooled_network())

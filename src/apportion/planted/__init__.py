@@ -36,7 +36,9 @@ from apportion.planted.pairs import (
     with_dummy,
 )
 from apportion.planted.problem import Pair, Planted, PlantedGame, dividends
+from apportion.planted.shapes import ShapesOnTextures, shapes_on_textures
 from apportion.planted.suppressor import Suppressor, suppressor
+from apportion.planted.tetrominoes import Scenario, Tetrominoes, tetrominoes
 from apportion.planted.variants import Variant, folded, permuted, rescaled, shifted
 
 __all__ = [
@@ -62,7 +64,10 @@ __all__ = [
     "RootSum",
     "SameAttribution",
     "Saturated",
+    "Scenario",
+    "ShapesOnTextures",
     "Suppressor",
+    "Tetrominoes",
     "Variant",
     "additive",
     "background_only",
@@ -92,11 +97,13 @@ __all__ = [
     "same_maximum",
     "same_relu",
     "saturated",
+    "shapes_on_textures",
     "shattered",
     "shifted",
     "shifted_pair",
     "split",
     "suppressor",
     "symmetric_net",
+    "tetrominoes",
     "with_dummy",
 ]
