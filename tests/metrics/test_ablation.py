@@ -14,8 +14,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import apportion as ap
-from apportion.core.errors import ConfigError, InputError
-from apportion.metrics import DeletionAUC, InsertionAUC, InsertionDeletion, Metric
+from apportion.core.errors import BaselineError, ConfigError, InputError
+from apportion.metrics import ABPC, AOPC, ROAD, DeletionAUC, InsertionAUC, InsertionDeletion, LeRF, Metric, MoRF, Scores
 from apportion.metrics.metric import Subject
 from apportion.parts.masks.fill import Fill
 from apportion.planted import additive, linear
@@ -200,15 +200,15 @@ def test_ties_are_drawn_and_reported() -> None:
 def test_metrics_of_one_subject_share_their_points() -> None:
     x = pictures()
     q, subject = ap.Field(network()).bind(x), Subject(maps(x))
-    black: dict[str, Any] = {"fill": DeletionAUC.fill}
+    alike: dict[str, Any] = {"fill": DeletionAUC.fill}
     spent = []
-    for m in (DeletionAUC(), InsertionAUC(**black), InsertionDeletion(InsertionAUC(**black)), DeletionAUC(step=24)):
+    for m in (DeletionAUC(), InsertionAUC(**alike), InsertionDeletion(InsertionAUC(**alike)), DeletionAUC(step=24)):
         alone = m(ap.Field(network()), x, maps(x))
         shared = m.judge(q, subject)
         spent.append(int(shared.cost.forward[0]))
         torch.testing.assert_close(shared.values, alone.values, rtol=0, atol=1e-12)
     assert spent == [13, 11, 0, 0]
-    assert InsertionDeletion(InsertionAUC(**black)).passes(q).forward == 24
+    assert InsertionDeletion(InsertionAUC(**alike)).passes(q).forward == 24
     assert InsertionDeletion().passes(q).forward == 26
 
 
@@ -294,3 +294,192 @@ def test_substrates_and_scores_are_options_and_change_the_number(fill: Fill) -> 
     assert other.metric["fill"] != base.metric["fill"]
     chosen = DeletionAUC(fill=fill, score=ap.Decision())(field, x, maps(x)).curves["deletion"].y
     assert set(chosen.flatten().tolist()) <= {0.0, 1.0}
+
+
+# -- regions ----------------------------------------------------------------------------------------
+
+
+def black(**options: Any) -> dict[str, Any]:
+    return {"fill": DeletionAUC.fill, "limit": None, **options}
+
+
+@pytest.mark.parametrize("make", [linear, additive])
+def test_heights_on_functions_without_interactions(make: Callable[..., ap.planted.Planted]) -> None:
+    """With contributions c in descending order, c_i is gone at n + 1 - i of n + 1 points; at i from the other end."""
+    p = make(features=7, examples=5)
+    n, c = 7, p.truth.sort(1, descending=True).values
+    i = torch.arange(1, n + 1, dtype=torch.float64)
+    morf, lerf = ((c * share / (n + 1)).sum(1) for share in (n + 1 - i, i))
+    options = black(fill=given(p.baseline), score=Z)
+    field = ap.Field(p.model)
+    at_x = p.model(p.x)
+    wanted = {MoRF: at_x - morf, LeRF: at_x - lerf, AOPC: morf, ABPC: morf - lerf}
+    for m, value in wanted.items():
+        torch.testing.assert_close(m(**options)(field, p.x, p.truth).values, value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [MoRF, LeRF, AOPC, ABPC])
+def test_regions_reject_a_planted_wrong_map(make: Any) -> None:
+    p = linear(features=8, examples=6)
+    field, truth, m = ap.Field(p.model), weights(p) * p.x, make(**black(score=Z))
+    right = m(field, p.x, truth)
+    for wrong in (-truth, truth.roll(3, 1)):
+        worse = right.values - m(field, p.x, wrong).values
+        worse = -worse if m.card.direction.value.startswith("lower") else worse
+        assert bool((worse >= -1e-12).all())
+        assert bool((worse > 1e-3).any())
+
+
+def regions(net: nn.Module, x: Tensor, saliency: Tensor, noise: Tensor, side: int, most: int) -> tuple[list, list]:
+    """Both curves of one picture [C, H, W] as Samek et al. describe them: region by region, each once, k = 0..L."""
+    squares = [(i, j) for i in range(0, x.shape[1], side) for j in range(0, x.shape[2], side)]
+    relevance = [float(saliency[i : i + side, j : j + side].sum()) for i, j in squares]
+    target = int(net(x[None])[0].argmax())
+    curves = []
+    for sign in (-1, 1):
+        now, heights = x.clone(), []
+        for k in [None, *sorted(range(len(squares)), key=lambda r: sign * relevance[r])[:most]]:
+            if k is not None:
+                i, j = squares[k]
+                now[:, i : i + side, j : j + side] = noise[:, i : i + side, j : j + side]
+            heights.append(float(net(now[None])[0].softmax(0)[target]))
+        curves.append(heights)
+    return curves[0], curves[1]
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+def test_regions_agree_with_the_definition_written_out(limit: int) -> None:
+    """Squares of 5 do not divide 12 pixels; squares at the border are smaller, and are regions all the same."""
+    net, x = network(), pictures()
+    field, saliency = ap.Field(net, bounds=(0, 1)), maps(x)
+    options: dict[str, Any] = {"groups": ap.groups.Squares(5), "limit": limit}
+    noise = field.bind(x).baseline_rows(ap.baselines.UniformNoise())[:, 0]
+    for b in range(2):
+        most, least = regions(net, x[b], saliency[b], noise[b], 5, limit)
+        mean = [sum(c) / len(c) for c in (most, least)]
+        for make, want in ((MoRF, mean[0]), (LeRF, mean[1]), (AOPC, most[0] - mean[0]), (ABPC, mean[1] - mean[0])):
+            found = make(**options)(field, x, saliency)
+            assert float(found.values[b]) == pytest.approx(want, abs=1e-12)
+        assert found.curves["MoRF"].y[b].tolist() == pytest.approx(most, abs=1e-12)
+        assert found.curves["LeRF"].y[b].tolist() == pytest.approx(least, abs=1e-12)
+
+
+def test_regions_are_the_originals_unless_told() -> None:
+    """9 x 9 pixels, one at a time, uniform noise within the bounds, at most a hundred."""
+    x = torch.rand(1, 3, 99, 99, generator=torch.Generator().manual_seed(1))
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = MoRF()(ap.Field(net, bounds=(0, 1)), x, maps(x))
+    curve = found.curves["MoRF"]
+    assert found.cost.forward.tolist() == [101]
+    torch.testing.assert_close(curve.x, torch.arange(101).double() / 121)
+    with pytest.raises(BaselineError, match="bounds"):
+        MoRF()(ap.Field(net), x, maps(x))
+
+
+def test_one_map_is_removed_once_for_all_metrics_of_regions() -> None:
+    x = pictures()
+    q, subject = ap.Field(network(), bounds=(0, 1)).bind(x), Subject(maps(x))
+    options: dict[str, Any] = {"groups": ap.groups.Squares(3)}
+    spent = [int(make(**options).judge(q, subject).cost.forward[0]) for make in (MoRF, AOPC, LeRF, ABPC)]
+    assert spent == [17, 0, 15, 0]
+    assert int(DeletionAUC(**options, fill=MoRF.fill, step=4).judge(q, subject).cost.forward[0]) == 0
+
+
+# -- ROAD -------------------------------------------------------------------------------------------
+
+
+def imputed(x: Tensor, gone: Tensor) -> Tensor:
+    """Solve the system of Rong et al. for one picture [C, H, W] without noise, pixel by pixel."""
+    height, width = gone.shape
+    where = {(int(i), int(j)): k for k, (i, j) in enumerate(gone.nonzero())}
+    system, right = np.zeros((len(where), len(where))), np.zeros((len(where), len(x)))
+    for (i, j), k in where.items():
+        around = {
+            (i + di, j + dj): (1 / 12 if di and dj else 1 / 6)
+            for di in (-1, 0, 1)
+            for dj in (-1, 0, 1)
+            if (di or dj) and 0 <= i + di < height and 0 <= j + dj < width
+        }
+        system[k, k] = 1
+        for at, weight in around.items():
+            share = weight / sum(around.values())
+            if at in where:
+                system[k, where[at]] -= share
+            else:
+                right[k] += share * x[:, at[0], at[1]].numpy()
+    out = x.clone()
+    if where:
+        solved = np.linalg.solve(system, right)
+        for (i, j), k in where.items():
+            out[:, i, j] = torch.from_numpy(solved[k])
+    return out
+
+
+def test_road_agrees_with_the_definition_written_out_on_pictures_of_three_channels() -> None:
+    net, x = network(), pictures()
+    saliency, fractions = maps(x), ROAD().fractions
+    m = ROAD(fill=ap.fills.NoisyLinear(noise=0.0, tolerance=1e-12), score=ap.Probability())
+    found = m(ap.Field(net), x, saliency)
+    for b in range(2):
+        target = int(net(x[b : b + 1]).argmax())
+        for name, sign in (("MoRF", -1), ("LeRF", 1)):
+            ranking = (sign * saliency[b]).flatten().argsort()
+            heights = []
+            for fraction in fractions:
+                gone = torch.zeros(144, dtype=torch.bool)
+                gone[ranking[: int(144 * fraction)]] = True
+                row = imputed(x[b], gone.reshape(12, 12))
+                heights.append(float(net(row[None])[0].softmax(0)[target]))
+            assert found.curves[name].y[b].tolist() == pytest.approx(heights, abs=1e-9)
+            assert float(found.parts[name][b]) == pytest.approx(sum(heights) / 7, abs=1e-9)
+    torch.testing.assert_close(found.values, found.parts["LeRF"] - found.parts["MoRF"])
+    assert found.cost.forward.tolist() == [14, 14]
+
+
+def test_road_gives_the_accuracy_against_labels_over_all_of_the_data() -> None:
+    """Decisions are those of single examples, and their mean over parts is that over the whole."""
+    net, x = network(), pictures(6)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    m, field = ROAD(fill=ap.fills.NoisyLinear(noise=0.0)), ap.Field(net)
+    ids = list("abcdef")
+    whole = m(field, x, maps(x), target=labels, ids=ids)
+    parts = [m(field, x[s], maps(x)[s], target=labels[s], ids=ids[s]) for s in (slice(0, 4), slice(4, 6))]
+    joined = Scores.join(parts)
+    assert torch.equal(whole.curves["MoRF"].y, joined.curves["MoRF"].y)
+    decided = whole.curves["MoRF"].y
+    assert set(decided.flatten().tolist()) == {0.0, 1.0}
+    assert whole.summary().mean == pytest.approx(float(joined.values.mean()), abs=1e-12)
+    assert float(parts[0].values.mean()) != pytest.approx(whole.summary().mean)
+
+
+def test_road_counts_what_it_removes_where_a_map_is_mostly_zeros() -> None:
+    """With 60 % zeros each share is still removed: thresholds at quantiles would stay at 60 %."""
+    x = pictures(1)
+    (field, rows), saliency = watched(), maps(x)
+    saliency.flatten()[saliency.flatten().argsort()[:86]] = 0
+    ROAD(fill=ap.fills.NoisyLinear(noise=0.0))(field, x, saliency.clamp(min=0))
+    counted = {int((row != x[0]).any(0).sum()) for row in rows}
+    assert counted - {0, 144} == {14, 28, 43, 57, 72, 100, 129}  # the model is checked at other points besides
+
+
+def test_road_rejects_a_planted_wrong_map() -> None:
+    """The class is decided by one corner."""
+
+    def corner(x: Tensor) -> Tensor:
+        bright = x[:, :, :4, :4].mean((1, 2, 3))
+        return torch.stack([bright, 0.8 - bright], 1)
+
+    x = torch.zeros(1, 3, 12, 12)
+    x[:, :, :4, :4] = 1
+    truth = x[:, :1] + 0.01 * maps(x)[:, None].float()
+    right, wrong = (ROAD()(ap.Field(corner), x, m).values for m in (truth, -truth))
+    assert float(right) > 0.4
+    assert float(wrong) == -float(right)
+    with pytest.raises(ConfigError, match="rising"):
+        ROAD(fractions=(0.5, 0.1))
+
+
+def test_a_model_that_gives_probabilities_is_told_that_they_are_softmaxed_again() -> None:
+    x = pictures(1)
+    found = DeletionAUC()(ap.Field(nn.Sequential(network(), nn.Softmax(1))), x, maps(x))
+    assert any("softmax of them again" in w for w in found.warnings)

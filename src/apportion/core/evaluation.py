@@ -52,6 +52,11 @@ class Evaluation(Calls):
 
     def _value(self, rows: Tree, owner: Tensor, score: Any, counted: str) -> Tensor:
         use = self.field.score if score is None else as_score(score)
+        seen = self._root._checked
+        if seen is not None and use is not self.field.score and use.site == self.field.score.site:
+            caution = use.caution(seen.read)
+            if caution:
+                self.warn(caution)
 
         def body(part: Tree, own: Tensor) -> Tensor:
             with torch.set_grad_enabled(self.differentiable):

@@ -1,6 +1,8 @@
 """Metrics: what a map or an explainer is worth, by definitions with their source and every setting in the record."""
 
 from apportion.metrics.ablation.deletion import DeletionAUC, InsertionAUC, InsertionDeletion
+from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
+from apportion.metrics.ablation.road import ROAD
 from apportion.metrics.agreement.agreement import Agreement
 from apportion.metrics.complexity.complexity import Complexity
 from apportion.metrics.complexity.effective_complexity import EffectiveComplexity
@@ -19,6 +21,9 @@ from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_categ
 from apportion.metrics.statistics import Correlation, Pearson, Spearman
 
 __all__ = [
+    "ABPC",
+    "AOPC",
+    "ROAD",
     "Agreement",
     "Complexity",
     "Correlation",
@@ -37,9 +42,11 @@ __all__ = [
     "InsertionAUC",
     "InsertionDeletion",
     "Judges",
+    "LeRF",
     "MapNoise",
     "Metric",
     "MetricCard",
+    "MoRF",
     "NoisyBaseline",
     "Pearson",
     "PointingGame",
