@@ -318,6 +318,10 @@ class Metric(Configurable):
         """Count the rows evaluated per example, without making the map; none unless a metric says otherwise."""
         return Passes(0, 0, 0)
 
+    def explanations(self, q: Question) -> int:
+        """Count how often the explainer is asked about each example, or points made of it; it says what that takes."""
+        return 0
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         """Configurations the conformance suite runs: small ones cover as much."""
