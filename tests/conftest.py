@@ -1,5 +1,7 @@
 """One thread a worker: two workers share the machine's cores."""
 
+import gc
+
 import pytest
 import shape_checks
 import torch
@@ -13,3 +15,9 @@ torch.manual_seed(0)  # every worker collects the same random parameters
 def _seeded():
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the tests stays until their end: the garbage collector need not look through it."""
+    gc.collect()
+    gc.freeze()
