@@ -18,12 +18,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeCallHintViolation
 
 Checks = tuple[Callable[..., Any] | None, Callable[[Any], Any] | None, bool]
 """Of a function's arguments and of its result, None where nothing is asked; whether shapes are among what is asked."""
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 _axes = jaxtyping.jaxtyped("context")
 _inner: dict[Any, Checks] = {}
 
@@ -66,7 +65,7 @@ def _checked(fn: Any) -> Any:
         with _axes:
             try:
                 return plain(*args, **kwargs)
-            except BeartypeCallHintViolation as error:
+            except jaxtyping.TypeCheckError as error:
                 if not hasattr(error, "__notes__"):
                     with contextlib.redirect_stdout(io.StringIO()) as axes:
                         jaxtyping.print_bindings()
