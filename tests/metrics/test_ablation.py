@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, stats
 from torch import Tensor, nn
 
 import apportion as ap
 from apportion.core.errors import BaselineError, ConfigError, InputError
-from apportion.metrics import ABPC, AOPC, ROAD, DeletionAUC, InsertionAUC, InsertionDeletion, LeRF, Metric, MoRF, Scores
+from apportion.metrics import (
+    ABPC,
+    AOPC,
+    ROAD,
+    DeletionAUC,
+    InsertionAUC,
+    InsertionDeletion,
+    LeRF,
+    Metric,
+    MoRF,
+    Scores,
+    SingleDeletion,
+)
 from apportion.metrics.metric import Subject
 from apportion.parts.masks.fill import Fill
 from apportion.planted import additive, linear
@@ -483,3 +496,47 @@ def test_a_model_that_gives_probabilities_is_told_that_they_are_softmaxed_again(
     x = pictures(1)
     found = DeletionAUC()(ap.Field(nn.Sequential(network(), nn.Softmax(1))), x, maps(x))
     assert any("softmax of them again" in w for w in found.warnings)
+
+
+# -- single deletion --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [linear, additive])
+def test_what_is_lost_without_each_is_what_each_adds(make: Callable[..., ap.planted.Planted]) -> None:
+    p = make(features=7, examples=5)
+    m, field = SingleDeletion(fill=given(p.baseline)), ap.Field(p.model)
+    right = m(field, p.x, p.truth)
+    torch.testing.assert_close(right.values, torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(right.parts["falls"], p.truth)
+    torch.testing.assert_close(m(field, p.x, -p.truth).values, -torch.ones(5, dtype=torch.float64))
+    assert bool((m(field, p.x, p.truth.roll(3, 1)).values < 0.9).all())
+    assert right.cost.forward.tolist() == [8] * 5
+
+
+def test_single_deletion_agrees_with_the_definition_written_out() -> None:
+    """16 cells, one deleted at a time and put back; the fall of the logit; scipy's rank correlation."""
+    net, x = network(), pictures(2, 14)
+    normalize, saliency = ap.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), maps(x)
+    found = SingleDeletion()(ap.Field(net, normalize=normalize), x, saliency)
+    edges = [0, 4, 7, 11, 14]
+    for b in range(2):
+        z = normalize(x)[b]
+        target = int(net(z[None]).argmax())
+        told, fall = [], []
+        for i, j in itertools.product(range(4), repeat=2):
+            cell = slice(edges[i], edges[i + 1]), slice(edges[j], edges[j + 1])
+            without = z.clone()
+            without[:, cell[0], cell[1]] = 0
+            told.append(float(saliency[b][cell].sum()))
+            fall.append(float(net(z[None])[0, target] - net(without[None])[0, target]))
+        assert found.parts["falls"][b].tolist() == pytest.approx(fall, abs=1e-12)
+        assert float(found.values[b]) == pytest.approx(stats.spearmanr(told, fall)[0], abs=1e-12)
+
+
+def test_cells_without_an_effect_have_no_correlation() -> None:
+    x = pictures(2)
+    constant = SingleDeletion()(ap.Field(lambda x: 0 * x.flatten(1).sum(1)), x, maps(x))
+    assert bool(constant.values.isnan().all())
+    assert list(constant.undefined) == ["deletions that all have one effect"]
+    flat = SingleDeletion()(ap.Field(network()), x, torch.ones_like(maps(x)))
+    assert list(flat.undefined) == ["cells that all have one value"]

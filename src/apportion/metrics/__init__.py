@@ -3,6 +3,7 @@
 from apportion.metrics.ablation.deletion import DeletionAUC, InsertionAUC, InsertionDeletion
 from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
 from apportion.metrics.ablation.road import ROAD
+from apportion.metrics.ablation.single_deletion import SingleDeletion
 from apportion.metrics.agreement.agreement import Agreement
 from apportion.metrics.complexity.complexity import Complexity
 from apportion.metrics.complexity.effective_complexity import EffectiveComplexity
@@ -54,6 +55,7 @@ __all__ = [
     "RelevanceRank",
     "Scores",
     "SensitivityN",
+    "SingleDeletion",
     "Sparseness",
     "Spearman",
     "SquareRemoval",

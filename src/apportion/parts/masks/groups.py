@@ -85,6 +85,37 @@ class Squares(Configurable):
         return (down[:, None] * (int(across[-1]) + 1) + across)[None, None]
 
 
+@dataclass(frozen=True)
+class Cells(Configurable):
+    """A grid of equally many cells each way, with all their channels, row by row; sides differ by a pixel at most.
+
+    Attributes:
+        across: cells each way.
+
+    Raises:
+        InputError: no pictures, or ones of fewer pixels.
+
+    >>> Cells(2).labels(torch.zeros(1, 3, 2, 5))[0, 0].tolist()
+    [[0, 0, 0, 1, 1], [2, 2, 2, 3, 3]]
+    """
+
+    _positive = ("across",)
+
+    across: int
+
+    def labels(self, like: Tree) -> Tree:
+        """Number the cells."""
+        if not isinstance(like, Tensor) or like.ndim != 4 or min(like.shape[2:]) < self.across:
+            shapes = [tuple(t.shape) for t in tree.leaves(like)]
+            raise InputError(
+                f"{self.across} × {self.across} cells of input {shapes}",
+                f"one tensor [B, channels, H, W], {self.across} pixels each way at least",
+                "use Labels for others",
+            )
+        down, across = (torch.arange(n, device=like.device) * self.across // n for n in like.shape[2:])
+        return (down[:, None] * self.across + across)[None, None]
+
+
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Labels(Configurable):
     """Players named by the user: integers from 0, -1 for elements of no player.
@@ -267,6 +298,7 @@ class PerInput(Configurable):
 
 
 __all__ = [
+    "Cells",
     "Columns",
     "Correlated",
     "EachInput",
