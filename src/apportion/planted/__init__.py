@@ -2,7 +2,7 @@
 
 from apportion.planted.functions import Linear, Max, Min, Product, ReluProduct, RootSum, Saturated
 from apportion.planted.games import additive, homogeneous, linear, multilinear, saturated
-from apportion.planted.grids import Grid, di_full, di_part, noise_cells, split
+from apportion.planted.grids import CellGrid, di_full, di_part, noise_cells, split
 from apportion.planted.hand_weighted import (
     And,
     Boolean,
@@ -46,9 +46,9 @@ __all__ = [
     "BackgroundOnly",
     "Boolean",
     "BooleanGame",
+    "CellGrid",
     "Feature",
     "Formula",
-    "Grid",
     "HandWeighted",
     "Linear",
     "Max",

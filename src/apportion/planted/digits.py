@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from apportion.core.errors import ConfigError
-from apportion.planted.grids import Grid, tile
+from apportion.planted.grids import CellGrid, tile
 
 SIDE = 48
 _TEXTURES = ("brick", "grass", "gravel")
@@ -343,7 +343,7 @@ def train_pooled(epochs: int = 20, seed: int = 0) -> Trained:
 
 def grid_game(
     model: nn.Module, count: int = 100, side: int = 2, seed: int = 0, least: float = 0.99, size: int = 8
-) -> Grid:
+) -> CellGrid:
     """Lay digits of distinct classes out in grids, for the grid pointing game (Böhle et al. 2021; Rao et al. 2022).
 
     Truth: the cell that holds the explained class. Example n is explained for its cell n mod side², so that all
@@ -393,7 +393,7 @@ def grid_game(
     place = torch.arange(count) % cells
     truth = (torch.arange(cells) == place[:, None])[:, :, None, None, None].expand(-1, -1, 1, size, size)
     x = tile(images[chosen])
-    return Grid(
+    return CellGrid(
         model=model,
         x=x,
         truth=tile(truth)[:, 0],

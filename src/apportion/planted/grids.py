@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from apportion.planted.problem import Planted, seeded
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Grid(Planted):
+class CellGrid(Planted):
     """Pictures laid out in a square grid, and a model of the whole; `truth` is the cell that is to be found.
 
     Attributes:
@@ -173,9 +174,24 @@ def _is_map(node: fx.Node) -> bool:
 
 
 def _reads_around(nodes: list[fx.Node], at: int) -> fx.Node | None:
-    """Find a node behind `at` that reads one before it, other than a parameter."""
-    before = {n for n in nodes[:at] if n.op != "get_attr"}
-    return next((n for n in nodes[at + 1 :] if before & set(n.all_input_nodes)), None)
+    """Find a node behind `at` that reads one before it, other than a parameter or the number of rows."""
+    before = {n for n in nodes[:at] if n.op != "get_attr" and not _counts_rows(n)}
+    return next((n for n in nodes[at + 1 :] if before & set(n.all_input_nodes) and not _counts_rows(n)), None)
+
+
+def _counts_rows(node: fx.Node) -> bool:
+    """Tell whether a node is x.size(0), x.size()[0] or x.shape[0], the same everywhere, or a step on the way to it."""
+    args = list(node.args)
+    if node.op == "call_method" and node.target == "size" and len(args) > 1:
+        return args[1] == 0
+    if node.target is operator.getitem:
+        return args[1] == 0 and isinstance(args[0], fx.Node) and _is_shape(args[0])
+    return _is_shape(node) and all(_counts_rows(user) for user in node.users)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    args = list(node.args)
+    return (node.target == "size" and len(args) == 1) or (node.target is getattr and args[1] == "shape")
 
 
 def _part(traced: fx.GraphModule, nodes: list[fx.Node], whole: bool = True) -> nn.Module:
@@ -185,6 +201,8 @@ def _part(traced: fx.GraphModule, nodes: list[fx.Node], whole: bool = True) -> n
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             made[node] = graph.node_copy(node)
+        elif not whole and _counts_rows(node):  # a shape itself is then read by nobody
+            made[node] = graph.call_method("size", (made[nodes[0]], 0))
     for node in nodes[1:]:
         if node not in made:
             made[node] = graph.node_copy(node, made.__getitem__)
@@ -216,7 +234,7 @@ def di_full(
     cell: int = 0,
     classes: int | Int[Tensor, " n"] = 0,
     layer: str | None = None,
-) -> Grid:
+) -> CellGrid:
     """Give each cell of a grid its own copy of a network, wholly apart from the others (DiFull; Rao et al. 2022).
 
     Truth: the cell whose output is explained. All else has no influence, whatever the weights, so the share of
@@ -252,7 +270,7 @@ def di_part(
     cell: int = 0,
     classes: int | Int[Tensor, " n"] = 0,
     layer: str | None = None,
-) -> Grid:
+) -> CellGrid:
     """Run the features on the whole grid and give each head its own cell of them (DiPart; Rao et al. 2022).
 
     Truth: the cell whose output is explained, up to a margin: features near its borders see some of the neighbors, as
@@ -284,7 +302,7 @@ def _disconnected(
     classes: int | Int[Tensor, " n"],
     layer: str | None,
     apart: bool,
-) -> Grid:
+) -> CellGrid:
     x = tile(cells)
     count = cells.shape[1]
     side = round(count**0.5)
@@ -312,7 +330,7 @@ def _disconnected(
         raise InputError(f"class {classes}", f"0 to {per_head - 1}")
     truth = torch.zeros((*cells.shape[:2], 1, *cells.shape[3:]), dtype=torch.bool)
     truth[:, cell] = True
-    return Grid(
+    return CellGrid(
         model=whole,
         x=x,
         truth=tile(truth)[:, 0],

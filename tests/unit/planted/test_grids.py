@@ -34,7 +34,7 @@ def cnn() -> nn.Module:
     return _fill(Residual(), 0).float()
 
 
-def share(values: Tensor, p: planted.Grid) -> Tensor:
+def share(values: Tensor, p: planted.CellGrid) -> Tensor:
     """Positive attribution inside, by that of the whole picture; maps are enlarged."""
     values = values.sum(1, keepdim=True) if values.ndim == 4 else values[:, None]
     mass = nn.functional.interpolate(values.relu(), p.truth.shape[1:])[:, 0]
@@ -123,6 +123,27 @@ def test_split() -> None:
         planted.split(net, x, "act")  # called three times
     with pytest.raises(ModelError, match="none was found"):
         planted.split(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 1, 2, 2))
+
+
+class Viewing(nn.Module):
+    """Ask its input how many rows there are, in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, shape = x.size(0), x.shape
+        h = nn.functional.adaptive_avg_pool2d(self.conv(x).relu(), 1).view(rows, -1)
+        return self.head(h.reshape(shape[0], -1).view(x.size()[0], 4))
+
+
+def test_the_number_of_rows_may_be_read_anywhere() -> None:
+    net, x = _fill(Viewing(), 0).float(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    features, head = planted.split(net, x)
+    assert torch.equal(head(features(x)), net(x))
+    p = planted.di_full(net, planted.noise_cells((3, 8, 8), examples=3))
+    assert p.model(p.x).shape == (3, 8)
 
 
 class Branching(nn.Module):
