@@ -217,6 +217,18 @@ class Field:
         vars(self).update(state)
         self._local = threading.local()
 
+    def with_model(self, model: Any) -> Field:
+        """Ask the same of another model: score, site, extra arguments and all options stay.
+
+        >>> Field(lambda x: x.sum(1), batch_size=3).with_model(lambda x: 2 * x.sum(1)).bind(torch.ones(1, 2)).fx
+        tensor([4.])
+        """
+        if isinstance(model, type | torch.export.ExportedProgram) or not callable(model):
+            check_ready(model)
+        new = type(self).__new__(type(self))
+        new.__setstate__(self.__getstate__() | {"model": unwrap(model)})
+        return new
+
     def __repr__(self) -> str:
         return f"Field({type(self.model).__name__}, {self.score}, {self.site})"
 

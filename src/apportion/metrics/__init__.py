@@ -18,6 +18,13 @@ from apportion.metrics.localization.pointing import ExtendedPointingGame, Pointi
 from apportion.metrics.localization.region import Region
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, metric, names, register
 from apportion.metrics.noise.map_noise import MapNoise
+from apportion.metrics.randomization.parameters import EffectiveRandomization, ParameterRandomization, RandomLogit
+from apportion.metrics.randomization.similarities import (
+    GradientHistograms,
+    RankSimilarity,
+    Similarity,
+    StructuralSimilarity,
+)
 from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_category
 from apportion.metrics.statistics import Correlation, Pearson, Spearman
 
@@ -32,12 +39,14 @@ __all__ = [
     "DeletionAUC",
     "Direction",
     "EffectiveComplexity",
+    "EffectiveRandomization",
     "EnergyPointingGame",
     "ExtendedPointingGame",
     "FaithfulnessCorrelation",
     "FineGrainedRecognition",
     "Found",
     "GaussianPerturbation",
+    "GradientHistograms",
     "GridPointingGame",
     "Infidelity",
     "InsertionAUC",
@@ -49,16 +58,21 @@ __all__ = [
     "MetricCard",
     "MoRF",
     "NoisyBaseline",
+    "ParameterRandomization",
     "Pearson",
     "PointingGame",
+    "RandomLogit",
+    "RankSimilarity",
     "Region",
     "RelevanceRank",
     "Scores",
     "SensitivityN",
+    "Similarity",
     "SingleDeletion",
     "Sparseness",
     "Spearman",
     "SquareRemoval",
+    "StructuralSimilarity",
     "Subject",
     "Summary",
     "TopKIntersection",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -22,8 +20,8 @@ def with_layers(field: Field) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
     """Copy the field's model, and list its layers from input to output: names, and those of their parameters.
 
     A layer is a module with parameters of its own, bare ones included, in the order of definition. Scales and shifts of
-    normalizations belong to the layer before them: alone, `reset_parameters` would make them ones and zeros, which is no
-    draw.
+    normalizations belong to the layer before them: alone, `reset_parameters` would make them ones and zeros, which is
+    no draw.
 
     Raises:
         ModelError: a function, or a model without parameters.
@@ -33,9 +31,11 @@ def with_layers(field: Field) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
             f"{kind_of(field.model)} whose parameters are to be randomized", "an nn.Module", "wrap it in a module"
         )
     model = copy.deepcopy(field.model)
+    known = {name for name, _ in model.named_parameters()}  # those of tied layers stand under their first name
     found: list[tuple[str, list[str]]] = []
     for name, module in model.named_modules():
         own = [f"{name}.{p}" if name else p for p, _ in module.named_parameters(recurse=False)]
+        own = [p for p in own if p in known]
         if not own:
             continue
         if _is_normalization(module) and found:
@@ -79,12 +79,8 @@ def randomize(model: nn.Module, parameters: list[str], draw: Draw, seed: int, li
         table[name].copy_(new.reshape(learned.shape).to(learned))
 
 
-@contextmanager
-def restored(model: nn.Module, like: dict[str, Tensor]) -> Iterator[None]:
-    """Bring the learned parameters back at the end."""
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                p.copy_(like[name])
+@torch.no_grad()
+def restore(model: nn.Module, like: dict[str, Tensor]) -> None:
+    """Bring the learned parameters back."""
+    for name, p in model.named_parameters():
+        p.copy_(like[name])

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.card import Paper
-from apportion.core.config import Configurable
+from apportion.core.errors import InputError, kind_of
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, as_asked, register
-from apportion.metrics.randomization.layers import Draw, randomize, with_layers
+from apportion.metrics.randomization.layers import Draw, randomize, restore, with_layers
 from apportion.metrics.randomization.similarities import RankSimilarity, Similarity
 from apportion.metrics.scores import Curve, Direction
 
@@ -40,6 +40,14 @@ def _noisy(q: Question, explainer: Explainer, samples: int, noise: float) -> Tre
         made = explainer.explain(q.at(copies, _owners(q), at)).values
         sums = made if sums is None else tree.apply(torch.add, sums, made)
     return tree.apply(lambda v: v / samples, sums)
+
+
+def explained(q: Question, model: Any, explainer: Explainer, samples: int = 0, noise: float = 0.0) -> Tree:
+    """Explain the same examples and classes of another model, on the same account."""
+    other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
+    values = _noisy(other, explainer, samples, noise)
+    q.charge(other.account)
+    return values
 
 
 def _owners(q: Question) -> Tensor:
@@ -68,8 +76,8 @@ class ParameterRandomization(Metric):
     """The mean similarity of the map to those of networks with randomized layers, stage by stage.
 
     "top_down" randomizes the layers one after the other from the output on and keeps those before randomized,
-    "bottom_up" from the input on, "independent" one at a time. The class explained stays that of the learned network. The
-    mean is over the randomized stages; the network itself, whose similarity is 1, is not among them.
+    "bottom_up" from the input on, "independent" one at a time. The class explained stays that of the learned network.
+    The mean is over the randomized stages; the network itself, whose similarity is 1, is not among them.
 
     Undefined where a map is constant.
 
@@ -91,7 +99,8 @@ class ParameterRandomization(Metric):
     >>> import apportion as ap
     >>> _ = torch.manual_seed(0)
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).eval()
-    >>> s = ParameterRandomization()(ap.Field(net), torch.rand(3, 8), ap.Gradient(), controls=[ap.controls.InputMagnitude()])
+    >>> beside = [ap.controls.InputMagnitude()]
+    >>> s = ParameterRandomization()(ap.Field(net), torch.rand(3, 8), ap.Gradient(), controls=beside)
     >>> s.curves["similarity"].y.shape, bool((s.values < 0.9).all()), s.controls["InputMagnitude"].values.tolist()
     (torch.Size([3, 2]), True, [1.0, 1.0, 1.0])
     """
@@ -115,11 +124,9 @@ class ParameterRandomization(Metric):
         found = []
         for stage in parts:
             if self.order == "independent":
-                _restore(model, learned)
+                restore(model, learned)
             randomize(model, stage, self.draw, q.seed, learned)
-            other = q.of_model(model)
-            made = _noisy(other, explainer, self.samples, self.noise)
-            q.take_account(other)
+            made = explained(q, model, explainer, self.samples, self.noise)
             found.append(self.similarity(own, made))
         y = torch.stack(found, 1)
         none = y.isnan().any(1)
@@ -136,6 +143,10 @@ class ParameterRandomization(Metric):
         ends = [round(len(names) * (i + 1) / count) for i in range(count)]
         return [[p for own in names[a:b] for p in own] for a, b in zip([0, *ends], ends, strict=False)]
 
+    def explanations(self, q: Question) -> int:
+        """Once for the network and once for each stage, each time all noisy copies."""
+        return (1 + len(self._stages(with_layers(q.field)[1]))) * (self.samples or 1)
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         return (
@@ -143,3 +154,156 @@ class ParameterRandomization(Metric):
             cls("independent", "shuffled", RankSimilarity(absolute=True)),
             cls("bottom_up", stages=1, samples=2),
         )
+
+
+@register(
+    MetricCard(
+        title="Effect of parameter randomization on complexity (eMPRT)",
+        paper=Paper(
+            "Hedström, Weber, Lapuschkin, Höhne",
+            2024,
+            "A fresh look at sanity checks for saliency maps",
+            "xAI, CCIS 2153",
+        ),
+        intent="How much more complex the map gets when all parameters are random.",
+        direction=Direction.HIGHER,
+        judges=Judges.EXPLAINER,
+        chance="0 for a map that does not look at the parameters",
+        cost="the explainer's, twice",
+        cautions=(
+            "A random network may give a map of few values, as by dead units, for which less complexity is right.",
+        ),
+    )
+)
+@dataclass(frozen=True)
+class EffectiveRandomization(Metric):
+    """(H(ê) - H(e)) / H(e), with H the entropy of a histogram of the map, of the learned and of a random network.
+
+    Undefined where the learned network's map has one value.
+
+    Attributes:
+        bins: of the histogram, between the map's least and greatest value; a number that the source leaves to rules.
+        draw: as in `ParameterRandomization`.
+
+    Source: Hedström et al. (2024), section 4.2.
+
+    >>> import apportion as ap
+    >>> net = torch.nn.Sequential(torch.nn.Linear(6, 2)).eval()
+    >>> s = EffectiveRandomization()(ap.Field(net), torch.rand(2, 6), ap.controls.InputMagnitude())
+    >>> s.values
+    tensor([0., 0.], dtype=torch.float64)
+    """
+
+    bins: int = 100
+    draw: Draw = "redrawn"
+
+    _positive = ("bins",)
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        """Explain both networks, and count."""
+        model, layers = with_layers(q.field)
+        learned = {n: p.detach().clone() for n, p in model.named_parameters()}
+        randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
+        before = _entropy(_noisy(q, subject.explainer, 0, 0.0), self.bins)
+        after = _entropy(explained(q, model, subject.explainer), self.bins)
+        none = before == 0
+        return Found(
+            torch.where(none, torch.nan, (after - before) / before),
+            parts={"learned": before, "random": after},
+            undefined={"a map of one value": none},
+        )
+
+    def explanations(self, q: Question) -> int:
+        """Once for each network."""
+        return 2
+
+    @classmethod
+    def variants(cls) -> tuple[Metric, ...]:
+        return (cls(bins=20), cls(10, "shuffled"))
+
+
+def _entropy(m: Tree, bins: int) -> Float[Tensor, " B"]:
+    """Give the entropy of each map's histogram, in nats."""
+    flat = torch.cat([t.flatten(1).double() for t in tree.leaves(m)], 1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    span = torch.where(high > low, high - low, 1)
+    at = ((flat - low) / span * bins).long().clamp(max=bins - 1)
+    share = torch.zeros(len(flat), bins, dtype=flat.dtype, device=flat.device)
+    share = share.scatter_add_(1, at, torch.ones_like(flat)) / flat.shape[1]
+    return -torch.xlogy(share, share).sum(1)
+
+
+@register(
+    MetricCard(
+        title="Random logit (class agnosticism)",
+        paper=Paper(
+            "Sixt, Granz, Landgraf", 2020, "When explanations lie: why many modified BP attributions fail", "ICML"
+        ),
+        intent="How alike the maps for the class and for other classes are.",
+        direction=Direction.LOWER,
+        judges=Judges.EXPLAINER,
+        range=(-1.0, 1.0),
+        chance="1 for a map that does not look at the class",
+        cost="the explainer's, once for the class and once for each other class",
+        cautions=("Classes may share their evidence: compare methods, and do not expect 0.",),
+    )
+)
+@dataclass(frozen=True)
+class RandomLogit(Metric):
+    """The mean similarity of the map of the class to those of other classes, drawn for each example.
+
+    Undefined where a map is constant.
+
+    Attributes:
+        classes: others that are asked; all of them if None or more than there are.
+        similarity: of two maps; the source has SSIM, and ranks are what can be compared over methods.
+
+    Raises:
+        InputError: a model whose outputs are not two or more classes, or examples without one target each.
+
+    Source: Sixt et al. (2020), section 4.2.
+
+    >>> import apportion as ap
+    >>> field = ap.Field(lambda x: torch.stack([x.sum(1), -x.sum(1)], 1))
+    >>> RandomLogit()(field, torch.tensor([[1.0, 2.0, 3.0]]), ap.GradientTimesInput()).values
+    tensor([-1.], dtype=torch.float64)
+    """
+
+    classes: int | None = 1
+    similarity: Similarity = field(default_factory=RankSimilarity)
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        """Explain the class and the others."""
+        outputs, target = q.outputs(q.x, q.owners), q.target
+        fits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1
+        if not fits or not isinstance(target, Tensor) or target.ndim != 2 or target.shape[1] != 1:
+            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else kind_of(outputs)
+            raise InputError(
+                f"outputs {shape} for RandomLogit", "[B, classes], and one target each", "judge a classifier"
+            )
+        others = outputs.shape[1] - 1
+        owner = torch.arange(len(q))
+        drawn = q.stream("other classes").uniform(torch.zeros(len(q), others), owner, 0 * owner).argsort(1)
+        own = _noisy(q, subject.explainer, 0, 0.0)
+        found = []
+        for k in range(min(self.classes or others, others)):
+            rank = drawn[:, k].to(target.device)
+            other = q.field.bind(q.inputs, rank + (rank >= target[:, 0]), q.ids, q.seed)
+            found.append(self.similarity(own, _noisy(other, subject.explainer, 0, 0.0)))
+            q.charge(other.account)
+        y = torch.stack(found, 1)
+        return Found(y.mean(1), parts={"each": y}, undefined={"a constant map": y.isnan().any(1)})
+
+    def passes(self, q: Question) -> Passes:
+        """Count the pass that tells how many classes there are."""
+        return Passes(1, 0, 0)
+
+    def explanations(self, q: Question) -> int:
+        """Once for the class, and once for each other one."""
+        with q.uncounted():
+            outputs = q.outputs(q.x[:1], q.owners[:1])  # pyright: ignore[reportArgumentType, reportIndexIssue]
+        return 1 + min(self.classes or outputs.shape[1], outputs.shape[1] - 1)
+
+    @classmethod
+    def variants(cls) -> tuple[Metric, ...]:
+        return (cls(), cls(None, RankSimilarity(absolute=True)))

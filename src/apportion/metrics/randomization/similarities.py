@@ -90,7 +90,6 @@ class StructuralSimilarity(Similarity):
 
         x, y = scaled
         mx, my = mean(x), mean(y)
-        # the sample covariance, 121 / 120 of the windows' own, as in the implementation most others follow
         vx, vy, vxy = (mean(p) - q for p, q in ((x * x, mx * mx), (y * y, my * my), (x * y, mx * my)))
         c1, c2 = 0.01**2, 0.03**2
         index = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
@@ -99,7 +98,7 @@ class StructuralSimilarity(Similarity):
 
 @dataclass(frozen=True)
 class GradientHistograms(Similarity):
-    """Pearson's correlation of histograms of oriented gradients (HOG, Dalal and Triggs 2005), as Adebayo et al. name it.
+    """Pearson's correlation of histograms of oriented gradients (HOG, Dalal and Triggs 2005), used by Adebayo et al.
 
     Cells of `cell` pixels a side, nine orientations, blocks of 3 × 3 cells normalized by L2-Hys: scikit-image's
     `hog` on the maps with channels summed. Undefined for constant maps.
@@ -120,11 +119,15 @@ class GradientHistograms(Similarity):
         try:
             from skimage.feature import hog
         except ImportError as error:
-            raise ConfigError("HOG without scikit-image", "the image extra", "pip install 'apportion[image]'") from error
+            raise ConfigError(
+                "HOG without scikit-image", "the image extra", "pip install 'apportion[image]'"
+            ) from error
         one, other = (_pictures(m, "GradientHistograms") for m in (a, b))
         if min(one.shape[1:]) < 3 * self.cell:
             raise InputError(
-                f"HOG of maps {tuple(one.shape[1:])}", f"{3 * self.cell} × {3 * self.cell} pixels", "choose smaller cells"
+                f"HOG of maps {tuple(one.shape[1:])}",
+                f"{3 * self.cell} × {3 * self.cell} pixels",
+                "choose smaller cells",
             )
         found = [
             torch.stack([torch.from_numpy(hog(p.cpu().numpy(), pixels_per_cell=(self.cell, self.cell))) for p in m])

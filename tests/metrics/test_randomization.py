@@ -1,0 +1,200 @@
+"""Randomization: what it does to the parameters, exact similarities, and explainers it must tell apart."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion.core.errors import InputError, ModelError
+from apportion.metrics import (
+    EffectiveRandomization,
+    GradientHistograms,
+    ParameterRandomization,
+    RandomLogit,
+    RankSimilarity,
+    StructuralSimilarity,
+)
+from apportion.metrics.randomization.layers import randomize, restore, with_layers
+
+
+def some(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Odd(nn.Module):
+    """Bare parameters, a normalization, and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.gain = nn.Parameter(torch.rand(6) + 1)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second((self.norm(self.first(x)) * self.gain).tanh()).tanh())
+
+
+def odd() -> Odd:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Odd().double().eval()
+
+
+# -- what is randomized -----------------------------------------------------------------------------
+
+
+def test_layers_in_order_with_bare_and_tied_parameters() -> None:
+    model, layers = with_layers(ap.Field(odd()))
+    names = [(name, sorted(own)) for name, own in layers]
+    assert names == [
+        ("(itself)", ["gain"]),
+        ("first", ["first.bias", "first.weight", "norm.bias", "norm.weight"]),
+        ("second", ["second.bias"]),
+        ("head", ["head.bias", "head.weight"]),
+    ]
+    assert {p for _, own in layers for p in own} == {n for n, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("draw", ["redrawn", "shuffled"])
+def test_parameters_get_new_numbers_of_the_same_size(draw: Any) -> None:
+    """Each layer its own: one seed for all would give equal layers equal numbers."""
+    layers = [nn.Linear(40, 40).double() for _ in range(2)]
+    net = nn.Sequential(*layers)
+    net[1].load_state_dict(net[0].state_dict())
+    learned = {n: p.detach().clone() for n, p in net.named_parameters()}
+    randomize(net, ["0.weight", "1.weight"], draw, 0, learned)
+    one, other = layers[0].weight.detach(), layers[1].weight.detach()
+    assert not torch.equal(one, other)
+    assert torch.equal(layers[0].bias, learned["0.bias"])
+    assert float(one.std() / learned["0.weight"].std()) == pytest.approx(1, abs=0.06)
+    same = torch.equal(one.flatten().sort().values, learned["0.weight"].flatten().sort().values)
+    assert same == (draw == "shuffled")
+    assert not torch.equal(one, learned["0.weight"])
+    restore(net, learned)
+    assert torch.equal(layers[0].weight, learned["0.weight"])
+
+
+def test_constant_parameters_change_too() -> None:
+    """Quantus resets normalizations to ones and zeros, and leaves bare parameters as they are."""
+    norm = nn.LayerNorm(3)
+    net = nn.Sequential(nn.Linear(3, 3), norm)
+    learned = {n: p.detach().clone() for n, p in net.named_parameters()}
+    for draw in ("redrawn", "shuffled"):
+        randomize(net, ["1.weight", "1.bias"], draw, 0, learned)
+        assert not torch.equal(norm.weight, learned["1.weight"])
+        assert not torch.equal(norm.bias, learned["1.bias"])
+
+
+# -- the metric -------------------------------------------------------------------------------------
+
+
+def test_stage_by_stage_as_written_down() -> None:
+    """A loop over layers from the output on, each explained alone."""
+    net, x = odd(), some(3, 6)
+    found = ParameterRandomization()(ap.Field(net), x, ap.Gradient(), target=[0, 1, 2], seed=3)
+    own = ap.Gradient()(ap.Field(net), x, target=[0, 1, 2]).values
+    copied, learned = copy.deepcopy(net), {n: p.detach().clone() for n, p in net.named_parameters()}
+    stages = [["head.weight", "head.bias"], ["second.bias"], ["first.weight", "first.bias", "norm.weight", "norm.bias"]]
+    stages.append(["gain"])
+    for i, names in enumerate(stages):
+        randomize(copied, names, "redrawn", 3, learned)
+        made = ap.Gradient()(ap.Field(copied), x, target=[0, 1, 2]).values
+        want = [np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1] for a, b in zip(own, made, strict=True)]
+        assert found.curves["similarity"].y[:, i].tolist() == pytest.approx(want)
+    assert torch.equal(found.values, found.curves["similarity"].y.mean(1))  # the network itself is not in the mean
+
+
+def test_what_does_not_look_at_the_network_is_found_out() -> None:
+    net, x = odd(), some(4, 6)
+    beside = [ap.controls.InputMagnitude(), ap.controls.Random()]
+    found = ParameterRandomization()(ap.Field(net), x, ap.Gradient(), controls=beside)
+    assert found.controls["InputMagnitude"].values.tolist() == pytest.approx([1] * 4)
+    assert found.controls["Random"].values.tolist() == pytest.approx([1] * 4)  # the same noise for the same example
+    assert bool((found.values < 0.9).all())
+    assert found.beats("InputMagnitude")
+
+
+def test_independent_stages_start_from_the_learned_network() -> None:
+    net, x = odd(), some(2, 6)
+    alone = ParameterRandomization("independent")(ap.Field(net), x, ap.Gradient()).curves["similarity"].y
+    down = ParameterRandomization("top_down")(ap.Field(net), x, ap.Gradient()).curves["similarity"].y
+    up = ParameterRandomization("bottom_up")(ap.Field(net), x, ap.Gradient()).curves["similarity"].y
+    assert torch.allclose(alone[:, 0], up[:, 0])
+    assert torch.allclose(down[:, -1], up[:, -1])  # all layers
+    assert alone.shape == down.shape == (2, 4)
+    assert ParameterRandomization(stages=2)(ap.Field(net), x, ap.Gradient()).curves["similarity"].y.shape == (2, 2)
+
+
+def test_averaging_over_noisy_copies_takes_out_the_noise_of_the_map() -> None:
+    net, x = odd(), some(2, 6)
+    noisy = ap.External(lambda x, target: x + 0 * x + torch.randn(x.shape, generator=torch.Generator()), "noisy")
+    smooth = ParameterRandomization(samples=64, noise=0.01)(ap.Field(net), x, noisy).values
+    assert bool((smooth > 0.5).all())
+
+
+def test_the_complexity_of_a_random_networks_map() -> None:
+    net, x = odd(), some(3, 6)
+    found = EffectiveRandomization(bins=4)(ap.Field(net), x, ap.Gradient(), target=0)
+    maps = ap.Gradient()(ap.Field(net), x, target=0).values
+    for i in range(3):
+        counts = np.histogram(maps[i].numpy(), bins=4)[0] / 6
+        assert found.parts["learned"][i].item() == pytest.approx(-sum(c * np.log(c) for c in counts if c))
+    flat = EffectiveRandomization()(ap.Field(net), x, ap.controls.AllOnes())
+    assert flat.undefined["a map of one value"].all()
+
+
+def test_classes_that_share_their_map_and_classes_that_do_not() -> None:
+    two = ap.Field(lambda x: torch.stack([x.sum(1), -x.sum(1), (x * torch.arange(6)).sum(1)], 1))
+    x = some(3, 6)
+    blind = RandomLogit(None)(two, x, ap.controls.InputMagnitude(), target=0)
+    assert blind.values.tolist() == pytest.approx([1, 1, 1])
+    assert RandomLogit(None)(two, x, ap.GradientTimesInput(), target=0).parts["each"].shape == (3, 2)
+    seeing = RandomLogit(None, RankSimilarity(absolute=True))(two, x, ap.GradientTimesInput(), target=0)
+    assert bool((seeing.values < 1).all())
+    with pytest.raises(InputError, match="classes"):
+        RandomLogit()(ap.Field(lambda x: x.sum(1)), x, ap.Gradient())
+
+
+def test_models_without_parameters_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"nn\.Module"):
+        ParameterRandomization()(ap.Field(lambda x: x.sum(1)), some(1, 3), ap.Gradient())
+    with pytest.raises(ModelError, match="without parameters"):
+        ParameterRandomization()(ap.Field(nn.Flatten()), some(1, 3), ap.Gradient(), target=0)
+
+
+# -- similarities -----------------------------------------------------------------------------------
+
+
+def test_similarities_against_scikit_image() -> None:
+    from skimage.feature import hog
+    from skimage.metrics import structural_similarity
+
+    a, b = some(2, 3, 32, 40), some(2, 3, 32, 40, seed=2)
+    b = b + a
+    ssim, hogs = StructuralSimilarity()(a, b), GradientHistograms()(a, b)
+    for i in range(2):
+        one, other = (((m := v[i].sum(0).numpy()) - m.min()) / (m.max() - m.min()) for v in (a, b))
+        want = structural_similarity(
+            one, other, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0, full=True
+        )[1][5:-5, 5:-5].mean()
+        assert ssim[i].item() == pytest.approx(want, abs=1e-9)
+        cells = [hog(v[i].sum(0).numpy(), pixels_per_cell=(8, 8)) for v in (a, b)]
+        assert hogs[i].item() == pytest.approx(np.corrcoef(*cells)[0, 1])
+    for same in (StructuralSimilarity(), GradientHistograms(), RankSimilarity()):
+        assert same(a, a).tolist() == pytest.approx([1, 1])
+        assert same(a, torch.ones_like(a)).isnan().all()
+    assert RankSimilarity()(a, -a).tolist() == pytest.approx([-1, -1])
+    assert RankSimilarity(absolute=True)(a, -a).tolist() == pytest.approx([1, 1])
+    for picky in (StructuralSimilarity(), GradientHistograms()):
+        with pytest.raises(InputError, match="pixels"):
+            picky(a[..., :8, :8], b[..., :8, :8])
+        with pytest.raises(InputError, match="pictures"):
+            picky(some(2, 6), some(2, 6))
