@@ -183,9 +183,9 @@ def _counts_rows(node: fx.Node) -> bool:
     """Tell whether a node is x.size(0), x.size()[0] or x.shape[0], the same everywhere, or a step on the way to it."""
     args = list(node.args)
     if node.op == "call_method" and node.target == "size" and len(args) > 1:
-        return args[1] == 0
+        return bool(args[1] == 0)
     if node.target is operator.getitem:
-        return args[1] == 0 and isinstance(args[0], fx.Node) and _is_shape(args[0])
+        return bool(args[1] == 0) and isinstance(args[0], fx.Node) and _is_shape(args[0])
     return _is_shape(node) and all(_counts_rows(user) for user in node.users)
 
 
