@@ -2,7 +2,7 @@
 
 from apportion import metrics, planted, testing
 from apportion.bias_report import BiasReport, bias_report
-from apportion.bulk import Estimate, Evaluation
+from apportion.bulk import Comparison, Estimate, Evaluation
 from apportion.core.attribution import Attribution, Cost, Domain, References
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle, Total
 from apportion.core.errors import ApportionError
@@ -148,6 +148,7 @@ __all__ = [
     "CXPlain",
     "Card",
     "Claim",
+    "Comparison",
     "Contrast",
     "ContrastiveExcitationBackprop",
     "Cost",

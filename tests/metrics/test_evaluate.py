@@ -286,6 +286,10 @@ def test_truths_go_with_their_examples() -> None:
     other = run(metrics=metrics, truth={"inside": masks, "also": masks.flip(0)}, batch=2, ids=IDS)
     flipped = Inside()(FIELD, X, ap.Gradient(), truth=masks.flip(0), ids=IDS)
     torch.testing.assert_close(other.scores["gradient"]["also"].values, flipped.values, equal_nan=True)
+    maps = ap.explain(NET, X, "gradient")
+    agree = {"agree": ap.metrics.Agreement()}
+    found = run(methods=["gradient"], metrics=agree, truth=maps, batch=2, controls=())
+    assert found.scores["gradient"]["agree"].values.tolist() == [1.0] * 7
     with pytest.raises(ConfigError, match="no truth for also"):
         run(metrics=metrics, truth={"inside": masks})
     with pytest.raises(ConfigError, match="truth"):

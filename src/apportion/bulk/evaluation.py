@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from apportion.bulk.comparison import Comparison, compare
 from apportion.bulk.store import as_numbers, from_numbers, pack, unpack
 from apportion.core.attribution import Cost
 from apportion.core.config import Json
 from apportion.core.errors import ConfigError, InputError, nearest
 from apportion.core.write import write_bytes
+from apportion.metrics.ranks import Ranks, rank_methods
 from apportion.metrics.scores import Direction, Scores
 
 
@@ -179,6 +181,28 @@ class Evaluation:
                     }
                 )
         return rows
+
+    def ranks(self, metric: str) -> Ranks:
+        """Rank the methods by a metric, with tests and sizes of their differences; see `rank_methods`."""
+        return rank_methods(self.of(metric), metric)
+
+    def compare(self, groups: Mapping[str, Sequence[str]] | None = None) -> Comparison:
+        """Find methods that another one dominates in every group of metrics, such as faithfulness and robustness.
+
+        Args:
+            groups: which metrics make a group, by its name; those of a folder unless given.
+        """
+        return compare(self.scores, groups)
+
+    def show(self, metrics: Sequence[str] | None = None) -> Any:
+        """Draw methods by metrics with intervals and controls, as a Matplotlib figure; needs the image extra.
+
+        Args:
+            metrics: those to draw; all unless given.
+        """
+        from apportion.show.scores import evaluation
+
+        return evaluation(self, metrics)
 
     @property
     def failures(self) -> list[tuple[str, str, str, int]]:

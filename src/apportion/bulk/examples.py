@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apportion.core import tree
+from apportion.core.attribution import Attribution, Cost, Domain
 from apportion.core.config import Configurable, digest, to_config
 from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.score import Target
@@ -149,6 +150,8 @@ def _count(entries: Any) -> int | None:
     """Count entries of examples; None where one thing is for all."""
     if isinstance(entries, Tensor | np.ndarray):
         return len(entries) if entries.ndim else None
+    if isinstance(entries, Attribution):
+        return len(entries)
     if isinstance(entries, tuple):  # as a target, one index into several axes
         return None
     return len(entries) if isinstance(entries, Sequence) and not isinstance(entries, str | bytes) else None
@@ -165,7 +168,30 @@ def taken(entries: Any, rows: slice) -> Any:
     """Take the entries of some examples, or the one thing that is for all."""
     if isinstance(entries, Mapping):
         return {k: taken(v, rows) for k, v in entries.items()}
+    if isinstance(entries, Attribution):
+        return _taken_maps(entries, rows)
     return entries if _count(entries) is None else entries[rows]
+
+
+def _taken_maps(a: Attribution, rows: slice) -> Attribution:
+    """Take the maps of some examples, without what was made on the way."""
+    count = len(a)
+
+    def take(value: Any) -> Any:
+        return tree.map_tensors(lambda t: t[rows] if t.ndim and len(t) == count else t, value)
+
+    forward, backward, at_x = (getattr(a.cost, n)[rows] for n in ("forward", "backward", "at_x"))
+    return replace(
+        a,
+        values=tree.index(a.values, rows),
+        value=a.value[rows],
+        claimed_total=take(a.claimed_total),
+        cost=Cost(forward, backward, at_x),
+        target=take(a.target),
+        parts={},
+        references=None,
+        groups=take(a.groups) if a.domain is Domain.GROUPS else a.groups,
+    )
 
 
 def taken_truth(truth: Any, rows: slice) -> Any:
@@ -186,6 +212,8 @@ def mark(value: Any) -> Any:
     """
     if isinstance(value, Tensor | np.ndarray):
         return digest(torch.as_tensor(value))
+    if isinstance(value, Attribution):
+        return mark(value.values)
     if isinstance(value, Mapping):
         return {str(k): mark(v) for k, v in value.items()}
     if isinstance(value, tuple | list):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apportion.bulk.examples import Batch, mark
+from apportion.bulk.examples import Batch, mark, taken
 from apportion.bulk.store import Store
 from apportion.core import tree
-from apportion.core.attribution import Attribution, Cost, Domain
+from apportion.core.attribution import Attribution, Cost
 from apportion.core.config import Json, digest, to_config
 from apportion.core.errors import (
     ApportionError,
@@ -376,24 +376,8 @@ def _of_rows(judged: Judged, rows: slice) -> Any:
         return replace(judged, values=tree.index(judged.values, rows))
     if not isinstance(judged, Attribution):
         return judged
-    count = len(judged)
     _reaches(judged.values, rows, "an attribution")
-
-    def take(value: Any) -> Any:
-        return tree.map_tensors(lambda t: t[rows] if t.ndim and len(t) == count else t, value)
-
-    claimed = judged.claimed_total
-    return replace(
-        judged,
-        values=tree.index(judged.values, rows),
-        value=judged.value[rows],
-        claimed_total=claimed if claimed is None else take(claimed),
-        cost=Cost(*(getattr(judged.cost, n)[rows] for n in ("forward", "backward", "at_x"))),
-        target=take(judged.target),
-        parts={},
-        references=None,
-        groups=take(judged.groups) if judged.domain is Domain.GROUPS else judged.groups,
-    )
+    return taken(judged, rows)
 
 
 def _reaches(values: Any, rows: slice, name: str) -> None:

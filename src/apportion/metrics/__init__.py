@@ -25,6 +25,7 @@ from apportion.metrics.randomization.similarities import (
     Similarity,
     StructuralSimilarity,
 )
+from apportion.metrics.ranks import Ranks, rank_methods
 from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_category
 from apportion.metrics.statistics import Correlation, Pearson, Spearman
 
@@ -63,6 +64,7 @@ __all__ = [
     "PointingGame",
     "RandomLogit",
     "RankSimilarity",
+    "Ranks",
     "Region",
     "RelevanceRank",
     "Scores",
@@ -80,5 +82,6 @@ __all__ = [
     "by_category",
     "metric",
     "names",
+    "rank_methods",
     "register",
 ]

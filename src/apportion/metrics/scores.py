@@ -222,6 +222,12 @@ class Scores:
             return None
         return low > 0 if self.direction is Direction.HIGHER else high < 0
 
+    def show(self) -> Any:
+        """Draw the curves with bootstrap bands, controls beside, as a Matplotlib figure; needs the image extra."""
+        from apportion.show.scores import scores
+
+        return scores(self)
+
     def records(self) -> list[dict[str, Any]]:
         """List one plain record an example, controls after the judged map."""
         reason = [""] * len(self)

@@ -1,0 +1,179 @@
+"""Methods across groups of metrics: which are no better than another one anywhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core.config import Configurable
+from apportion.core.errors import ConfigError
+from apportion.metrics.scores import Direction, Scores, counts
+
+_OF_FAMILY = {
+    "ablation": "faithfulness",
+    "fidelity": "faithfulness",
+    "axioms": "faithfulness",
+    "complexity": "complexity",
+    "noise": "complexity",
+    "localization": "localization",
+    "randomization": "randomization",
+}
+"""The group that a folder of metrics belongs to; agreement is no merit."""
+
+_ROBUSTNESS = ("Sensitivity", "Lipschitz", "Stability", "Continuity", "Invariance")
+"""Ends of the names of metrics that look at what small changes do."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Methods across groups of metrics. Groups are never added up: what they are worth is the reader's to say.
+
+    Attributes:
+        groups: names of metrics by the name of their group.
+        scores: of each method by each metric.
+        dominated: for each method that is dominated, by which: in every group as good by each metric and better by one.
+        surely: the same where the other is better beyond chance by one metric of every group, and nowhere worse
+            beyond chance.
+        left_out: metrics of no group, and those where no end is the better one.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    scores: Mapping[str, Mapping[str, Scores]]
+    dominated: Mapping[str, tuple[str, ...]]
+    surely: Mapping[str, tuple[str, ...]]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods."""
+        return tuple(self.scores)
+
+    def standing(self, group: str) -> Float[Tensor, "3 M"]:
+        """Give where methods stand in a group: the value, and the ends of its bootstrap interval at 95 %.
+
+        Of a group with one metric that is its mean. Of a larger one it is the mean, over its metrics, of the rank of
+        the method's mean, 1 the best.
+
+        Args:
+            group: its name.
+        """
+        metrics = self.groups[group]
+        drawn = []
+        for metric in metrics:
+            held = [self.scores[m][metric] for m in self.methods]
+            table = torch.stack([s.values.detach().cpu().double() for s in held], 1)
+            ids, seed = held[0].ids, held[0].seed
+            times = torch.cat([torch.ones(len(ids), 1, dtype=torch.float64), counts(ids, seed)], 1)
+            known = (~table.isnan()).double()
+            drawn.append((times.T @ table.nan_to_num(0)) / (times.T @ known))
+        if len(metrics) == 1:
+            each = drawn[0]
+        else:
+            signs = [1 if self.scores[self.methods[0]][m].direction is Direction.LOWER else -1 for m in metrics]
+            each = torch.stack([_ranked(sign * d) for sign, d in zip(signs, drawn, strict=True)]).mean(0)
+        ends = torch.nanquantile(each[1:], each.new_tensor([0.025, 0.975]), 0)
+        return torch.cat([each[:1], ends])
+
+    def show(self) -> Any:
+        """Draw every pair of groups as the axes of a panel; needs the image extra."""
+        from apportion.show.scores import comparison
+
+        return comparison(self)
+
+    def __repr__(self) -> str:
+        lines = [f"{group}: {', '.join(metrics)}" for group, metrics in self.groups.items()]
+        if self.left_out:
+            lines.append(f"left out: {', '.join(self.left_out)}")
+        for method in self.methods:
+            by = self.dominated.get(method)
+            sure = self.surely.get(method)
+            told = f"dominated by {', '.join(by)}" if by else "not dominated"
+            lines.append(f"  {method}: {told}{f'; beyond chance by {chr(44).join(sure)}' if sure else ''}")
+        return "\n".join(lines)
+
+
+def compare(
+    scores: Mapping[str, Mapping[str, Scores]], groups: Mapping[str, Sequence[str]] | None = None
+) -> Comparison:
+    """Find the methods that another one dominates in every group of metrics.
+
+    Args:
+        scores: `scores[method][metric]`.
+        groups: names of metrics by group; by the folder a metric is from unless given.
+
+    Raises:
+        ConfigError: a metric that is not there, no group, or one without a metric.
+    """
+    methods = list(scores)
+    there = scores[methods[0]]
+    if groups is None:
+        found: dict[str, list[str]] = {}
+        for name, s in there.items():
+            if (group := _group(s)) is not None:
+                found.setdefault(group, []).append(name)
+        order = ("faithfulness", "complexity", "robustness", "localization", "randomization")
+        groups = {name: found[name] for name in order if name in found}
+    unknown = [m for metrics in groups.values() for m in metrics if m not in there]
+    if unknown:
+        raise ConfigError(f"metric {unknown[0]!r} in a group", f"one of {list(there)}", "name metrics of .metrics")
+    judging = {
+        g: tuple(m for m in metrics if there[m].direction is not Direction.NEITHER) for g, metrics in groups.items()
+    }
+    if not judging or not all(judging.values()):
+        raise ConfigError(
+            f"groups {dict(judging)}",
+            "a metric with a better end in every group",
+            "give groups={'faithfulness': [...], ...}",
+        )
+    dominated: dict[str, list[str]] = {}
+    surely: dict[str, list[str]] = {}
+    for one, other in itertools.permutations(methods, 2):
+        better, sure = [], []
+        for metrics in judging.values():
+            gains = [_gain(scores[other][m], scores[one][m]) for m in metrics]
+            better.append(all(g[0] >= 0 for g in gains) and any(g[0] > 0 for g in gains))
+            sure.append(all(g[2] >= 0 for g in gains) and any(g[1] > 0 for g in gains))
+        if all(better):
+            dominated.setdefault(one, []).append(other)
+        if all(better) and all(sure):
+            surely.setdefault(one, []).append(other)
+    used = {m for metrics in judging.values() for m in metrics}
+    return Comparison(
+        judging,
+        scores,
+        {k: tuple(v) for k, v in dominated.items()},
+        {k: tuple(v) for k, v in surely.items()},
+        tuple(m for m in there if m not in used),
+    )
+
+
+def _gain(other: Scores, one: Scores) -> tuple[float, float, float]:
+    """Measure by how much the other is better on the same examples, with the ends of the interval."""
+    summed = other.against(one)
+    low, high = summed.interval
+    if other.direction is Direction.LOWER:
+        return -summed.mean, -high, -low
+    return summed.mean, low, high
+
+
+def _group(s: Scores) -> str | None:
+    cls = Configurable._known.get(s.name)
+    if cls is None:
+        return None
+    *_, folder, _ = ("", "", *cls.__module__.split("."))
+    if folder in ("fidelity", "axioms") and s.name.endswith(_ROBUSTNESS):
+        return "robustness"
+    return _OF_FAMILY.get(folder)
+
+
+def _ranked(values: Float[Tensor, "R M"]) -> Float[Tensor, "R M"]:
+    """Rank within rows, the lowest first, ties by their mean."""
+    below = (values[:, None] < values[:, :, None]).double().sum(2)
+    same = (values[:, None] == values[:, :, None]).double().sum(2)
+    return below + (same + 1) / 2

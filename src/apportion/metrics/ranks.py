@@ -1,0 +1,190 @@
+"""Ranks of methods by a metric: tests and sizes of their differences over the same examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from apportion.core.errors import ConfigError, InputError, kind_of
+from apportion.metrics.scores import Direction, Scores
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ranks:
+    """How methods compare by a metric. Tables are [M, M]: row against column, NaN on the diagonal.
+
+    Attributes:
+        methods: their names.
+        metric: the name of the metric.
+        direction: which end is better; where neither is, higher counts as the first rank.
+        mean_rank: over the examples where every method has a score, 1 the best, ties by their mean.
+        complete: how many these are.
+        difference: the mean of row minus column over the examples that both have.
+        low: the lower end of its bootstrap interval at 95 %.
+        high: the upper end.
+        p: of Wilcoxon's signed-rank test, two-sided.
+        holm: the same corrected for all pairs by Holm's procedure.
+        cles: how often row is better than column on an example, ties counted half.
+        kendall_w: how far examples agree on the ranks: 1 entirely, 0 not at all.
+        kendall_p: of the hypothesis that they do not, by χ² with M - 1 degrees of freedom (Friedman's test).
+        warnings: scores that do not beat their controls, and what is not to be trusted for want of examples.
+    """
+
+    methods: tuple[str, ...]
+    metric: str
+    direction: Direction
+    mean_rank: Float[Tensor, " M"]
+    complete: int
+    difference: Float[Tensor, "M M"]
+    low: Float[Tensor, "M M"]
+    high: Float[Tensor, "M M"]
+    p: Float[Tensor, "M M"]
+    holm: Float[Tensor, "M M"]
+    cles: Float[Tensor, "M M"]
+    kendall_w: float
+    kendall_p: float
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        order = self.mean_rank.argsort().tolist()
+        lines = [f"{self.metric}, {self.direction.value}; Kendall's W {self.kendall_w:.2f} (p {self.kendall_p:.2g})"]
+        lines += [f"  {float(self.mean_rank[i]):.2f}  {self.methods[i]}" for i in order]
+        for at, i in enumerate(order):
+            for j in order[at + 1 :]:
+                low, high = float(self.low[i, j]), float(self.high[i, j])
+                by = f"{float(self.difference[i, j]):.3g} [{low:.3g}, {high:.3g}]"
+                share, p = float(self.cles[i, j]), float(self.holm[i, j])
+                lines.append(f"  {self.methods[i]} - {self.methods[j]}: {by}, better on {share:.0%}, Holm p {p:.2g}")
+        lines += [f"  warning: {w}" for w in self.warnings]
+        return "\n".join(lines)
+
+
+def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ranks:
+    """Compare methods by one metric over the same examples.
+
+    Differences are summed up as `Scores.against` does. The signed-rank test drops differences of 0 (Wilcoxon 1945);
+    p is exact for few examples without ties and else by the normal limit (SciPy's choice). Holm's correction (1979) is
+    over all pairs. The effect size is the common-language one (McGraw & Wong 1992) on pairs of the same example:
+    P(row better) + P(equal) / 2. With ranks r[b, m] of M methods on B examples, Kendall's coefficient of concordance
+    (Kendall & Babington Smith 1939) is
+
+    W = 12 Σ_m (R_m - B (M + 1) / 2)² / (B² (M³ - M) - B Σ_b T_b),
+
+    where R_m = Σ_b r[b, m] and T_b = Σ (t³ - t) over the ties of t methods on example b.
+
+    Args:
+        scores: of each method by one metric, such as `Evaluation.of` gives.
+        metric: what to call it; its class unless given.
+
+    Raises:
+        InputError: fewer than two methods, or other examples, metrics or settings among them.
+        ConfigError: SciPy is not installed.
+    """
+    if not isinstance(scores, Mapping) or len(scores) < 2 or not all(isinstance(s, Scores) for s in scores.values()):
+        raise InputError(
+            f"{len(scores)} method(s)" if isinstance(scores, Mapping) else kind_of(scores),
+            "a dict of scores of two methods or more",
+            "write rank_methods(evaluation.of('a metric'))",
+        )
+    try:
+        from scipy import stats
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "scipy is not installed, which tests of ranks need", "the evaluation extra", "pip install scipy"
+        ) from error
+    names, held = tuple(scores), list(scores.values())
+    first, count = held[0], len(scores)
+    sign = -1.0 if first.direction is Direction.LOWER else 1.0
+    table = torch.stack([s.values.detach().cpu().double() for s in held], 1) if _alike(held) else torch.empty(0)
+    difference, low, high, p, holm, cles = torch.full((6, count, count), math.nan, dtype=torch.float64)
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    for i, j in pairs:
+        summed = held[i].against(held[j])
+        difference[i, j], (low[i, j], high[i, j]) = summed.mean, summed.interval
+        difference[j, i], low[j, i], high[j, i] = -difference[i, j], -high[i, j], -low[i, j]
+        d = (table[:, i] - table[:, j])[~(table[:, i] - table[:, j]).isnan()]
+        if not len(d):
+            continue
+        better = float(((sign * d > 0).double() + (d == 0).double() / 2).mean())
+        cles[i, j], cles[j, i] = better, 1 - better
+        if bool((d == 0).all()):
+            p[i, j] = p[j, i] = 1.0
+            continue
+        test: Any = stats.wilcoxon(d.numpy())
+        p[i, j] = p[j, i] = float(test.pvalue)
+    corrected = _holm([float(p[i, j]) for i, j in pairs])
+    for (i, j), value in zip(pairs, corrected, strict=True):
+        holm[i, j] = holm[j, i] = value
+    whole = table[~table.isnan().any(1)]
+    ranks = torch.from_numpy(stats.rankdata(-sign * whole.numpy(), axis=1)).double().reshape(-1, count)
+    w = _kendall(ranks)
+    chance = float(stats.chi2.sf(len(ranks) * (count - 1) * w, count - 1)) if not math.isnan(w) else math.nan
+    return Ranks(
+        names,
+        metric or first.name,
+        first.direction,
+        ranks.mean(0) if len(ranks) else torch.full((count,), math.nan, dtype=torch.float64),
+        len(ranks),
+        difference,
+        low,
+        high,
+        p,
+        holm,
+        cles,
+        w,
+        chance,
+        tuple(_warnings(scores, len(ranks))),
+    )
+
+
+def _alike(held: list[Scores]) -> bool:
+    for other in held[1:]:
+        held[0].against(other)  # an error where they are not
+    return True
+
+
+def _holm(p: list[float]) -> list[float]:
+    """Correct p-values for their number, stepping down from the smallest; NaN takes no part.
+
+    >>> _holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    known = sorted((v, i) for i, v in enumerate(p) if not math.isnan(v))
+    out, least = [math.nan] * len(p), 0.0
+    for at, (value, i) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - at) * value))
+        out[i] = least
+    return out
+
+
+def _kendall(ranks: Float[Tensor, "B M"]) -> float:
+    """Measure how far examples agree on the order of methods; NaN where all tie on all examples."""
+    examples, methods = ranks.shape
+    sums = ranks.sum(0)
+    spread = ((sums - examples * (methods + 1) / 2) ** 2).sum()
+    same = (ranks[:, :, None] == ranks[:, None]).double().sum(2)
+    ties = (same**2 - 1).sum()  # each of t tied methods adds t² - 1
+    most = examples**2 * (methods**3 - methods) - examples * ties
+    return float(12 * spread / most) if float(most) > 0 else math.nan
+
+
+def _warnings(scores: Mapping[str, Scores], complete: int) -> list[str]:
+    said = []
+    for name, s in scores.items():
+        lost = [c for c in s.controls if s.beats(c) is False]
+        if lost:
+            said.append(f"{name} does not beat {', '.join(lost)}: its rank says little")
+    if complete < len(next(iter(scores.values()))):
+        said.append(f"ranks are of the {complete} example(s) on which every method has a score")
+    if complete < 6:
+        said.append(f"{complete} example(s): no difference can be significant at 5 %, two-sided")
+    return said
+
+
+__all__ = ["Ranks", "rank_methods"]

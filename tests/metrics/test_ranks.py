@@ -1,0 +1,145 @@
+"""Rank statistics against hand values and SciPy."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+import apportion as ap
+from apportion.core.attribution import Cost
+from apportion.core.errors import InputError
+from apportion.metrics import Direction, Scores
+from apportion.metrics.ranks import _holm, rank_methods
+
+stats = pytest.importorskip("scipy.stats")
+
+
+def scores(name: str, values: list[float], direction: Direction = Direction.HIGHER, **more: Scores) -> Scores:
+    none = torch.zeros(len(values), dtype=torch.long)
+    return Scores(
+        torch.tensor(values, dtype=torch.float64),
+        {"type": "M"},
+        direction,
+        name,
+        {"type": name},
+        {},
+        None,
+        tuple(range(len(values))),
+        0,
+        Cost(none, none, none),
+        controls=more,
+    )
+
+
+def of(table: dict[str, list[float]], direction: Direction = Direction.HIGHER) -> dict[str, Scores]:
+    return {name: scores(name, values, direction) for name, values in table.items()}
+
+
+TABLE = {
+    "a": [5.0, 6.0, 7.0, 9.0, 4.0, 8.0, 5.5],
+    "b": [4.0, 4.5, 5.8, 9.2, 2.0, 8.0, 3.1],
+    "c": [1, 2, 3, 1, 2, 3, 1.0],
+}
+
+
+def test_wilcoxon_is_exact_by_enumeration_of_signs() -> None:
+    """Of 6 differences without ties: the share of the 2⁶ signs whose rank sum is as extreme."""
+    a, b = [5.0, 6.0, 7.0, 9.0, 4.0, 8.0], [4.0, 4.5, 5.8, 9.2, 2.0, 5.0]
+    d = torch.tensor(a) - torch.tensor(b)
+    rank = d.abs().argsort().argsort() + 1.0
+    seen = float((rank * (d > 0)).sum())
+    signs = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)
+    sums = signs @ rank
+    extreme = float((((sums - 10.5).abs() >= abs(seen - 10.5)).double()).mean())
+    found = rank_methods(of({"a": a, "b": b}))
+    assert float(found.p[0, 1]) == pytest.approx(extreme, abs=1e-12)
+    assert float(found.holm[0, 1]) == float(found.p[0, 1])
+
+
+def test_tables_agree_with_scipy_and_by_hand() -> None:
+    found = rank_methods(of(TABLE))
+    for i, one in enumerate(TABLE.values()):
+        for j, other in enumerate(TABLE.values()):
+            if i == j:
+                assert math.isnan(found.p[i, j])
+                continue
+            d = [x - y for x, y in zip(one, other, strict=True)]
+            assert float(found.p[i, j]) == pytest.approx(stats.wilcoxon(d).pvalue)
+            assert float(found.difference[i, j]) == pytest.approx(sum(d) / 7)
+            share = sum((v > 0) + (v == 0) / 2 for v in d) / 7
+            assert float(found.cles[i, j]) == pytest.approx(share)
+            assert float(found.low[i, j]) <= float(found.difference[i, j]) <= float(found.high[i, j])
+    chi, p = stats.friedmanchisquare(*TABLE.values())
+    assert found.kendall_w == pytest.approx(chi / (7 * 2))  # W = χ² / (B (M - 1)), also with ties
+    assert found.kendall_p == pytest.approx(p)
+    torch.testing.assert_close(found.mean_rank, torch.tensor([8.5, 13.0, 20.5], dtype=torch.float64) / 7)
+
+
+def test_agreement_of_examples_at_its_ends() -> None:
+    same = {name: [float(i)] * 6 for i, name in enumerate("abc")}
+    assert rank_methods(of(same)).kendall_w == 1
+    orders = list(permutations([1.0, 2.0, 3.0]))  # every order once
+    against = {name: [o[i] for o in orders] for i, name in enumerate("abc")}
+    assert rank_methods(of(against)).kendall_w == pytest.approx(0)
+    tied = rank_methods(of({name: [1.0] * 6 for name in "abc"}))
+    assert math.isnan(tied.kendall_w)
+    assert float(tied.p[0, 1]) == 1
+    assert float(tied.cles[0, 1]) == 0.5
+
+
+def test_direction_turns_ranks_and_effects_but_not_differences() -> None:
+    up, down = rank_methods(of(TABLE)), rank_methods(of(TABLE, Direction.LOWER))
+    torch.testing.assert_close(down.mean_rank, 4 - up.mean_rank)
+    torch.testing.assert_close(down.cles, up.cles.T, equal_nan=True)
+    assert torch.equal(down.difference.nan_to_num(0), up.difference.nan_to_num(0))
+
+
+def test_holm_steps_down() -> None:
+    """0.01 times 4, then 0.03 times 3, then no less than before; a value that is not known counts for nothing."""
+    assert _holm([0.04, 0.01, 0.03, math.nan, 0.5])[:3] == pytest.approx([0.09, 0.04, 0.09])
+    assert _holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_examples_without_a_score_take_no_part() -> None:
+    table = {k: [*v, {"a": 9.0, "b": math.nan, "c": 1.0}[k]] for k, v in TABLE.items()}
+    found, less = rank_methods(of(table)), rank_methods(of(TABLE))
+    assert found.complete == 7
+    torch.testing.assert_close(found.mean_rank, less.mean_rank)
+    assert float(found.p[0, 1]) == float(less.p[0, 1])
+    assert float(found.p[0, 2]) != float(less.p[0, 2])  # the pair has one example more
+    assert any("7 example(s) on which every method" in w for w in found.warnings)
+
+
+def test_what_does_not_beat_its_control_is_warned_of() -> None:
+    control = scores("Random", [5.0, 6.0, 7.0, 9.0, 4.0, 8.0, 5.6])
+    held = {
+        k: scores(k, v, Random=control) for k, v in {"worse": TABLE["c"], "better": [v + 9 for v in TABLE["a"]]}.items()
+    }
+    found = rank_methods(held)
+    assert [w for w in found.warnings if "worse does not beat Random" in w]
+    assert not [w for w in found.warnings if "better does not" in w]
+    assert "warning: worse" in repr(found)
+    few = rank_methods(of({k: v[:5] for k, v in TABLE.items()}))
+    assert any("no difference can be significant" in w for w in few.warnings)
+    assert float(few.p[0, 2]) > 0.05
+
+
+def test_other_examples_are_refused() -> None:
+    with pytest.raises(InputError, match="1 method"):
+        rank_methods(of({"a": TABLE["a"]}))
+    with pytest.raises(InputError, match="same metric"):
+        rank_methods(of({"a": TABLE["a"], "b": TABLE["b"][:5]}))
+
+
+def test_an_evaluation_ranks_its_methods() -> None:
+    x: Tensor = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+    field = ap.Field(lambda x: (x**2).sum(1))
+    found = ap.evaluate(["gradient", "gradient_times_input"], field, x, ["sparseness"], quiet=True)
+    ranks = found.ranks("sparseness")
+    assert ranks.methods == ("gradient", "gradient_times_input")
+    assert float(ranks.cles[1, 0]) == 1.0  # squares are less even than what is squared
+    assert "sparseness" in repr(ranks)

@@ -1,0 +1,147 @@
+"""Pictures of scores: what is drawn is what was found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import apportion as ap
+from apportion.bulk.comparison import compare
+from apportion.core.attribution import Cost
+from apportion.core.errors import ConfigError, InputError
+from apportion.metrics import Curve, Direction, Scores
+
+pytest.importorskip("matplotlib")
+
+
+def of(name: str, values: list[float], metric: str = "M", direction: Direction = Direction.HIGHER) -> Scores:
+    none = torch.zeros(len(values), dtype=torch.long)
+    held = torch.tensor(values, dtype=torch.float64)
+    ids = tuple(range(len(values)))
+    return Scores(held, {"type": metric}, direction, name, {}, {}, None, ids, 0, Cost(none, none, none))
+
+
+def curved(name: str, y: torch.Tensor, x: torch.Tensor) -> Scores:
+    return replace(of(name, y.mean(1).tolist()), curves={"c": Curve(x, y, "share removed", "score")})
+
+
+def test_the_line_is_the_mean_and_the_band_lies_around_it() -> None:
+    y = torch.rand(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y[2] = math.nan
+    one = curved("one", y, torch.arange(5.0))
+    figure = replace(one, controls={"Random": curved("Random", 1 - y, torch.arange(5.0))}).show()
+    panel = figure.axes[0]
+    lines = {line.get_label(): line for line in panel.lines}
+    assert set(lines) == {"one", "Random"}
+    torch.testing.assert_close(torch.as_tensor(lines["one"].get_ydata()), y.nanmean(0))
+    band: Any = panel.collections[1].get_paths()[0].vertices
+    for k, mean in enumerate(y.nanmean(0).tolist()):
+        ends = band[band[:, 0] == k, 1]
+        assert ends.min() < mean < ends.max()
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("share removed", "score")
+
+
+def test_curves_with_positions_of_their_own_meet_on_a_common_axis() -> None:
+    x = torch.tensor([[0.0, 1.0, 2.0, math.nan], [0.0, 0.5, 1.0, 2.0]])
+    figure = curved("one", 3 * x.double(), x).show()
+    line = figure.axes[0].lines[0]
+    torch.testing.assert_close(torch.as_tensor(line.get_ydata()), 3 * torch.as_tensor(line.get_xdata()))
+    assert float(line.get_xdata()[-1]) == 2
+
+
+def test_scores_without_curves_are_dots() -> None:
+    one = of("one", [1.0, 2.0, math.nan, 4.0])
+    figure = replace(one, controls={"Random": of("Random", [0.0, 1.0, 2.0, 3.0])}).show()
+    panel = figure.axes[0]
+    assert [t.get_text() for t in panel.get_yticklabels()] == ["one", "Random"]
+    assert list(panel.lines[0].get_xdata()) == [1, 2, 4]
+
+
+def judged() -> ap.Evaluation:
+    x = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+    field = ap.Field(lambda x: (x**2).sum(1))
+    return ap.evaluate(
+        ["gradient", "gradient_times_input"], field, x, ["sparseness", "complexity", "deletion_auc"], quiet=True
+    )
+
+
+def test_an_evaluation_is_drawn_a_panel_a_metric() -> None:
+    found = judged()
+    figure = found.show()
+    titles = [a.get_title() for a in figure.axes]
+    assert titles == ["sparseness", "complexity", "deletion_auc"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(found.methods)
+    rows = {(r["metric"], r["method"]): r for r in found.summary()}
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    for dot, method in zip(dots, found.methods, strict=True):
+        row = rows["sparseness", method]
+        assert dot.get_xdata()[0] == row["value"]
+        assert (dot.get_markerfacecolor() == "white") == (not all(row["beats"].values()))
+    assert [a.get_title() for a in found.show(["complexity"]).axes] == ["complexity"]
+    with pytest.raises(InputError, match="sparsenes"):
+        found.show(["sparsenes"])
+    compared = found.compare()
+    assert compared.groups == {"faithfulness": ("deletion_auc",), "complexity": ("sparseness", "complexity")}
+    assert len(compared.show().axes) == 1
+
+
+LOW = Direction.LOWER
+TABLE = {
+    "best": {"f": [3.0, 4.0, 5.0], "c": [1.0, 1.0, 2.0]},
+    "worst": {"f": [1.0, 2.0, 3.0], "c": [2.0, 3.0, 2.5]},
+    "mixed": {"f": [9.0, 8.0, 9.0], "c": [7.0, 7.0, 9.0]},
+}
+
+
+def table() -> dict[str, dict[str, Scores]]:
+    return {name: {"f": of(name, row["f"], "F"), "c": of(name, row["c"], "C", LOW)} for name, row in TABLE.items()}
+
+
+def test_dominated_is_what_another_beats_in_every_group() -> None:
+    found = compare(table(), {"faithfulness": ["f"], "complexity": ["c"]})
+    assert found.dominated == {"worst": ("best",)}
+    assert found.surely == {"worst": ("best",)}
+    assert "worst: dominated by best; beyond chance by best" in repr(found)
+    assert "mixed: not dominated" in repr(found)
+    alone = compare(table(), {"faithfulness": ["f"]})
+    assert set(alone.dominated) == {"best", "worst"}  # where one group is all that counts
+    stand = found.standing("faithfulness")
+    torch.testing.assert_close(stand[0], torch.tensor([4.0, 2.0, 26 / 3], dtype=torch.float64))
+    together = compare(table(), {"all": ["f", "c"], "again": ["c"]})
+    torch.testing.assert_close(together.standing("all")[0], torch.tensor([1.5, 2.5, 2.0], dtype=torch.float64))
+
+
+def test_an_equal_method_is_not_dominated_and_an_undefined_one_neither() -> None:
+    held = table()
+    held["same"] = {k: replace(s, of="same") for k, s in held["best"].items()}
+    held["none"] = {k: replace(s, of="none", values=s.values * math.nan) for k, s in held["worst"].items()}
+    found = compare(held, {"faithfulness": ["f"], "complexity": ["c"]})
+    assert found.dominated == {"worst": ("best", "same")}
+
+
+def test_no_axis_adds_groups_up() -> None:
+    found = compare(table(), {"faithfulness": ["f"], "complexity": ["c"], "robustness": ["c"]})
+    figure = found.show()
+    assert len(figure.axes) == 3
+    assert figure.axes[0].get_xlabel() == "faithfulness: f"
+    assert figure.axes[0].yaxis_inverted()  # less is better, and better is up
+    assert not figure.axes[0].xaxis_inverted()
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    hollow = [dot for dot in dots if dot.get_markerfacecolor() == "white"]
+    assert [line.get_label() for line in hollow] == ["2 worst (dominated)"]
+    with pytest.raises(InputError, match="one group"):
+        compare(table(), {"faithfulness": ["f"]}).show()
+
+
+def test_groups_name_metrics_that_are_there_and_have_a_better_end() -> None:
+    with pytest.raises(ConfigError, match="'g' in a group"):
+        compare(table(), {"faithfulness": ["g"]})
+    neither = {n: {"f": replace(h["f"], direction=Direction.NEITHER)} for n, h in table().items()}
+    with pytest.raises(ConfigError, match="a better end"):
+        compare(neither, {"faithfulness": ["f"]})
+    with pytest.raises(ConfigError, match="groups="):
+        compare(table())  # of no folder of ours
