@@ -99,6 +99,7 @@ class _Groups:
         self.made: dict[str, int] = {}
         self.read: dict[str, _Units] = {}
         self.along: dict[str, int] = {}
+        self.skipped: dict[str, str] = {}
         self.at: dict[fx.Node, _Units | None] = {}
         for node in traced.graph.nodes:
             self.at[node] = self._walk(node)
@@ -148,6 +149,7 @@ class _Groups:
         kind = type(module)
         if is_parametrized(module) or module._forward_pre_hooks or module._forward_hooks:
             self.fix(given, f"'{name}' has a parametrization or hooks")
+            self.skipped[name] = "it has a parametrization or hooks"
             return None
         if isinstance(module, (*_CONVS, nn.Linear)):
             return self._linear(node, name, module, given)
@@ -284,7 +286,7 @@ class _Groups:
     def free(self, fixed: dict[int, str]) -> tuple[dict[int, list[str]], dict[str, str]]:
         """Give the groups that nothing keeps, with the layers that make them, and the other layers with the reason."""
         found: dict[int, list[str]] = {}
-        left: dict[str, str] = {}
+        left = dict(self.skipped)
         readers = {self.root(u.group) for u in self.read.values()}
         for name, group in self.made.items():
             at = self.root(group)

@@ -225,6 +225,14 @@ def test_shared_weights_and_layers_stay() -> None:
     assert variants.permuted(twice, rows).difference < 1e-5  # one order for all three calls
 
 
+def test_layers_whose_weights_are_made_elsewhere_stay() -> None:
+    rows = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+    made = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    v = variants.permuted(nn.Sequential(made, nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), rows)
+    assert v.changed == ("2",)
+    assert v.left["0"] == "it has a parametrization or hooks"
+
+
 def test_a_change_that_shows_is_refused() -> None:
     class Odd(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
