@@ -346,3 +346,224 @@ def test_perturbations_that_cannot_be_made_are_refused() -> None:
     for wrong in ((), (0,), (2, 2)):
         with pytest.raises(ConfigError, match="sides"):
             ap.metrics.SquareRemoval(wrong)
+
+
+# -- sensitivity, Lipschitz -----------------------------------------------------------------------
+
+
+class Watched:
+    """Gradients times gain by torch alone, as another library's explainer; keeps the rows it was asked about."""
+
+    def __init__(self, gain: Any = lambda x: 1.0) -> None:
+        self.gain, self.rows, self.targets = gain, [], []
+
+    def __call__(self, x: Tensor, target: Tensor) -> Tensor:
+        self.rows.append(x.clone())
+        self.targets.append(target.clone())
+        return self.of(x, target)
+
+    def of(self, x: Tensor, target: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(NET(x).gather(1, target[:, None]).sum(), x)
+        return grad * self.gain(x.detach())
+
+    def copies(self, batch: int, example: int) -> list[Tensor]:
+        """List the copies of an example, whose map was asked for first."""
+        rows = torch.cat(self.rows)[batch:]
+        return list(rows.reshape(-1, batch, *rows.shape[1:])[:, example])
+
+
+def _watched(metric: Metric, watched: Watched, **options: Any) -> Scores:
+    return metric(ap.Field(NET, **options), PICTURES, ap.External(watched), target=[1, 2])
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_sensitivities_are_their_slow_twins_and_copies_go_together(relative: bool) -> None:
+    """Under captum's no_grad such explainers crash; with Quantus each copy is a call of its own."""
+    noise = ap.noise.UniformBox(0.2)
+    for cls, summed in ((ap.metrics.MaxSensitivity, max), (ap.metrics.AverageSensitivity, np.mean)):
+        watched = Watched()
+        with torch.no_grad():
+            found = _watched(cls(noise, 8, relative), watched)
+        assert [len(r) for r in watched.rows] == [2, 16]
+        assert torch.cat(watched.targets).tolist() == [1, 2] * 9
+        for i in range(2):
+            target = torch.tensor([[1, 2][i]])
+            phi = watched.of(PICTURES[i : i + 1], target)
+            size = float(phi.norm()) if relative else 1.0
+            away = []
+            for copy in watched.copies(2, i):
+                assert float((copy - PICTURES[i]).abs().max()) < 0.2
+                away.append(float((watched.of(copy[None], target) - phi).norm()) / size)
+            assert float(found.values[i]) == pytest.approx(summed(away), rel=1e-9)
+            assert len({round(a, 12) for a in away}) == 8
+
+
+def test_a_gradient_of_a_linear_model_does_not_move_and_others_do() -> None:
+    field, x, _ = slopes()
+    for metric in (ap.metrics.MaxSensitivity(samples=5), ap.metrics.AverageSensitivity(samples=5),
+                   ap.metrics.LocalLipschitz(samples=5)):  # fmt: skip
+        assert metric(field, x, ap.Gradient()).values.tolist() == [0, 0, 0]
+        assert bool((metric(field, x, ap.GradientTimesInput()).values > 0.01).all())
+    smooth, jumping = ap.External(lambda x, target: x + 5), ap.External(lambda x, target: (x + 5) * _jump(x))
+    for metric in (ap.metrics.MaxSensitivity(samples=5), ap.metrics.AverageSensitivity(samples=5),
+                   ap.metrics.LocalLipschitz(samples=5), ap.metrics.RelativeStability(samples=5)):  # fmt: skip
+        assert bool((metric(field, x, jumping).values > 2 * metric(field, x, smooth).values).all())
+
+
+def _jump(x: Tensor) -> Tensor:
+    return torch.where(x.sum(1, keepdim=True) % 0.02 < 0.01, 1.0, -3.0)
+
+
+def test_a_lipschitz_estimate_is_the_steepest_ratio_and_knows_no_neighbour_in_the_batch() -> None:
+    """Quantus divides maps by the largest of the whole batch, so a quiet example depends on its neighbours."""
+    square = ap.Field(lambda x: (x**2 * torch.tensor([1.0, 3.0], dtype=F64)).sum(1))
+    x = torch.tensor([[1.0, 1.0], [1e3, -1e3]], dtype=F64)
+    metric = ap.metrics.LocalLipschitz(samples=60)
+    both, alone = metric(square, x, ap.Gradient(), ids=[0, 1]), metric(square, x[:1], ap.Gradient(), ids=[0])
+    assert float(both.values[0]) == pytest.approx(float(alone.values[0]), rel=1e-12)
+    assert 5.5 < float(alone.values) <= 6  # the steepest direction is the second: 2 · 3
+    watched = Watched()
+    found = _watched(ap.metrics.LocalLipschitz(samples=6), watched)
+    phi = watched.of(PICTURES[:1], torch.tensor([1]))
+    ratios = [
+        float((watched.of(copy[None], torch.tensor([1])) - phi).norm() / (copy - PICTURES[0]).norm())
+        for copy in watched.copies(2, 0)
+    ]
+    assert float(found.values[0]) == pytest.approx(max(ratios), rel=1e-9)
+    assert float(found.parts["mean"][0]) == pytest.approx(np.mean(ratios), rel=1e-9)
+
+
+def test_memory_does_not_grow_with_the_number_of_copies() -> None:
+    for metric in (ap.metrics.MaxSensitivity(samples=9), ap.metrics.LocalLipschitz(samples=9),
+                   ap.metrics.RelativeStability(samples=9)):  # fmt: skip
+        watched = Watched()
+        _watched(metric, watched, batch_size=4)
+        assert max(len(r) for r in watched.rows) <= 4
+
+
+def test_maps_of_zeros_and_maps_alone_are_not_judged_by_moving() -> None:
+    field, x, w = slopes()
+    none = ap.metrics.MaxSensitivity(samples=2)(field, x, ap.External(lambda x, target: 0 * x))
+    assert bool(none.values.isnan().all())
+    assert list(none.undefined) == ["a map of zeros, relative to which nothing is"]
+    plain = ap.metrics.MaxSensitivity(samples=2, relative=False)(field, x, ap.External(lambda x, target: 0 * x))
+    assert plain.values.tolist() == [0, 0, 0]
+    with pytest.raises(ConfigError, match="asks it again"):
+        ap.metrics.MaxSensitivity()(field, x, w * x)
+
+
+def test_maps_on_groups_are_compared_where_their_elements_are() -> None:
+    shapley = ap.Shapley(groups=ap.groups.Squares(3), fill=ap.fills.Baselines(), sampler=ap.samplers.AllSubsets())
+    found = ap.metrics.MaxSensitivity(samples=2)(ap.Field(NET), PICTURES, shapley, target=0)
+    assert bool((found.values > 0).all())
+
+
+# -- relative stability ---------------------------------------------------------------------------
+
+
+def _ratio(a: Tensor, b: Tensor, change: float) -> float:
+    relative = (a - b) / a.abs().clamp(min=1e-6)
+    return float(relative.norm()) / max(change, 1e-6)
+
+
+def test_relative_stability_is_its_slow_twin_for_input_output_and_representation() -> None:
+    noise = ap.noise.Gaussian(0.05, relative=False)
+    site = ap.At("1")
+    for change in (ap.metrics.InputChange(), ap.metrics.OutputChange(), ap.metrics.RepresentationChange(site)):
+        watched = Watched()
+        found = _watched(ap.metrics.RelativeStability(change, noise, 5), watched)
+        assert found.parts["flipped"].tolist() == [0, 0]
+        for i in range(2):
+            x, target = PICTURES[i : i + 1], torch.tensor([[1, 2][i]])
+            ratios = []
+            for copy in watched.copies(2, i):
+                x2 = copy[None]
+                if isinstance(change, ap.metrics.InputChange):
+                    moved = float(((x - x2) / x.abs().clamp(min=1e-6)).norm())
+                elif isinstance(change, ap.metrics.OutputChange):
+                    moved = float((NET(x) - NET(x2)).norm())
+                else:
+                    inner = NET[:2]
+                    moved = float(((inner(x) - inner(x2)) / inner(x).abs().clamp(min=1e-6)).norm())
+                ratios.append(_ratio(watched.of(x, target), watched.of(x2, target), moved))
+            assert float(found.values[i]) == pytest.approx(max(ratios), rel=1e-9)
+
+
+def test_copies_that_change_their_class_are_left_out_and_counted() -> None:
+    """Quantus has NaN for an example of which any copy does."""
+    seen: list[Tensor] = []
+
+    def cubes(x: Tensor, target: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return x**3 + 1
+
+    field = ap.Field(lambda x: torch.stack([x[:, 0], x[:, 1]], 1))
+    x = torch.tensor([[1.0, 0.99], [5.0, 1.0], [1.0, 1.0]], dtype=F64)
+    metric = ap.metrics.RelativeStability(noise=ap.noise.Gaussian(0.05, relative=False), samples=12)
+    found = metric(field, x, ap.External(cubes))
+    flipped = found.parts["flipped"].tolist()
+    assert 0 < flipped[0] < 12
+    assert flipped[1] == 0
+    assert bool(found.values.isfinite().all())
+    asked = torch.cat(seen[1:])
+    assert len(asked) == 36 - sum(flipped)
+    assert bool((asked[:, 0] >= asked[:, 1]).all())
+    one = metric(field, x[:1], ap.External(cubes), ids=["a"])
+    kept = seen[-1]
+    ratios = [_ratio(x[0] ** 3 + 1, k**3 + 1, float(((x[0] - k) / x[0]).norm())) for k in kept]
+    assert float(one.values) == pytest.approx(max(ratios), rel=1e-9)
+
+    always = ap.Field(lambda x: torch.stack([(x[:, 0] - 1).abs() * -1e3 + 1e-6, 0 * x[:, 0]], 1))
+    none = metric(always, torch.tensor([[1.0, 0.5]], dtype=F64), ap.External(cubes))
+    assert bool(none.values.isnan().all())
+    assert list(none.undefined) == ["every copy changed the class"]
+    assert none.parts["flipped"].tolist() == [12]
+
+
+# -- prediction gaps ------------------------------------------------------------------------------
+
+
+def test_gaps_of_a_linear_score_are_known() -> None:
+    """|w_S · ε| for ε ~ N(0, σ²) has the mean σ ‖w_S‖ √(2/π)."""
+    field, x, w = slopes()
+    options: dict[str, Any] = {"samples": 4000, "score": ap.Logit()}
+    important = ap.metrics.PredictionGapImportant((0.43,), **options)(field, x, w + 0 * x)
+    rest = ap.metrics.PredictionGapUnimportant((0.43,), **options)(field, x, w + 0 * x)
+    size = w.abs().sort(descending=True).values
+    factor = 0.1 * (2 / np.pi) ** 0.5
+    assert important.values.tolist() == pytest.approx([factor * float(size[:3].norm())] * 3, rel=0.05)
+    assert rest.values.tolist() == pytest.approx([factor * float(size[3:].norm())] * 3, rel=0.05)
+    wrong = 1 / w.abs() + 0 * x
+    assert bool((ap.metrics.PredictionGapImportant(score=ap.Logit())(field, x, wrong).values < important.values).all())
+    assert bool((ap.metrics.PredictionGapUnimportant(score=ap.Logit())(field, x, wrong).values > rest.values).all())
+
+
+@pytest.mark.parametrize("important", [True, False])
+def test_gaps_are_their_slow_twin_and_move_the_right_pixels(important: bool) -> None:
+    maps = drawn(2, 3, 6, 6, seed=5)
+    cls = ap.metrics.PredictionGapImportant if important else ap.metrics.PredictionGapUnimportant
+    for i in range(2):
+        model, x = Recorded(NET), PICTURES[i : i + 1]
+        field = ap.Field(model, batch_size=64)
+        found = cls((0.25, 0.5), samples=7)(field, x, maps[i : i + 1], target=1, ids=[i])
+        size = maps[i].sum(0).abs().flatten()
+        rows = torch.unique(torch.cat(model.rows), dim=0)
+        for k, n in enumerate((9, 18)):
+            top = torch.zeros(36, dtype=torch.bool)
+            top[size.argsort(descending=True)[:n]] = True
+            moved = (top if important else ~top).reshape(6, 6)
+            mine = [r for r in rows if torch.equal((r != x[0]).any(0), moved)]
+            assert len(mine) == 7
+            before, after = NET(x).softmax(1)[0, 1], NET(torch.stack(mine)).softmax(1)[:, 1]
+            expected = float((after - before).abs().mean())
+            assert float(found.curves["gap"].y[0, k]) == pytest.approx(expected, rel=1e-9)
+        assert torch.allclose(found.values, found.curves["gap"].y.mean(1))
+
+
+def test_gaps_of_a_constant_map_take_players_at_random() -> None:
+    field, x, _ = slopes()
+    found = ap.metrics.PredictionGapImportant((0.4,), samples=3, score=ap.Logit())(field, x, torch.ones_like(x))
+    assert found.parts["ties"].tolist() == [1, 1, 1]
+    again = ap.metrics.PredictionGapUnimportant((1.0,), samples=3, score=ap.Logit())(field, x, torch.ones_like(x))
+    assert again.values.tolist() == [0, 0, 0]

@@ -10,7 +10,16 @@ from apportion.metrics.complexity.effective_complexity import EffectiveComplexit
 from apportion.metrics.complexity.sparseness import Sparseness
 from apportion.metrics.fidelity.faithfulness_correlation import FaithfulnessCorrelation
 from apportion.metrics.fidelity.infidelity import Infidelity
+from apportion.metrics.fidelity.local_lipschitz import LocalLipschitz
 from apportion.metrics.fidelity.perturbations import GaussianPerturbation, NoisyBaseline, SquareRemoval
+from apportion.metrics.fidelity.prediction_gap import PredictionGapImportant, PredictionGapUnimportant
+from apportion.metrics.fidelity.relative_stability import (
+    InputChange,
+    OutputChange,
+    RelativeStability,
+    RepresentationChange,
+)
+from apportion.metrics.fidelity.sensitivity import AverageSensitivity, MaxSensitivity
 from apportion.metrics.fidelity.sensitivity_n import SensitivityN
 from apportion.metrics.localization.boxes import FineGrainedRecognition, WeaklySupervisedLocalization
 from apportion.metrics.localization.energy import EnergyPointingGame, GridPointingGame, RelevanceRank, TopKIntersection
@@ -34,6 +43,7 @@ __all__ = [
     "AOPC",
     "ROAD",
     "Agreement",
+    "AverageSensitivity",
     "Complexity",
     "Correlation",
     "Curve",
@@ -50,23 +60,31 @@ __all__ = [
     "GradientHistograms",
     "GridPointingGame",
     "Infidelity",
+    "InputChange",
     "InsertionAUC",
     "InsertionDeletion",
     "Judges",
     "LeRF",
+    "LocalLipschitz",
     "MapNoise",
+    "MaxSensitivity",
     "Metric",
     "MetricCard",
     "MoRF",
     "NoisyBaseline",
+    "OutputChange",
     "ParameterRandomization",
     "Pearson",
     "PointingGame",
+    "PredictionGapImportant",
+    "PredictionGapUnimportant",
     "RandomLogit",
     "RankSimilarity",
     "Ranks",
     "Region",
+    "RelativeStability",
     "RelevanceRank",
+    "RepresentationChange",
     "Scores",
     "SensitivityN",
     "Similarity",
