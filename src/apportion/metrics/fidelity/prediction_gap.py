@@ -102,7 +102,7 @@ class PredictionGapImportant(_Gap):
         noise: what disturbs; normal with standard deviation 0.1 there.
         samples: copies for each k.
         score: what is meant by prediction: the probability of the target.
-        groups: the players; pixels of pictures and else elements unless given.
+        groups: the players that are ranked and disturbed.
 
     Ties are ranked at random; parts["ties"] is their share. Flips of discrete features are not made.
 
@@ -138,7 +138,7 @@ class PredictionGapUnimportant(_Gap):
         fractions: the shares k that are left as they are; the mean over them is the value.
         noise: what disturbs the rest.
         samples: copies for each k.
-        score: what is meant by prediction: the probability of the target.
+        score: whose move is measured.
         groups: the players.
 
     Ties and discrete features as for `PredictionGapImportant`, whose noise this has, draw by draw.
