@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError, InputError
+from apportion.metrics import Metric, Scores
+from apportion.metrics.fidelity.subsets import lowest
 from apportion.metrics.statistics import Pearson, Spearman, is_constant, ranks
 
 F64 = torch.float64
@@ -154,6 +156,19 @@ def test_sensitivity_n_has_what_quantus_has_not() -> None:
     gone = {tuple((r == 0).tolist()) for r in model.masked(x[:1])}
     top = tuple((((w * x)[0]).argsort(descending=True).argsort() < 2).tolist())
     assert len(gone - {top}) > 5
+
+
+def test_subsets_have_n_players_and_every_subset_is_as_likely() -> None:
+    keys = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0))
+    keys[:500] = (keys[:500] * 3).round()  # many ties
+    n = torch.randint(1, 5, (2000,), generator=torch.Generator().manual_seed(1))
+    drawn_ = lowest(keys, n)
+    assert torch.equal(drawn_.sum(1), n)
+    assert bool((keys.masked_fill(~drawn_, -1).amax(1) <= keys.masked_fill(drawn_, 9).amin(1)).all())
+    model, x = Recorded(lambda x: x.sum(1)), torch.ones(1, 5, dtype=F64)
+    ap.metrics.SensitivityN((0.4,), 2000)(ap.Field(model, batch_size=64), x, drawn(1, 5))
+    pairs = torch.unique(torch.cat(model.rows) == 0, dim=0)
+    assert int((pairs.sum(1) == 2).sum()) == 10
 
 
 def test_sizes_that_come_to_the_same_n_are_measured_once() -> None:
@@ -484,7 +499,7 @@ def test_relative_stability_is_its_slow_twin_for_input_output_and_representation
                 elif isinstance(change, ap.metrics.OutputChange):
                     moved = float((NET(x) - NET(x2)).norm())
                 else:
-                    inner = NET[:2]
+                    inner = nn.Sequential(*list(NET.children())[:2])
                     moved = float(((inner(x) - inner(x2)) / inner(x).abs().clamp(min=1e-6)).norm())
                 ratios.append(_ratio(watched.of(x, target), watched.of(x2, target), moved))
             assert float(found.values[i]) == pytest.approx(max(ratios), rel=1e-9)

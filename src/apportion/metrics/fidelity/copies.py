@@ -44,12 +44,13 @@ def copies(
 
 def minus(rows: Tree, examples: Tree, owner: Owner) -> Tree:
     """Take from each row what its owner has."""
-    return tree.apply(lambda a, b: tree.wide(a) - tree.wide(b)[owner], rows, examples)
+    return tree.apply(lambda a, b: a - b[owner], rows, examples)
 
 
 def norm(rows: Tree) -> Float[Tensor, " R"]:
     """Give each row's Euclidean norm, over all its leaves."""
-    return tree.total(tree.apply(lambda t: tree.wide(t).square(), rows)).sqrt()
+    flat = [t.reshape(len(t), -1) for t in tree.leaves(rows)]
+    return torch.stack([torch.linalg.vector_norm(t, dim=1, dtype=tree.wide(t[:0]).dtype) for t in flat]).norm(dim=0)
 
 
 def by_example(parts: list[Float[Tensor, " R"]], batch: int) -> Float[Tensor, "B N"]:

@@ -162,7 +162,7 @@ class RelativeStability(Metric):
         away = minus(rows, examples, owner)
         if not relative:
             return norm(away)
-        return norm(tree.apply(lambda d, e: d / tree.wide(e).abs().clamp(min=self.epsilon)[owner], away, examples))
+        return norm(tree.apply(lambda d, e: d / e.abs().clamp(min=self.epsilon)[owner], away, examples))
 
     def passes(self, q: Question) -> Passes:
         """One row for the class at each copy and at x, and what the change takes besides."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -56,8 +57,26 @@ def subsets(
         owner = torch.arange(batch).repeat_interleave(len(at))
         key: Tensor = stream.uniform(torch.zeros(1, count), owner, at.repeat(batch))
         key = key.reshape(batch, len(at), count).masked_fill(~own[:, None], 2)
-        place = key.argsort(-1).argsort(-1)
-        yield at, place < n[:, at // samples, None]
+        yield at, lowest(key.flatten(0, 1), n[:, at // samples].flatten()).reshape(key.shape)
+
+
+def lowest(key: Float[Tensor, "R P"], n: Int[Tensor, " R"]) -> Bool[Tensor, "R P"]:
+    """Mark the n lowest numbers of each row, n differing from row to row: by selection, which is faster than sorting.
+
+    >>> lowest(torch.tensor([[0.3, 0.1, 0.1, 0.2]]), torch.tensor([2])).tolist()
+    [[False, True, True, False]]
+    """
+    out = torch.zeros_like(key, dtype=torch.bool)
+    for size in n.unique().tolist():
+        row = (n == size).nonzero()[:, 0]
+        some = key[row]
+        limit = torch.from_numpy(np.partition(some.numpy(), size - 1, axis=1)[:, size - 1 : size])
+        out[row] = some <= limit
+    many = (out.sum(1) != n).nonzero()[:, 0]  # of equal numbers at the limit, the first ones
+    if len(many):
+        place = key[many].argsort(dim=1, stable=True).argsort(1)
+        out[many] = place < n[many, None]
+    return out
 
 
 def correlated(
