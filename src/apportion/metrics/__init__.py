@@ -5,6 +5,9 @@ from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
 from apportion.metrics.ablation.road import ROAD
 from apportion.metrics.ablation.single_deletion import SingleDeletion
 from apportion.metrics.agreement.agreement import Agreement
+from apportion.metrics.axioms.completeness import Completeness
+from apportion.metrics.axioms.invariances import ImplementationInvariance, InputInvariance, Linearity, Symmetry
+from apportion.metrics.axioms.sensitivity import Dummy, Sensitivity
 from apportion.metrics.complexity.complexity import Complexity
 from apportion.metrics.complexity.effective_complexity import EffectiveComplexity
 from apportion.metrics.complexity.sparseness import Sparseness
@@ -44,11 +47,13 @@ __all__ = [
     "ROAD",
     "Agreement",
     "AverageSensitivity",
+    "Completeness",
     "Complexity",
     "Correlation",
     "Curve",
     "DeletionAUC",
     "Direction",
+    "Dummy",
     "EffectiveComplexity",
     "EffectiveRandomization",
     "EnergyPointingGame",
@@ -59,13 +64,16 @@ __all__ = [
     "GaussianPerturbation",
     "GradientHistograms",
     "GridPointingGame",
+    "ImplementationInvariance",
     "Infidelity",
     "InputChange",
+    "InputInvariance",
     "InsertionAUC",
     "InsertionDeletion",
     "Judges",
     "LeRF",
     "LocalLipschitz",
+    "Linearity",
     "MapNoise",
     "MaxSensitivity",
     "Metric",
@@ -86,6 +94,7 @@ __all__ = [
     "RelevanceRank",
     "RepresentationChange",
     "Scores",
+    "Sensitivity",
     "SensitivityN",
     "Similarity",
     "SingleDeletion",
@@ -95,6 +104,7 @@ __all__ = [
     "StructuralSimilarity",
     "Subject",
     "Summary",
+    "Symmetry",
     "TopKIntersection",
     "WeaklySupervisedLocalization",
     "by_category",

@@ -40,7 +40,7 @@ class Curve:
         y_label: what y is, with its unit.
     """
 
-    x: Float[Tensor, "*b K"]
+    x: Float[Tensor, "... K"]
     y: Float[Tensor, "B K"]
     x_label: str
     y_label: str

@@ -42,6 +42,11 @@ def _noisy(q: Question, explainer: Explainer, samples: int, noise: float) -> Tre
     return tree.apply(lambda v: v / samples, sums)
 
 
+def at_examples(q: Question, explainer: Explainer) -> Tree:
+    """Explain the examples, on the account of the question."""
+    return _noisy(q, explainer, 0, 0.0)
+
+
 def explained(q: Question, model: Any, explainer: Explainer, samples: int = 0, noise: float = 0.0) -> Tree:
     """Explain the same examples and classes of another model, on the same account."""
     other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
@@ -204,7 +209,7 @@ class EffectiveRandomization(Metric):
         model, layers = with_layers(q.field)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
-        before = _entropy(_noisy(q, subject.explainer, 0, 0.0), self.bins)
+        before = _entropy(at_examples(q, subject.explainer), self.bins)
         after = _entropy(explained(q, model, subject.explainer), self.bins)
         none = before == 0
         return Found(
@@ -284,12 +289,12 @@ class RandomLogit(Metric):
         others = outputs.shape[1] - 1
         owner = torch.arange(len(q))
         drawn = q.stream("other classes").uniform(torch.zeros(len(q), others), owner, 0 * owner).argsort(1)
-        own = _noisy(q, subject.explainer, 0, 0.0)
+        own = at_examples(q, subject.explainer)
         found = []
         for k in range(min(self.classes or others, others)):
             rank = drawn[:, k].to(target.device)
             other = q.field.bind(q.inputs, rank + (rank >= target[:, 0]), q.ids, q.seed)
-            found.append(self.similarity(own, _noisy(other, subject.explainer, 0, 0.0)))
+            found.append(self.similarity(own, at_examples(other, subject.explainer)))
             q.charge(other.account)
         y = torch.stack(found, 1)
         return Found(y.mean(1), parts={"each": y}, undefined={"a constant map": y.isnan().any(1)})

@@ -1,0 +1,1 @@
+"""Axioms as measurable quantities: by how much an explanation of this model, here, misses them."""

@@ -1,0 +1,158 @@
+"""Axioms, measured: methods that keep them, methods that do not, and maps that must be rejected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion.core.errors import ConfigError, InputError, ModelError
+from apportion.metrics import (
+    Completeness,
+    Dummy,
+    ImplementationInvariance,
+    InputInvariance,
+    Linearity,
+    Sensitivity,
+    Symmetry,
+)
+
+
+def some(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def network(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers).double().eval()
+
+
+def mlp(act: type[nn.Module] = nn.Tanh) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return network(nn.Linear(6, 12), act(), nn.Linear(12, 12), act(), nn.Linear(12, 3))
+
+
+X = some(3, 6)
+
+
+def test_completeness_is_a_relative_gap() -> None:
+    """A comparison for equality fails an exact attribution nearly always; this is 0 to rounding."""
+    field = ap.Field(mlp())
+    exact = Completeness()(field, X, ap.Shapley())
+    assert bool((exact.values < 1e-12).all())
+    a = ap.IntegratedGradients()(field, X)
+    assert a.gap is not None
+    assert Completeness()(field, X, a).parts["gap"].tolist() == pytest.approx(a.gap.tolist(), abs=1e-12)
+    assert Completeness()(field, X, torch.zeros(3, 6)).values.tolist() == [1, 1, 1]
+    half = Completeness()(field, X, 1.5 * ap.Shapley()(field, X).values)
+    assert half.values.tolist() == pytest.approx([0.5] * 3)
+    warned = Completeness()(field, X, ap.Gradient())
+    assert any("salience" in w for w in warned.warnings)
+    own = Completeness(ap.baselines.Given(X))(field, X, torch.zeros(3, 6))
+    assert own.undefined["the score does not change"].all()
+
+
+def test_sensitivity_finds_the_saturated_unit() -> None:
+    """f = 1 - relu(1 - x) at 2: the gradient is 0 where the score rose by 1 (Sundararajan et al.)."""
+    field, x = ap.Field(lambda x: 1 - torch.relu(1 - x[:, 0]) + 0 * x[:, 1]), torch.tensor([[2.0, 5.0]])
+    methods = (ap.Gradient(), ap.IntegratedGradients(), ap.Occlusion())
+    found = {type(m).__name__: Sensitivity()(field, x, m) for m in methods}
+    assert {k: s.values.item() for k, s in found.items()} == {"Gradient": 0, "IntegratedGradients": 1, "Occlusion": 1}
+    assert found["Gradient"].parts["features"].tolist() == [1]  # the other one changes nothing
+    flat = Sensitivity()(ap.Field(lambda x: 0 * x.sum(1) + 1), x, ap.Occlusion())
+    assert flat.undefined["no feature changes the score alone"].all()
+
+
+def test_sensitivity_counts_each_feature_once() -> None:
+    field = ap.Field(lambda x: (x * torch.arange(6)).sum(1))
+    blind = ap.External(lambda x, target: x * (torch.arange(6) != 3), "blind to one")
+    assert Sensitivity(features=6)(field, X, blind).values.tolist() == pytest.approx([0.8] * 3)  # one of five
+    assert Sensitivity(features=6)(field, X, ap.GradientTimesInput()).values.tolist() == [1, 1, 1]
+
+
+def test_dummies_by_their_contexts() -> None:
+    """x0 x1 + x2: no player alone tells that x0 matters, and x3 never does."""
+    field = ap.Field(lambda x: x[:, 0] * x[:, 1] + x[:, 2] + 0 * x[:, 3])
+    x = torch.ones(1, 4, dtype=torch.float64)
+    found = Dummy(features=4)(field, x, torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
+    assert found.parts["dummies"].tolist() == [1]
+    assert found.values.tolist() == [0]
+    assert Dummy(features=4)(field, x, torch.tensor([[0.0, 0.0, 0.0, 1.0]])).values.tolist() == [1]
+    assert Dummy(features=4)(field, x, ap.controls.AllOnes()).values.tolist() == [1]
+    none = Dummy()(ap.Field(lambda x: x.sum(1)), x, ap.Gradient())
+    assert none.undefined["no feature drawn is a dummy"].all()
+
+
+def test_equal_networks_get_equal_maps() -> None:
+    """What differs from network to network is found out, by how much."""
+    net = mlp(nn.ReLU)
+    field = ap.Field(net)
+    for method in (ap.Gradient(), ap.IntegratedGradients(), ap.GradientTimesInput()):
+        found = ImplementationInvariance()(field, X, method)
+        assert bool((found.values < 1e-10).all()), method
+        assert set(found.parts) == {"permuted", "rescaled"}
+    seen: list[float] = []
+
+    def by_call(x: Tensor, target: Any) -> Tensor:
+        seen.append(1.0 + len(seen))
+        return x * seen[-1]
+
+    assert ImplementationInvariance()(field, X, ap.External(by_call)).values.tolist() == pytest.approx([2, 2, 2])
+    with pytest.raises(ModelError, match="several inputs"):
+        ImplementationInvariance()(ap.Field(_Two()), (X, X), ap.Gradient())
+    with pytest.raises(ModelError, match=r"nn\.Module"):
+        ImplementationInvariance()(ap.Field(lambda x: x.sum(1)), X, ap.Gradient())
+    with pytest.raises(ConfigError, match="no other network"):
+        ImplementationInvariance(permute=False, rescale=False, fold=False)
+
+
+class _Two(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.sum(1) + b.sum(1)
+
+
+def test_a_shift_of_the_input_moves_input_times_gradient_and_not_the_gradient() -> None:
+    field = ap.Field(mlp(nn.ReLU))
+    kept: dict[str, Any] = {
+        "gradient": ap.Gradient(),
+        "guided": ap.GuidedBackprop(),
+        "own baseline": ap.External(lambda x, t: x - x.amin(1, keepdim=True), "above the least"),
+    }
+    for name, method in kept.items():
+        assert bool((InputInvariance(0.7)(field, X, method).values < 1e-9).all()), name
+    for method in (ap.GradientTimesInput(), ap.IntegratedGradients()):
+        assert bool((InputInvariance(0.7)(field, X, method).values > 1e-2).all()), method
+    with pytest.raises(InputError, match="bounds or normalize"):
+        InputInvariance()(ap.Field(mlp(nn.ReLU), bounds=(-9, 9)), X, ap.Gradient())
+
+
+def test_sums_of_classes() -> None:
+    field = ap.Field(mlp())
+    for method in (ap.Gradient(), ap.IntegratedGradients(), ap.Occlusion()):
+        assert bool((Linearity()(field, X, method).values < 1e-10).all()), method
+    squares = Linearity()(field, X, ap.SmoothGradSquared(samples=4))
+    assert bool((squares.values > 0.05).all())
+    with pytest.raises(InputError, match="Linearity"):
+        Linearity()(ap.Field(mlp(), ap.Probability()), X, ap.Gradient())
+    with pytest.raises(InputError, match="Linearity"):
+        Linearity()(ap.Field(_Sum()), X, ap.Gradient())
+
+
+class _Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1)
+
+
+def test_features_that_are_alike() -> None:
+    field = ap.Field(mlp())
+    for method in (ap.Gradient(), ap.IntegratedGradients(), ap.Shapley()):
+        assert bool((Symmetry(pairs=3)(field, X, method).values < 1e-9).all()), method
+    first = ap.External(lambda x, t: x * torch.arange(6), "by place")
+    assert bool((Symmetry(pairs=3)(field, X, first).values > 0.05).all())
+    zero = Symmetry()(field, X, ap.External(lambda x, t: 0 * x, "zero"))
+    assert zero.undefined["a map of zeros"].all()
+    with pytest.raises(InputError, match="one element"):
+        Symmetry()(ap.Field(nn.Linear(1, 2)), torch.ones(1, 1), ap.Gradient())
