@@ -151,7 +151,7 @@ class ImplementationInvariance(Metric):
 class InputInvariance(Metric):
     """‖φ_g(x + m) - φ_f(x)‖ / ‖φ_f(x)‖, where g(x + m) = f(x): the first layer's bias takes the shift m off.
 
-    Undefined where the map is zero and the other is not.
+    Undefined where the map is zero and that of shifted inputs is not.
 
     Attributes:
         shift: m, the same for every element, in units of the input the network itself gets.
