@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import stats
 from torch import Tensor, nn
+from written_out import rise
 
 import apportion as ap
 from apportion.core.errors import BaselineError, ConfigError, InputError
@@ -106,28 +107,6 @@ def test_a_planted_wrong_map_scores_worse(m: Metric) -> None:
         worse = m(field, p.x, wrong).values - right.values
         assert bool(((worse if m.card.direction.value.startswith("lower") else -worse) >= 0).all())
         assert bool((worse.abs() > 1e-3).any())
-
-
-def rise(net: Callable[[Tensor], Tensor], z: Tensor, saliency: Tensor, step: int, insert: bool) -> tuple[float, list]:
-    """Deletion or insertion of one normalized picture z [3, H, W], written from the authors' description: one by one.
-
-    Blur: a delta, blurred by scipy with its mirrored borders, on 11 x 11; applied with zeros around.
-    """
-    delta = np.zeros((11, 11))
-    delta[5, 5] = 1
-    kernel = ndimage.gaussian_filter(delta, 5)
-    blurred = np.stack([ndimage.correlate(c, kernel, mode="constant", cval=0.0) for c in z.numpy()])
-    now, goal = (blurred, z.numpy().copy()) if insert else (z.numpy().copy(), np.zeros(z.shape))
-    pixels = saliency.numel()
-    ranking = np.argsort(-saliency.numpy().ravel(), kind="stable")
-    target = int(net(z[None])[0].argmax())
-    scores = []
-    for first in range(0, -(-pixels // step) * step + 1, step):
-        scores.append(float(net(torch.from_numpy(now)[None])[0].softmax(0)[target]))
-        for pixel in ranking[first : first + step]:
-            row, column = divmod(int(pixel), saliency.shape[1])
-            now[:, row, column] = goal[:, row, column]
-    return (sum(scores) - scores[0] / 2 - scores[-1] / 2) / (len(scores) - 1), scores
 
 
 @pytest.mark.parametrize("step", [None, 24])

@@ -32,8 +32,9 @@ from apportion.parts.masks.fills import Baselines, Fill
 Counts = Int[Tensor, "B K"]
 """For each example, how many players are gone at each point of its curve."""
 
-_AT_ONCE = 1 << 24
-"""Elements of rows made at once."""
+_AT_ONCE = {"cpu": 1 << 20}
+"""Elements of rows made at once, by device: what stays in a processor's cache."""
+_AT_ONCE_ELSEWHERE = 1 << 24
 
 
 def sizes(q: Question, groups: Groups) -> Int[Tensor, " B"]:
@@ -57,8 +58,9 @@ def seen(
     q, out, start = game.question, [], 0
     draws = int(getattr(game.fill, "draws", 1))
     elements = sum(leaf[0].numel() for leaf in tree.leaves(q.x)) * draws
+    size = max(1, min(q.field.chunk // draws, _AT_ONCE.get(q.device.type, _AT_ONCE_ELSEWHERE) // elements))
     while start < len(owner):
-        at = slice(start, start + max(1, min(q.field.chunk // draws, _AT_ONCE // elements)))
+        at = slice(start, start + size)
         element = game.elements(keep(at), owner[at])
         out.append(game.seen(element, owner[at], draw[at], score))
         start = min(at.stop, len(owner))
@@ -90,8 +92,11 @@ class Removals:
         self.sizes = sizes(q, groups)
         ranked = by_player(q, values, groups)
         own = self.game.own.to(ranked.device)
-        self.rank = order(q, ranked.masked_fill(~own, -torch.inf)).argsort(1).int()  # absent players come last
-        self.ties = torch.stack([ties(r[None, :n])[0] for r, n in zip(ranked, self.sizes.tolist(), strict=True)])
+        first = order(q, ranked.masked_fill(~own, -torch.inf))  # absent players come last
+        places = torch.arange(first.shape[1], dtype=torch.int32, device=first.device).expand_as(first)
+        self.rank = torch.empty_like(first, dtype=torch.int32).scatter_(1, first, places)
+        each = zip(ranked, self.sizes.tolist(), strict=True)
+        self.ties = torch.cat([ties(r[None, :n]) for r, n in each]) if self.game.is_ragged else ties(ranked)
         self._has = torch.zeros(2, len(q), self.game.players + 1, dtype=torch.bool)
         self._known: Tensor | None = None
         if bool((self.sizes < 2).any()):
@@ -128,13 +133,12 @@ class Removals:
 
     def _removed(self, owner: Tensor, count: Tensor, lowest: bool) -> Tensor:
         full = self.sizes[owner]
-        first, last = (full - count, full) if lowest else (0 * count, count)  # ranks that are gone
         draw = torch.where(count == full, full, count + lowest * (1 + full))  # all of them is one coalition
-        of, first, last = (t.to(self.rank.device) for t in (owner, first, last))
+        of, edge = owner.to(self.rank.device), (full - count if lowest else count).int().to(self.rank.device)
 
         def keep(at: slice) -> Tensor:
             rank = tree.of_owners(self.rank, of[at])
-            return (rank < first[at, None]) | (rank >= last[at, None])
+            return rank < edge[at, None] if lowest else rank >= edge[at, None]
 
         return seen(self.game, self.score, of, draw, keep)
 

@@ -1,0 +1,315 @@
+"""Metrics against step-by-step loops and, where it is installed, Quantus; writes results/metrics.{json,md}.
+
+The variants of a row have equal settings and run in interleaved rounds; of each round the ratio of their times is
+taken. Rows of the model are counted, and what the variants find is compared. A metric is added as one more `Row`.
+
+    python -m benchmarks.metrics                     # some minutes on one core
+    python -m benchmarks.metrics --only region       # rows whose name contains it; nothing is written
+    pip install --no-deps quantus pandas opencv-python-headless cachetools && python -m benchmarks.metrics
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import statistics
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion.metrics import Scores
+from benchmarks import models
+from benchmarks.harness import Clock, counted, first_line, interleave, quartiles, versions
+from benchmarks.networks import pictures
+
+M, G = ap.metrics, ap.groups
+OURS = "apportion"
+BLACK = ap.fills.Baselines(ap.baselines.Zero())
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, pictures, the classes that are explained, and maps of them.
+
+    Attributes:
+        net: in eval mode.
+        x: [B, 3, H, W].
+        target: [B].
+        maps: shaped as x, without ties.
+    """
+
+    net: nn.Module
+    x: Tensor
+    target: Tensor
+    maps: Tensor
+
+    @classmethod
+    def of(cls, net: nn.Module, x: Tensor) -> Case:
+        """Take each picture's own top class, and random maps."""
+        maps = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            return cls(net, x, net(x).argmax(1), maps)
+
+
+@cache
+def cnn() -> Case:
+    """Two convolutions on 16 pictures of 32 × 32 pixels."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10)).eval().requires_grad_(False)
+    return Case.of(net, torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+
+
+@cache
+def one() -> Case:
+    """The first of those alone."""
+    every = cnn()
+    return Case(every.net, every.x[:1], every.target[:1], every.maps[:1])
+
+
+@cache
+def lite0() -> Case:
+    """EfficientNet-Lite0 on the two bundled pictures."""
+    return Case.of(models.lite0().requires_grad_(False), pictures((3, 224, 224), 2).float())
+
+
+Found = Tensor | Scores | None
+Variant = Callable[[], Found]
+"""Runs once; gives what it found: curves [B, K] after the start, or scores that have them first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        name: metric/network.
+        case: gives the network and pictures.
+        variants: by name, ours first: set up on a case. What cannot be set up is reported with its error.
+        goals: by variant, the ratio of its time to ours to be reached.
+        note: what to know of it.
+    """
+
+    name: str
+    case: Callable[[], Case]
+    variants: Mapping[str, Callable[[Case], Variant]]
+    goals: Mapping[str, float]
+    note: str = ""
+
+
+# -- what is compared -----------------------------------------------------------------------------
+
+
+def ours(metric: ap.metrics.Metric) -> Callable[[Case], Variant]:
+    """Judge the maps with one of our metrics; the field is made once, as users do."""
+
+    def make(case: Case) -> Variant:
+        field = ap.Field(case.net)
+        return lambda: metric(field, case.x, case.maps, target=case.target)
+
+    return make
+
+
+def loop(side: int, step: int, summed: bool = True) -> Callable[[Case], Variant]:
+    """Remove step by step, all pictures together: the usual loop, through NumPy and back at each step.
+
+    Args:
+        side: of squares that go together, with all their channels.
+        step: squares that go at a time.
+        summed: rank squares; else single values of channels.
+    """
+
+    def make(case: Case) -> Variant:
+        x, target = case.x.numpy(), case.target.numpy()
+        (batch, _), high, wide = x.shape[:2], *x.shape[2:]
+        number = np.arange(high)[:, None] // side * (-(-wide // side)) + np.arange(wide) // side
+        number = np.broadcast_to(number, x.shape[1:]) if summed else np.arange(x[0].size).reshape(x.shape[1:])
+        flat = number.reshape(-1)
+        elements = [np.flatnonzero(flat == p) for p in range(flat.max() + 1)] if summed else None
+
+        def run() -> Tensor:
+            maps = case.maps.numpy().reshape(batch, -1)
+            values = np.stack([np.bincount(flat, m) for m in maps]) if summed else maps
+            ranking = np.argsort(-values, axis=1)
+            now, out = x.copy(), []
+            for start in range(0, ranking.shape[1], step):
+                now = now.copy()
+                for b in range(batch):
+                    gone = ranking[b, start : start + step]
+                    at = gone if elements is None else np.concatenate([elements[p] for p in gone])
+                    now[b].reshape(-1)[at] = 0.0
+                with torch.no_grad():
+                    probability = case.net(torch.from_numpy(now)).softmax(1).numpy()
+                out.append(probability[np.arange(batch), target])
+            return torch.from_numpy(np.stack(out, 1))
+
+        return run
+
+    return make
+
+
+def quantus(metric: str, falls: bool = False, **options: Any) -> Callable[[Case], Variant]:
+    """Run a metric of Quantus on the same maps.
+
+    Args:
+        metric: its class.
+        falls: it gives f(x) less the curve.
+        options: its settings.
+    """
+
+    def make(case: Case) -> Variant:
+        library = importlib.import_module("quantus")
+        plain: dict[str, Any] = {"abs": False, "normalise": False, "disable_warnings": True, "return_aggregate": False}
+        judge = getattr(library, metric)(perturb_baseline=0.0, **plain, **options)
+        arrays = {"x_batch": case.x.numpy(), "y_batch": case.target.numpy(), "a_batch": case.maps.numpy()}
+        at_x = case.net(case.x).softmax(1).gather(1, case.target[:, None]) if falls else None
+
+        def run() -> Tensor:
+            found = judge(model=case.net, channel_first=True, softmax=True, device="cpu", **arrays)
+            curves = torch.as_tensor(np.asarray(found, dtype=np.float64))
+            return curves if at_x is None else at_x - curves
+
+        return run
+
+    return make
+
+
+def rows() -> list[Row]:
+    """List the comparisons."""
+    values: dict[str, Any] = {"fill": BLACK, "limit": None}
+
+    def flipping(case: Callable[[], Case], name: str, step: int) -> Row:
+        variants = {
+            OURS: ours(M.MoRF(groups=G.Elements(), step=step, **values)),
+            "Quantus": quantus("PixelFlipping", features_in_step=step),
+            "loop": loop(1, step, summed=False),
+        }
+        note = f"single values of channels, {step} at a time, to 0"
+        return Row(f"pixel flipping/{name}", case, variants, {"Quantus": 5.0, "loop": 5.0}, note)
+
+    def perturbation(case: Callable[[], Case], name: str, side: int) -> Row:
+        variants = {
+            OURS: ours(M.MoRF(groups=G.Squares(side), **values)),
+            "Quantus": quantus("RegionPerturbation", falls=True, patch_size=side, regions_evaluation=64),
+            "loop": loop(side, 1),
+        }
+        note = f"64 squares of {side} × {side}, one at a time, to 0"
+        return Row(f"region perturbation/{name}", case, variants, {"Quantus": 5.0, "loop": 5.0}, note)
+
+    return [
+        flipping(cnn, "CNN 32², 16 pictures", 32),
+        flipping(one, "CNN 32², 1 picture", 32),
+        perturbation(cnn, "CNN 32², 16 pictures", 4),
+        perturbation(one, "CNN 32², 1 picture", 4),
+        flipping(lite0, "Lite0, 2 pictures", 7168),
+        perturbation(lite0, "Lite0, 2 pictures", 28),
+        Row(
+            "deletion/Lite0, 2 pictures",
+            lite0,
+            {OURS: ours(M.DeletionAUC(step=1792, fill=BLACK)), "loop": loop(1, 1792)},
+            {"loop": 5.0},
+            "the step of RISE's large runs; all channels of a pixel together",
+        ),
+    ]
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+def curve(found: Found) -> tuple[Tensor | None, float | None]:
+    """Read what a variant gave: its curves after the start, and the rows forward per example where it counts them."""
+    if not isinstance(found, Scores):
+        return found, None
+    first = next(iter(found.curves.values()), None)
+    return None if first is None else first.y[:, 1:], float(found.cost.forward.double().mean())
+
+
+def measure(row: Row, rounds: int, seconds: float) -> dict[str, Any]:
+    """Time the variants of a row, count their rows and compare what they find."""
+    case, out = row.case(), {"name": row.name, "note": row.note, "examples": 0}
+    out["examples"] = len(case.x)
+    ready: dict[str, tuple[Variant, int]] = {}
+    out["variants"], seen = {}, {}
+    for name, make in row.variants.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run = make(case)
+                with counted(case.net) as forward:
+                    found = run()
+        except Exception as error:
+            out["variants"][name] = {"failed": first_line(error)}
+            continue
+        seen[name], told = curve(found)
+        ready[name] = run, 1
+        out["variants"][name] = {"rows": forward[0] / len(case.x) if told is None else told}
+    times, _ = interleave(ready, Clock(case.x.device), rounds=rounds, seconds=seconds)
+    for name, taken in times.items():
+        entry = out["variants"][name]
+        entry["ms"] = 1e3 * statistics.median(taken) / len(case.x)
+        if name == OURS:
+            continue
+        low, middle, high = quartiles([a / b for a, b in zip(taken, times[OURS], strict=True)])
+        entry |= {"ratio": middle, "low": low, "high": high, "goal": row.goals.get(name)}
+        a, b = seen[name], seen[OURS]
+        if a is not None and b is not None and a.shape == b.shape:
+            entry["apart"] = float((a.double() - b.double()).abs().max())
+    return out
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Write the rows as a table."""
+    lines = [
+        "| metric/network | variant | rows an example | ms an example | times ours | curves apart |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        for name, v in row["variants"].items():
+            if "failed" in v:
+                lines.append(f"| {row['name']} | {name} | {v['failed']} | | | |")
+                continue
+            ratio = f"{v['ratio']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" if "ratio" in v else "1"
+            goal = v.get("goal")
+            if goal is not None:
+                ratio += f", goal {goal:g}: " + ("met" if v["ratio"] >= goal else "**missed**")
+            apart = f"{v['apart']:.0e}" if "apart" in v else ""
+            lines.append(f"| {row['name']} | {name} | {v['rows']:g} | {v['ms']:.3g} | {ratio} | {apart} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="rows whose name contains it; nothing is written")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for the rounds of one row, three at least")
+    options = parser.parse_args()
+    chosen = [row for row in rows() if not options.only or options.only in row.name]
+    found = []
+    for row in chosen:
+        found.append(measure(row, options.rounds, options.seconds))
+        print(table(found[-1:]), flush=True)
+    if options.only:
+        return
+    about = models.machine() | {"threads": torch.get_num_threads()} | versions(["torch", "quantus"])
+    (RESULTS / "metrics.json").write_text(json.dumps({"about": about, "rows": found}, indent=1) + "\n")
+    head = (
+        "# Metrics beside loops\n\nWritten by `python -m benchmarks.metrics`. Times are processor times of one thread, "
+        "medians over interleaved rounds; ratios are medians [quartiles] over rounds.\n\n"
+    )
+    notes = "\n".join(f"- {row['name']}: {row['examples']} pictures; {row['note']}" for row in found)
+    (RESULTS / "metrics.md").write_text(f"{head}{table(found)}\n\n{notes}\n\n{json.dumps(about)}\n")
+
+
+if __name__ == "__main__":
+    main()
