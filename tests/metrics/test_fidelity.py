@@ -203,6 +203,20 @@ def test_no_map_meets_sensitivity_1_and_2_on_a_product() -> None:
         assert found.curves["correlation"].y[0].tolist() == pytest.approx(expected)
 
 
+def test_a_complete_and_linear_map_may_forecast_nothing() -> None:
+    """φ_i = c_i (f(x) - f(0)) with fixed shares c is complete, and linear in f, and does not look at the features."""
+    w, x, share = drawn(9, seed=3), drawn(30, 9, seed=4), drawn(9, seed=6).softmax(0)
+    field = ap.Field(lambda x: x @ w)
+    blind = share * (x @ w)[:, None]
+    assert torch.allclose(blind.sum(1), x @ w)
+    metric = ap.metrics.SensitivityN((0.3, 0.5), 20)
+    found = metric(field, x, blind, controls=[ap.controls.Random()])
+    low, high = found.summary().interval
+    assert low < 0 < high
+    assert not found.beats("Random")
+    assert metric(field, x, w * x).summary().mean == pytest.approx(1)
+
+
 # -- faithfulness correlation ---------------------------------------------------------------------
 
 
