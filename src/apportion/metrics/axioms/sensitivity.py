@@ -158,9 +158,9 @@ class Dummy(Metric):
 
     Attributes:
         fill: what stands in for absent features.
-        features: drawn of each example; all if there are fewer.
+        features: how many are looked at, drawn for each example.
         samples: random contexts.
-        least: below which a change or a value counts as none.
+        least: what counts as nothing, as a share.
         groups: the features; see `ranking.players`.
 
     Source: Friedman (2004); sensitivity (b) of Sundararajan et al. (2017), section 2.1; the count of such features is
