@@ -76,9 +76,9 @@ class Infidelity(Metric):
         phi, fx, count = subject.map(q), q.fx.detach(), self.perturbation.count(q)
         forecast, fall = [], []
         for draw, owner in q.grid(count, "infidelity"):
-            taken = self.perturbation(q, owner, draw)
+            taken = self.perturbation(q, owner, draw, salience)
             fall.append(tree.wide(fx)[owner] - tree.wide(q.value(taken.rows, owner).detach()))
-            forecast.append(_forecast(taken.share if salience else taken.step, phi, owner, salience))
+            forecast.append(_forecast(taken.amount, phi, owner, salience))
         told, found = (torch.cat(each).reshape(count, -1).T for each in (forecast, fall))
         square = told.square().mean(1)
         scale = torch.where(square > 0, (told * found).mean(1) / square, 0)
@@ -107,6 +107,6 @@ def _forecast(weights: Tree, phi: Tree, owner: Owner, salience: bool) -> Float[T
     def meet(weight: Tensor, values: Tensor) -> Tensor:
         if values.shape[1:] != weight.shape[1:]:  # one channel for all
             weight = weight.mean(1, keepdim=True) if salience else weight.sum(1, keepdim=True)
-        return tree.wide(weight) * tree.wide(values)[owner]
+        return (weight * values[owner]).flatten(1).sum(1, dtype=tree.wide(values[:0]).dtype)
 
     return tree.total(tree.apply(meet, weights, phi))

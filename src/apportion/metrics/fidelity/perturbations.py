@@ -26,14 +26,13 @@ class Taken(NamedTuple):
 
     Attributes:
         rows: x - I.
-        step: I, which meets attributions per unit of input.
-        share: I in units of the way from the baseline to x, which meets attributions in units of the score: 1 for an
-            element that is removed. 0 where x is the baseline, whose element has nothing to give.
+        amount: I, which meets attributions per unit of input; or, as shares, I in units of the way from the baseline
+            to x, which meets attributions in units of the score: 1 for an element that is removed, 0 where x is at the
+            baseline, whose element has nothing to give.
     """
 
     rows: Tree
-    step: Tree
-    share: Tree
+    amount: Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +52,24 @@ class Perturbation(Configurable):
         """Say how many perturbations each example gets."""
 
     @abstractmethod
-    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"]) -> Taken:
-        """Make perturbation number `draw` of each row's example."""
+    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"], shares: bool) -> Taken:
+        """Make perturbation number `draw` of each row's example, as steps or as shares of the way."""
 
     def _baselines(self, q: Question, owner: Tensor, draw: Tensor) -> Tree:
         rows = q.baseline_rows(self.baseline)
         return tree.apply(lambda r: r[owner, draw % r.shape[1]], rows)
 
+    def _taken(self, q: Question, rows: Tree, owner: Tensor, draw: Tensor, shares: bool) -> Taken:
+        step = tree.apply(lambda x, r: x[owner] - r, q.x, rows)
+        if not shares:
+            return Taken(rows, step)
 
-def _part(step: Tensor, way: Tensor) -> Tensor:
-    return torch.where(way == 0, 0, step / torch.where(way == 0, 1, way))
+        def part(i: Tensor, x: Tensor, base: Tensor) -> Tensor:
+            way = x[:, None] - base
+            per_unit = torch.where(way == 0, 0, 1 / torch.where(way == 0, 1, way))
+            return i * per_unit[owner, draw % base.shape[1]]
+
+        return Taken(rows, tree.apply(part, step, q.x, q.baseline_rows(self.baseline)))
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ class NoisyBaseline(Perturbation):
     >>> import apportion as ap
     >>> q = ap.Field(lambda x: x.sum(1), bounds=(0, 1)).bind(torch.full((1, 3), 0.5))
     >>> at = torch.zeros(5, dtype=torch.long)
-    >>> taken = NoisyBaseline()(q, at, torch.arange(5))
-    >>> bool((taken.rows >= 0).all()), torch.equal(taken.share, taken.step / 0.5)
+    >>> taken = NoisyBaseline()(q, at, torch.arange(5), shares=True)
+    >>> bool((taken.rows >= 0).all()), torch.equal(taken.amount, (0.5 - taken.rows) / 0.5)
     (True, True)
     """
 
@@ -95,15 +102,14 @@ class NoisyBaseline(Perturbation):
         """As many as asked for."""
         return self.samples
 
-    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"]) -> Taken:
+    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"], shares: bool) -> Taken:
         """Draw noise around the baselines."""
         start = self._baselines(q, owner, draw)
         noise = q.stream("infidelity").normal(q.x, owner, draw)
         low, high = bounds_of(q) or (None, None)
         rows = tree.apply(lambda s, n: s + self.sigma * n, start, noise)
         rows = rows if low is None else tree.apply(lambda r: r.clamp(low, high), rows)
-        step = tree.apply(lambda x, r: x[owner] - r, q.x, rows)
-        return Taken(rows, step, tree.apply(lambda s, x, b: _part(s, x[owner] - b), step, q.x, start))
+        return self._taken(q, rows, owner, draw, shares)
 
 
 @dataclass(frozen=True)
@@ -125,13 +131,11 @@ class GaussianPerturbation(Perturbation):
         """As many as asked for."""
         return self.samples
 
-    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"]) -> Taken:
+    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"], shares: bool) -> Taken:
         """Draw steps."""
-        start = self._baselines(q, owner, draw)
         noise = q.stream("infidelity").normal(q.x, owner, draw)
         rows = tree.apply(lambda x, n: x[owner] - self.sigma * n, q.x, noise)
-        step = tree.apply(lambda x, r: x[owner] - r, q.x, rows)
-        return Taken(rows, step, tree.apply(lambda s, x, b: _part(s, x[owner] - b), step, q.x, start))
+        return self._taken(q, rows, owner, draw, shares)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class SquareRemoval(Perturbation):
     >>> import apportion as ap
     >>> q = ap.Field(lambda x: x.sum((1, 2, 3))).bind(torch.ones(1, 1, 3, 3))
     >>> square = SquareRemoval((2,))
-    >>> square.count(q), square(q, torch.tensor([0]), torch.tensor([3])).share[0, 0].tolist()
+    >>> square.count(q), square(q, torch.tensor([0]), torch.tensor([3]), True).amount[0, 0].tolist()
     (4, [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
     """
 
@@ -179,7 +183,7 @@ class SquareRemoval(Perturbation):
         """All that fit, or as many as asked for."""
         return self.samples or sum(self._counts(q)[1]) * self.baseline.draws
 
-    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"]) -> Taken:
+    def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"], shares: bool) -> Taken:
         """Remove squares."""
         sides, counts = self._counts(q)
         number = draw // self.baseline.draws
@@ -194,7 +198,7 @@ class SquareRemoval(Perturbation):
                   & _within(place % across, side, q.x.shape[3])[:, None])[:, None]  # fmt: skip
         x, start = q.x[owner], self._baselines(q, owner, draw)
         rows = torch.where(inside, start, x)
-        return Taken(rows, x - rows, inside.to(x.dtype).expand_as(x))
+        return Taken(rows, inside.to(x.dtype).expand_as(x) if shares else x - rows)
 
 
 def _within(start: Tensor, length: Tensor, size: int) -> Tensor:
