@@ -1,6 +1,9 @@
 """Metrics: what a map or an explainer is worth, by definitions with their source and every setting in the record."""
 
 from apportion.metrics.ablation.deletion import DeletionAUC, InsertionAUC, InsertionDeletion
+from apportion.metrics.ablation.drops import AverageDrop, AverageDropInDeletion, AverageGain, IncreaseInConfidence
+from apportion.metrics.ablation.information import PNG, Information, MultiScaleSSIM, WebP, Zlib
+from apportion.metrics.ablation.pic import AIC, SIC
 from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
 from apportion.metrics.ablation.road import ROAD
 from apportion.metrics.ablation.single_deletion import SingleDeletion
@@ -43,11 +46,17 @@ from apportion.metrics.statistics import Correlation, Pearson, Spearman
 
 __all__ = [
     "ABPC",
+    "AIC",
     "AOPC",
+    "PNG",
     "ROAD",
+    "SIC",
     "Agreement",
     "AverageSensitivity",
     "Completeness",
+    "AverageDrop",
+    "AverageDropInDeletion",
+    "AverageGain",
     "Complexity",
     "Correlation",
     "Curve",
@@ -68,6 +77,9 @@ __all__ = [
     "Infidelity",
     "InputChange",
     "InputInvariance",
+    "IncreaseInConfidence",
+    "Infidelity",
+    "Information",
     "InsertionAUC",
     "InsertionDeletion",
     "Judges",
@@ -79,6 +91,7 @@ __all__ = [
     "Metric",
     "MetricCard",
     "MoRF",
+    "MultiScaleSSIM",
     "NoisyBaseline",
     "OutputChange",
     "ParameterRandomization",
@@ -107,6 +120,8 @@ __all__ = [
     "Symmetry",
     "TopKIntersection",
     "WeaklySupervisedLocalization",
+    "WebP",
+    "Zlib",
     "by_category",
     "metric",
     "names",
