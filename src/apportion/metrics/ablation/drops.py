@@ -105,7 +105,7 @@ class Masking(Metric):
 
     Attributes:
         base: what stands where the mask is 0: what the network reads as 0 unless given.
-        score: what is watched; it shares the question's target. A model of one number has its sigmoid for probability.
+        score: what is compared; the sigmoid for models of one number.
     """
 
     base: Baseline = NetworkZero()

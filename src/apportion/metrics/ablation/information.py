@@ -119,7 +119,7 @@ class WebP(_Encoded):
     """Bytes of lossless WebP with the greatest effort, as the authors of the curves take them.
 
     Attributes:
-        encoder: the program it must be, as results state it; any unless given.
+        encoder: the program asked for.
         quality: how hard the encoder tries, to 100; nothing is lost at any.
 
     Raises:
@@ -141,7 +141,7 @@ class PNG(_Encoded):
     """Bytes of PNG, whose encoder changes less often than that of WebP.
 
     Attributes:
-        encoder: the program it must be, as results state it; any unless given.
+        encoder: likewise.
     """
 
     def _library(self) -> tuple[str, str]:

@@ -63,14 +63,14 @@ class Revealing(Metric):
     """Base of the performance information curves.
 
     Attributes:
-        score: what is watched; it shares the question's target.
+        score: what a curve's height is made of.
         thresholds: shares of the pixels that are revealed, highest first.
         fraction: of the pixels, drawn at random, that are known from the start, with the four corners.
-        least: score at the picture below which an example does not count.
+        least: what the score at the picture must reach.
         monotone: whether a curve never falls from a threshold to the next.
         information: what stands on the axis of x.
         points: at which curves are interpolated.
-        together: whether all pixels of one value are revealed at once; in an order drawn at random unless asked for.
+        together: whether tied pixels come all together; in an order drawn at random unless asked for.
     """
 
     _not_negative = ("fraction",)
@@ -361,7 +361,7 @@ class AIC(Revealing):
         monotone: whether the class stays once it has been recognized.
         information: what stands on the axis of x.
         points: at which the curve is read off.
-        together: whether all pixels of one value are revealed at once.
+        together: what becomes of ties.
 
     Raises:
         ConfigError: as for SIC.
