@@ -7,7 +7,7 @@ from apportion.core.attribution import Attribution, Cost, Domain, References
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle, Total
 from apportion.core.errors import ApportionError
 from apportion.core.explainer import Explainer, Passes
-from apportion.core.external import External, GivenMap
+from apportion.core.external import External, GivenMap, Resized
 from apportion.core.field import Field, Normalize, Shared
 from apportion.core.game import Game
 from apportion.core.memory import give_back_memory, keep_memory
@@ -217,6 +217,7 @@ __all__ = [
     "References",
     "Region",
     "Regions",
+    "Resized",
     "SPIProbability",
     "Score",
     "ScoreCAM",

@@ -116,8 +116,8 @@ def evaluate(
         found[name].append(one)
     evaluation = _together({name: join(parts) for name, parts in found.items()}, runner, settings)
     if not quiet:
-        for method, metric, why, missing in evaluation.failures:
-            print(f"undefined: {method} by {metric}, {missing} of {len(evaluation)} example(s): {why}", flush=True)
+        for line in evaluation.told_failures():
+            print(line, flush=True)
     return evaluation
 
 

@@ -19,6 +19,7 @@ import apportion as ap
 from apportion.bulk import runner as runners
 from apportion.bulk.store import Store
 from apportion.core.attribution import Attribution
+from apportion.core.config import from_config
 from apportion.core.errors import ConfigError, InputError, RegistryError, RuleError
 from apportion.core.external import Unregistered
 from apportion.core.question import Question
@@ -275,6 +276,23 @@ def test_a_map_from_elsewhere_is_judged_as_the_attribution_it_came_from() -> Non
             run(methods={"bad": bad}, metrics=["sparseness"], batch=3)
 
 
+def test_maps_of_a_layer_are_enlarged_where_that_is_asked_for() -> None:
+    """Several of one kind still go together, and the record rebuilds the method."""
+    layer = ap.At("0")
+    cams = {"cam": ap.GradCAM(layer), "plus": ap.GradCAMPlusPlus(layer), "gradient": ap.Gradient()}
+    methods = {name: ap.Resized(cam) for name, cam in cams.items()}
+    found = run(methods=methods, metrics=["sparseness", "deletion_auc"], ids=IDS, controls=())
+    for name, method in cams.items():
+        a = ap.explain(NET, X, method, ids=IDS)
+        if name != "gradient":
+            a = a.resize((6, 6))
+        expected = ap.metrics.Sparseness()(FIELD, X, a, ids=IDS)
+        torch.testing.assert_close(found.scores[name]["sparseness"].values, expected.values, equal_nan=True)
+        assert from_config(found.scores[name]["sparseness"].method) == methods[name]
+    bare = run(methods={"cam": ap.GradCAM(layer)}, metrics=["sparseness"], controls=())
+    assert "the shape of the input" in bare.told_failures()[0]
+
+
 def test_truths_go_with_their_examples() -> None:
     masks = (X > 0.7).double()
     masks[3] = 0
@@ -326,7 +344,7 @@ def test_one_failure_is_recorded_with_its_reason_and_the_rest_goes_on() -> None:
         whole = run(methods={"gradient": "gradient"}, metrics={"drop": Drop()}, ids=IDS)
         got, expected = found.scores["gradient"]["drop"].values, whole.scores["gradient"]["drop"].values
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-        assert any("fails by drop is undefined" in note for note in found.notes())
+        assert any("fails by drop, sparse: undefined for" in note for note in found.notes())
     with pytest.raises(ValueError, match="too bright"):
         run(methods=methods, strict=True)
     everything = run(methods={"fails": Fails(RuleError)}, metrics={"sparse": "sparseness"}, batch=7)

@@ -94,7 +94,8 @@ class Comparison:
             by = self.dominated.get(method)
             sure = self.surely.get(method)
             told = f"dominated by {', '.join(by)}" if by else "not dominated"
-            lines.append(f"  {method}: {told}{f'; beyond chance by {chr(44).join(sure)}' if sure else ''}")
+            beyond = f"; beyond chance by {', '.join(sure)}" if sure else ""
+            lines.append(f"  {method}: {told}{beyond}")
         return "\n".join(lines)
 
 

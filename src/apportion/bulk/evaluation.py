@@ -22,6 +22,9 @@ from apportion.core.write import write_bytes
 from apportion.metrics.ranks import Ranks, rank_methods
 from apportion.metrics.scores import Direction, Scores
 
+_WIDE = 120
+"""Characters from which a table has its metrics down the side."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
@@ -214,20 +217,39 @@ class Evaluation:
             for why, where in s.undefined.items()
         ]
 
+    def told_failures(self) -> list[str]:
+        """Say what is undefined, a line for each reason."""
+        by_reason: dict[str, list[tuple[str, str, int]]] = {}
+        for method, metric, why, count in self.failures:
+            by_reason.setdefault(why, []).append((method, metric, count))
+        lines = []
+        for why, places in by_reason.items():
+            methods, metrics = (list(dict.fromkeys(p[i] for p in places)) for i in (0, 1))
+            most = max(p[2] for p in places)
+            up_to = "" if all(p[2] == most for p in places) else "up to "
+            many = f"{up_to}{most} of {len(self)} example(s)"
+            lines.append(f"{self._who(methods)} by {', '.join(metrics)}: undefined for {many}: {why}")
+        return lines
+
     def notes(self) -> list[str]:
         """Say what deserves a look: undefined scores, warnings, and scores that do not beat a control."""
-        said = [
-            f"{method} by {metric} is undefined for {count} of {len(self)} example(s): {why}"
-            for method, metric, why, count in self.failures
-        ]
+        said: dict[str, list[str]] = {}
         for row in self.summary():
             lost = [name for name, won in row["beats"].items() if won is False]
-            if lost and row["n"]:
-                said.append(f"{row['method']} does not beat {', '.join(lost)} by {row['metric']}")
-        said += [f"{method}: {w}" for method, warnings in self.warnings.items() for w in warnings]
+            if lost and row["n"] > 1:
+                said.setdefault(f"by {row['metric']}: not better than {', '.join(lost)}", []).append(row["method"])
+        for method, warnings in self.warnings.items():
+            for warning in warnings:
+                said.setdefault(f": {warning}", []).append(method)
         for method, held in self.scores.items():
-            said += [f"{method} by {metric}: {w}" for metric, s in held.items() for w in s.warnings]
-        return list(dict.fromkeys(said))
+            for metric, s in held.items():
+                for warning in s.warnings:
+                    said.setdefault(f"by {metric}: {warning}", []).append(method)
+        lines = [f"{self._who(methods)}{'' if what[0] == ':' else ' '}{what}" for what, methods in said.items()]
+        return self.told_failures() + lines
+
+    def _who(self, methods: Sequence[str]) -> str:
+        return "all methods" if len(methods) == len(self.methods) > 1 else ", ".join(methods)
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         rows = {(r["method"], r["metric"]): r for r in self.summary()}
@@ -240,12 +262,16 @@ class Evaluation:
             for metric in self.metrics:
                 r = rows[method, metric]
                 mark = "*" if r["beats"] and all(r["beats"].values()) else ""
-                line.append(f"{r['value']:.3g} [{r['low']:.3g}, {r['high']:.3g}]{mark}" if r["n"] else "undefined")
+                spread = f" [{r['low']:.3g}, {r['high']:.3g}]{mark}" if r["n"] > 1 else ""
+                line.append(f"{r['value']:.3g}{spread}" if r["n"] else "undefined")
             body.append(line)
         return head, body
 
     def __repr__(self) -> str:
         head, body = self._cells()
+        if sum(max(len(line[i]) for line in (head, *body)) + 2 for i in range(len(head))) > _WIDE:
+            turned = [list(column) for column in zip(head, *body, strict=True)]
+            head, body = turned[0], turned[1:]
         wide = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip() for line in (head, *body)

@@ -61,11 +61,11 @@ class Estimate:
     """Rows that an evaluation sends through the model, before it begins.
 
     Attributes:
-        rows: what runs, rows forward and backward for each example, and whether these are exact or at most.
+        rows: what runs, rows forward and backward for each example, and what bound they are, if not exact.
         examples: how many there are; None where data does not say.
     """
 
-    rows: tuple[tuple[str, int, int, bool], ...]
+    rows: tuple[tuple[str, int, int, str], ...]
     examples: int | None
 
     @property
@@ -79,18 +79,19 @@ class Estimate:
         return sum(r[2] for r in self.rows)
 
     @property
-    def exact(self) -> bool:
-        """Whether all numbers are exact."""
-        return all(r[3] for r in self.rows)
+    def bound(self) -> str:
+        """What bound the sums are: none, at most, at least, or about where there are both."""
+        bounds = {r[3] for r in self.rows} - {""}
+        return bounds.pop() if len(bounds) == 1 else "about" if bounds else ""
 
     def __repr__(self) -> str:
         wide = max((len(r[0]) for r in self.rows), default=0)
         lines = [
-            f"{name:<{wide}}  {'' if exact else 'at most '}{forward:,} + {backward:,}"
-            for name, forward, backward, exact in self.rows
-            if forward or backward
+            f"{name:<{wide}}  {bound}{' ' if bound else ''}{forward:,} + {backward:,}"
+            for name, forward, backward, bound in self.rows
+            if forward or backward or bound
         ]
-        most = "" if self.exact else "at most "
+        most = f"{self.bound} " if self.bound else ""
         lines.append(f"{most}{self.forward:,} forward + {self.backward:,} backward passes an example")
         if self.examples is not None:
             total = f"{self.forward * self.examples:,} + {self.backward * self.examples:,}"
@@ -171,7 +172,7 @@ class Runner:
         """
         one = first.part(slice(0, 1))
         q = self._bind(one)
-        rows: list[tuple[str, int, int, bool]] = []
+        rows: list[tuple[str, int, int, str]] = []
         for name, judged in self.judged.items():
             if isinstance(judged, Attribution):
                 continue
@@ -179,7 +180,8 @@ class Runner:
                 p = _of_rows(judged, one.rows).passes(q)
             except ApportionError:  # it comes again when the method is asked
                 continue
-            rows.append((name, p.forward + p.once, p.backward + p.once_backward, p.exact))
+            rows.append((name, p.forward + p.once, p.backward + p.once_backward, "" if p.exact else "at most"))
+        alone = len(self.metrics) == 1  # several may share passes
         for name, metric in self.metrics.items():
             try:
                 p = metric.passes(q)
@@ -187,8 +189,8 @@ class Runner:
                 continue
             times = len(self.judged)
             there, back = times * (p.forward + p.once), times * (p.backward + p.once_backward)
-            title = f"{name}, {times} times" + (" and what it asks of methods" if _asks(metric) else "")
-            rows.append((title, there, back, p.exact and not _asks(metric)))
+            title = f"{name}, {times} times" + (", besides asking methods again" if _asks(metric) else "")
+            rows.append((title, there, back, "at least" if _asks(metric) else "" if p.exact and alone else "at most"))
         return Estimate(tuple(rows), examples)
 
     def run(self, data: Iterator[Batch], examples: int | None, store: Store | None) -> Iterator[tuple[str, Found]]:

@@ -1,4 +1,4 @@
-"""The command line: `apportion methods` and `apportion explain`.
+"""The command line: `apportion methods`, `explain`, `metrics` and `evaluate`.
 
 Needs the cli extra: `pip install apportion[cli]`.
 """

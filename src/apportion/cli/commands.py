@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import apportion
 from apportion.adapters import models
-from apportion.cli import tables, work
+from apportion.cli import judging, tables, work
 from apportion.cli.output import Output
 from apportion.core.errors import ApportionError, ConfigError, ModelError, NumericalWarning, OutputError
 from apportion.core.field import Field
@@ -46,7 +46,11 @@ def run(arguments: list[str]) -> bool:
     try:
         return app(arguments, exit_on_error=False, print_error=False) is not False
     except CycloptsError as error:
-        command = f"apportion {arguments[0]}" if arguments and arguments[0] in ("explain", "methods") else "apportion"
+        command = (
+            f"apportion {arguments[0]}"
+            if arguments and arguments[0] in ("evaluate", "explain", "methods", "metrics")
+            else "apportion"
+        )
         raise ConfigError(f"{error}".strip(), "the arguments of the command", f"{command} --help lists them") from error
 
 
@@ -63,6 +67,21 @@ def methods(name: str | None = None, /) -> None:
         tables.print_methods()
     else:
         tables.print_card(name)
+
+
+@app.command
+def metrics(name: str | None = None, /) -> None:
+    """List the metrics of `apportion evaluate`, or show one: what it measures, and what to beware of.
+
+    Parameters
+    ----------
+    name
+        A metric, as the list spells it.
+    """
+    if name is None:
+        tables.print_metrics()
+    else:
+        tables.print_metric(name)
 
 
 @app.command(usage="Usage: apportion explain [PICTURES...] [OPTIONS]")
@@ -160,6 +179,106 @@ def explain(
     else:
         tables.print_failures(results, sys.stderr)
     return not any(one.failures for one in results)
+
+
+@app.command(usage="Usage: apportion evaluate [PICTURES...] [OPTIONS]")
+def evaluate(
+    *pictures: str,
+    model: Annotated[str, Parameter(alias="-m")] = "zoo:efficientnet_lite0",
+    method: Annotated[tuple[str, ...], Parameter(name=("--method", "--methods"), show_default=", ".join)] = ("quick",),
+    metric: Annotated[
+        tuple[str, ...], Parameter(name=("--metric", "--metrics"), show_default=", ".join)
+    ] = judging.METRICS,
+    control: Annotated[
+        tuple[str, ...], Parameter(name=("--control", "--controls"), show_default=", ".join)
+    ] = judging.CONTROLS,
+    target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    out: Annotated[str, Parameter(alias="-o")] = "evaluation",
+    seed: int = 0,
+    quiet: Annotated[bool, Parameter(alias="-q", show_default=False)] = False,
+    size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> bool:
+    """Judge methods by metrics on pictures, beside maps that know nothing of the network.
+
+    Says first how many passes it takes. Writes DIR/evaluation.json, which ap.Evaluation.load reads, DIR/evaluation.png,
+    and DIR/finished, from which the same command goes on where it was stopped.
+
+    apportion evaluate my_pictures/ --method gradient --method grad_cam --metric insertion_deletion
+
+    Parameters
+    ----------
+    pictures
+        Files, directories, or names of bundled pictures; a few of these unless given.
+    model
+        As for explain.
+    method
+        A method, or the set quick or all; may be repeated.
+    metric
+        A metric of `apportion metrics`; may be repeated.
+    control
+        What is judged beside: random, edges, center_gaussian, input_magnitude, all_ones or none; may be repeated.
+    target
+        The class whose maps are judged, by index or name; each picture's top class unless given.
+    out
+        The directory for the results.
+    seed
+        Of all random numbers.
+    quiet
+        Print nothing but errors.
+    size
+        As for explain.
+    mean
+        As for explain.
+    std
+        As for explain.
+    """
+    if not out.strip():
+        raise OutputError("--out without a name", "a directory", "write --out . for the current directory")
+    sources = pictures or work.PICTURES
+    judged, left = judging.methods(work.choose(method))
+    by, beside = judging.metrics(metric), judging.beside(control)
+    norm = _numbers("mean", mean), _numbers("std", std)
+    with Output(out, work.files(sources)) as output, warnings.catch_warnings(), keep_memory():
+        warnings.simplefilter("ignore", NumericalWarning)  # they are among the notes
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch's, about exported programs
+        network = models.load(model, size=size, mean=norm[0], std=norm[1])
+        _say(*network.notes, quiet=quiet)
+        index = None if target is None else network.index(target)
+        seen = [work.look(network, picture, is_bundled) for picture, is_bundled in work.read(sources)]
+        _say(*(one.note for one in seen if one.note), quiet=quiet)
+        _say(*(f"{name} is left out: it learns from data first, and a command has none" for name in left), quiet=quiet)
+        x, field = judging.stacked(seen), network.field()
+        located = any(judging.needs_object(m) for m in by.values())
+        asked = {
+            "controls": beside,
+            "truth": judging.objects(seen) if located else None,
+            "target": index,
+            "ids": judging.names(seen),
+            "seed": seed,
+            "quiet": True,
+        }
+        if not quiet:
+            expected = apportion.evaluate(judged, field, x, by, dry_run=True, **asked)
+            tables.print_passes(expected, judging.seconds(field, x, index, expected))
+        line = _Line(f"{len(seen)} picture(s)", quiet)
+        with progress(line):
+            found = apportion.evaluate(judged, field, x, by, batch=1, out=output.folder / "finished", **asked)
+        line.end(f"{len(found.methods)} method(s), {len(found.metrics)} metric(s)")
+        with output.file("evaluation.json") as path:
+            found.to_json(path)
+        with output.file("evaluation.png") as path:
+            found.show().savefig(path, format="png")
+    if not quiet:
+        tables.print_evaluation(found)
+        for path in output.written:
+            print(f"{path.suffix[1:]}: {path}")
+    whole = [name for name, held in found.scores.items() if not all(s.values.isnan().all() for s in held.values())]
+    if quiet:
+        for told in found.told_failures():
+            print(f"error: {tables.plain(told).plain}", file=sys.stderr)
+    return len(whole) == len(found.methods)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import apportion
 from apportion.cli.work import Estimate, Explained, named
 from apportion.core.attribution import Attribution
-from apportion.core.registry import methods
+from apportion.core.registry import methods, snake
+from apportion.metrics.metric import Judges
+from apportion.metrics.metric import metric as metric_named
+from apportion.metrics.metric import names as metric_cards
 
 if TYPE_CHECKING:
     from apportion.show.report import Page, Panel
@@ -189,6 +193,78 @@ def _cells(panel: Panel, on: str) -> tuple[str, ...]:
     passes = f"{int(a.cost.forward[0])} + {int(a.cost.backward[0])}"
     title = panel.title if len(panel.title) <= 34 else short(panel.title.partition(" (top −")[0], 34)
     return title, "none" if a.gap is None else gap(a), on, passes, f"{panel.seconds:.1f}"
+
+
+def print_metrics() -> None:
+    """List the metrics with what they judge and what is better."""
+    rows = [
+        (
+            name,
+            card.title,
+            {"HIGHER": "higher", "LOWER": "lower", "NEITHER": "neither"}[card.direction.name],
+            "a map" if card.judges is Judges.MAP else "an explainer",
+            card.truth.partition(":")[0].partition(",")[0] or "-",
+            f"{_first(card.paper.authors)} {card.paper.year}",
+        )
+        for name, card in metric_cards().items()
+    ]
+    table(("name", "title", "better", "judges", "compares with", "paper"), rows)
+    print("\napportion metrics NAME shows one with its cautions.")
+
+
+def print_metric(name: str) -> None:
+    """Show the card of a metric."""
+    cls = metric_named(snake(name.replace("-", "_")))
+    card = cls.card
+    low, high = card.range
+    rows = [
+        ("class", f"ap.metrics.{cls.__name__}"),
+        ("better", card.direction.value),
+        ("judges", card.judges.value),
+        ("compares", card.truth or "with nothing"),
+        ("range", f"{'−∞' if low is None else f'{low:g}'} to {'∞' if high is None else f'{high:g}'}"),
+        ("by chance", card.chance or "not known beforehand"),
+        ("passes", card.cost),
+        ("source", str(card.paper)),
+        *(("caution", caution) for caution in card.cautions),
+    ]
+    print(f"{card.title} ({name})\n{card.intent}\n")
+    table(("", ""), rows)
+
+
+def print_passes(expected: apportion.Estimate, seconds: float) -> None:
+    """Say what an evaluation will take."""
+    rows = [
+        (name, f"{bound} {there:,}".strip(), f"{bound} {back:,}".strip())
+        for name, there, back, bound in expected.rows
+        if there or back or bound
+    ]
+    table(("for each picture", "forward", "backward"), rows, right=(1, 2))
+    bound = f"{expected.bound} " if expected.bound else ""
+    took = f"{round(seconds)} s" if seconds < 120 else f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    total = f"{bound}{expected.forward:,} + {expected.backward:,} passes a picture, {expected.examples} picture(s)"
+    print(f"{total}: about {took}\n", flush=True)
+
+
+def print_evaluation(found: apportion.Evaluation) -> None:
+    """Print a line for each metric and method, and what deserves a look."""
+    rows: list[Sequence[str] | None] = []
+    last = ""
+    for r in found.summary():
+        if last and r["metric"] != last:
+            rows.append(None)
+        last = r["metric"]
+        won = [control for control, beats in r["beats"].items() if beats]
+        spread = f"[{r['low']:.3g}, {r['high']:.3g}]" if r["n"] > 1 else "unknown" if r["n"] else ""
+        value = (f"{r['value']:.4g}" if r["n"] else "undefined", spread)
+        judged = found.controls and r["n"] > 1
+        told = "control" if r["control"] else ", ".join(won) if won else "nothing" if judged else ""
+        rows.append((r["metric"], r["method"], *value, r["direction"].partition(" is")[0], str(r["n"]), told))
+    table(("metric", "method", "value", "95 %", "better", "pictures", "beats"), rows, right=(2, 5))
+    print("\nvalue: over the pictures, with the ends of its bootstrap interval.")
+    print("beats: the controls that it is better than, beyond chance, on the same pictures.")
+    for note in found.notes():
+        print(f"note: {plain(note).plain}")
 
 
 def print_estimate(expected: Estimate, pictures: int) -> None:

@@ -322,7 +322,7 @@ def _bound(asked: Field, seen: Seen, target: int | None) -> Question:
     return asked.bind(seen.x[None], target=_target(seen, target))
 
 
-def _chunk(asked: Field, q: Question, most: int) -> tuple[Tensor, Tensor]:
+def chunk(asked: Field, q: Question, most: int) -> tuple[Tensor, Tensor]:
     """Rows as many as a method sends at once, and their owners."""
     n = max(1, min(asked.chunk, _MOST_ROWS, most))
     return q.x.expand(n, *q.x.shape[1:]).contiguous(), torch.zeros(n, dtype=torch.long)
@@ -333,7 +333,7 @@ def warm_up(asked: Field, seen: Seen, choices: Sequence[Choice], target: int | N
     q = _bound(asked, seen, target)
     rows = _rows_of(choices, q).values()
     try:
-        q.value_and_grad(*_chunk(asked, q, max((there for there, _, _ in rows), default=1)))
+        q.value_and_grad(*chunk(asked, q, max((there for there, _, _ in rows), default=1)))
     except ApportionError:  # it comes again where the method is known
         return
 
@@ -352,8 +352,8 @@ def estimate(
     """
     q = _bound(asked, seen, target)
     counted = _rows_of(choices, q)
-    rows, owner = _chunk(asked, q, _MOST_ROWS)
-    both, ahead = (_fastest(lambda run=run: run(rows, owner)) / len(owner) for run in (q.value_and_grad, q.value))
+    rows, owner = chunk(asked, q, _MOST_ROWS)
+    both, ahead = (fastest(lambda run=run: run(rows, owner)) / len(owner) for run in (q.value_and_grad, q.value))
     listed = [(c.name, *counts) for c, counts in counted.items()]
     again = contrasted(list(counted), contrast) if counted and _pair(seen, _target(seen, target)) else []
     for choice in again:
@@ -363,7 +363,7 @@ def estimate(
     return Estimate(tuple(listed), seconds)
 
 
-def _fastest(run: Callable[[], object]) -> float:
+def fastest(run: Callable[[], object]) -> float:
     """Time the faster of two runs: the first may be a cold one."""
     taken = []
     for _ in range(2):

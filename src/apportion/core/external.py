@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,6 +135,74 @@ class External(Unregistered):
         return q.attribution(self, tree.apply(lambda v, x: fitted(v, x, self.name), values, q.x))
 
 
+@dataclass(frozen=True)
+class Resized(Unregistered):
+    """A method whose maps lie on a layer's grid, enlarged to the input bilinearly, which the result records.
+
+    Metrics need one number a pixel. Enlarging adds no detail, and how it is done changes scores: so it is asked for.
+
+    Attributes:
+        base: the method; maps that have the input's size already stay as they are.
+
+    >>> import apportion as ap
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, stride=2), torch.nn.Flatten(), torch.nn.Linear(18, 2)).eval()
+    >>> a = ap.Resized(ap.GradCAM(ap.At("0")))(ap.Field(net), torch.rand(1, 1, 7, 7))
+    >>> a.values.shape, a.postprocessing
+    (torch.Size([1, 1, 7, 7]), ('resize(7, 7)',))
+    """
+
+    base: Explainer
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return type(self.base).__name__
+
+    @property
+    def kind(self) -> Kind:
+        return self.base.kind
+
+    @property
+    def unit(self) -> str:
+        return self.base.unit
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        return self.base.cautions
+
+    @property
+    def signed(self) -> bool:
+        return self.base.signed
+
+    def passes(self, q: Question | None = None) -> Passes:
+        return self.base.passes(q)
+
+    def asks(self, q: Question) -> Iterable[Hashable]:
+        return self.base.asks(q)
+
+    @property
+    def together(self) -> Hashable | None:
+        return None if self.base.together is None else ("resized", self.base.together)
+
+    def explain(self, q: Question) -> Attribution:
+        """Ask the base, and enlarge."""
+        return self._enlarged(self.base.explain(q), q)
+
+    def explain_all(
+        self, members: Sequence[tuple[Explainer, Question]], q: Question
+    ) -> Sequence[Attribution | Exception]:
+        """Let the bases go together."""
+        some = [(m.base, own) for m, own in members if isinstance(m, Resized)]
+        found = self.base.explain_all(some, q)
+        return [a if isinstance(a, Exception) else self._enlarged(a, q) for a in found]
+
+    def _enlarged(self, a: Attribution, q: Question) -> Attribution:
+        x, values = q.x, a.values
+        if not isinstance(x, Tensor) or not isinstance(values, Tensor) or values.shape[2:] == x.shape[2:]:
+            return a
+        return a.resize(tuple(x.shape[2:]))
+
+
 def _as_tensor(value: Any) -> Tensor:
     try:
         t = torch.as_tensor(value).detach()
@@ -154,6 +222,6 @@ def fitted(values: Tensor, x: Tensor, name: str) -> Tensor:
         raise InputError(
             f"a map of shape {tuple(values.shape)} from {name!r} for input {tuple(x.shape)}",
             "the shape of the input, with one channel or all, one map an example",
-            "resize the map to the input first",
+            "resize the map to the input first: ap.Resized(method) does",
         )
     return values.to(device=x.device, dtype=torch.promote_types(values.dtype, torch.float32))
