@@ -58,7 +58,7 @@ class Infidelity(Metric):
 
     parts["scale"] is β, parts["scaled"] the infidelity with it, and parts["of zeros"] that of a map of zeros, E[Δ²].
 
-    Source: Yeh et al. (2019), definition 2.1, and section 2.3 for the perturbations.
+    Source: Yeh et al. (2019), section 2.
 
     >>> import apportion as ap
     >>> field, x = ap.Field(lambda x: x @ torch.tensor([1.0, -2.0])), torch.ones(1, 2)

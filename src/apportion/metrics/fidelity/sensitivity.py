@@ -87,7 +87,7 @@ class MaxSensitivity(_Moved):
 
     parts["norm"] is ‖Φ(x)‖₂. Undefined for maps of zeros if relative.
 
-    Source: Yeh et al. (2019), definition 3.1, with the authors' division. Their published loop divides what it has so
+    Source: Yeh et al. (2019), section 3, with the authors' division. Their published loop divides what it has so
     far by the norm again with every draw; that is a slip, and not followed.
 
     >>> import apportion as ap, torch

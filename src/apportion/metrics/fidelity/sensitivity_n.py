@@ -77,7 +77,7 @@ class SensitivityN(Metric):
     Raises:
         ConfigError: fractions that do not ascend within (0, 1].
 
-    Source: Ancona et al. (2018), section 3.2. The paper takes about sixteen sizes from one player to 80 % of them,
+    Source: Ancona et al. (2018). The paper takes about sixteen sizes from one player to 80 % of them,
     a hundred subsets each. Other code differs in more than settings: subsets shared by a whole batch, or nested in the
     order of the map, or correlated across examples, none of which is this quantity.
 
