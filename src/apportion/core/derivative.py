@@ -14,11 +14,13 @@ from apportion.core.errors import ModelError
 
 def is_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out, by torch's own types and phrases."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(p in text for p in _MEMORY)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(p in text for p in _MEMORY)
 
 
-_MEMORY = ("DefaultCPUAllocator", "CUDA out of memory", "MPS backend out of memory")
+_MEMORY = ("defaultcpuallocator", "out of memory", "not enough memory", "alloc_failed", "bad_alloc", "bad allocation")
 
 
 def counted_at(copy: Tensor, tensor: Tensor) -> Tensor:

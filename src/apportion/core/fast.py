@@ -5,11 +5,14 @@ a batch-norm and nothing else, and which padded picture feeds a convolution and 
 that convolution with folded weights, or with padding of its own, and hand the model a stand-in for what lies
 between the two operations, which has a shape and no numbers; the second of them exchanges it for the real tensor.
 So a model that does anything else with the stand-in is found out before a wrong number is made, and the pass
-is repeated as the model says.
+is repeated as the model says. Stand-ins are on the meta device: where no mode sees an operation, in TorchScript or in
+another thread, what it makes of them has no numbers either, and cannot meet real ones without an error. What anything
+still holds after a pass, in outputs of whatever make or in a global, is not folded.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from apportion.core.twin import Twin
 
 CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+_PLACE = {getattr(Tensor, name).__get__ for name in ("device", "is_cuda")}
+"""What tells where a tensor is, which a stand-in says of the tensor it stands for."""
 _SHAPE_ONLY = {
     Tensor.dim,
     Tensor.size,
@@ -99,6 +104,7 @@ class Plan:
         turn: after which call of a pass they are laid out as usual again; else the first long sum does it.
         why_not: what is left out, and why.
         has_layers: whether passes meet convolutions or batch-norms, which frozen ones stand in for.
+        repeats: passes that failed and were made again, not yet on any account.
     """
 
     folds: dict[Call, Fold] = field(default_factory=dict)
@@ -107,6 +113,7 @@ class Plan:
     turn: int | None = None
     why_not: str = ""
     has_layers: bool = True
+    repeats: int = 0
     _digest: tuple[Any, Any] = ((), None)
 
     @property
@@ -234,7 +241,7 @@ class Learning(TorchFunctionMode):
             weight, bias = _weights(args, kwargs)
             call = (id(weight), self._calls[id(weight)])
             self._calls[id(weight)] += 1
-            if self._is_own(weight, bias):
+            if self._is_own(weight, bias) and out.dtype == torch.float32:
                 self._made[id(out)] = out, call, (weight, bias)
         return out
 
@@ -280,7 +287,10 @@ class Learning(TorchFunctionMode):
         """
         if self._is_transformed:
             return Plan(why_not=_TRANSFORMED, has_layers=self.has_layers)
+        self._step_of.clear()
         given = {id(t) for t in outputs}
+        given |= {key for key, made in self._made.items() if sys.getrefcount(made[0]) > 2}  # by the tuple, and here
+        given |= {key for key, pad in self._padded.items() if sys.getrefcount(pad[0]) > 2}
         folds = {}
         for key, (norm, eps) in self._norms.items():
             _, call, conv = self._made[key]
@@ -301,12 +311,14 @@ class _StandIn:
         real: the tensor that the second operation gets; the stand-in itself once it did.
         of: the fold, or how many zeros are left, right, above and below.
         version: of the real tensor when it was put away.
+        real_place: an empty tensor where the real one is.
     """
 
     tensor: Tensor
     real: Tensor
     of: Fold | list[int]
     version: int
+    real_place: Tensor
 
     @property
     def user(self) -> Any:
@@ -340,6 +352,8 @@ class Fast(TorchFunctionMode):
         self.broken = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PLACE and self._stand_ins and id(args[0]) in self._stand_ins:
+            return func(self._stand_ins[id(args[0])].real_place)
         out = self._run(func, args, kwargs or {})
         if self._steps == self._plan.turn and self._plan.channels_last and isinstance(out, Tensor):
             held = {t.untyped_storage().data_ptr() for t in tree.tensors((args, kwargs or {}))}
@@ -383,8 +397,8 @@ class Fast(TorchFunctionMode):
         return out if fold is None else self._stand_in(out.shape, out, fold)
 
     def _stand_in(self, shape: Any, real: Tensor, of: Fold | list[int]) -> Tensor:
-        tensor = torch.empty(1, dtype=real.dtype, device=real.device).expand(shape)
-        self._stand_ins[id(tensor)] = _StandIn(tensor, real, of, real._version)
+        tensor = torch.empty(shape, dtype=real.dtype, device="meta")
+        self._stand_ins[id(tensor)] = _StandIn(tensor, real, of, real._version, real.new_empty(0))
         return tensor
 
     def _pad(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -441,7 +455,11 @@ class Fast(TorchFunctionMode):
         Raises:
             Unfoldable: it did, or the pass failed and the model hid it.
         """
-        if not self.broken and any(id(t) in self._stand_ins for t in outputs):
+        kept = any(
+            sys.getrefcount(s.tensor) > 2 + (s.real is s.tensor)  # by the record, and here
+            for s in self._stand_ins.values()
+        )
+        if not self.broken and (kept or any(t.is_meta for t in outputs)):
             self.broken = "the model gives away what lies between two operations that are run as one"
         if self.broken:
             raise Unfoldable(self.broken)
@@ -583,6 +601,7 @@ def run(
         except Exception as error:
             if is_memory(error):
                 raise
+            plan.repeats += 1
             plan.drop(mode.broken, error)
     try:
         return forward(SlowPath(), tree.apply(_copied, rows))

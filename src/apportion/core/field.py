@@ -351,8 +351,10 @@ class Field:
             held = held or Held(Twin(self.model, self.precision), State((), ()), check_ready(self.model))
             self._local.held = held
             return held
-        now = survey(self.model)
-        if held is None or not held.is_open or held.state.mark != now.mark:
+        now, around = survey(self.model), kept.autocast()
+        same = held is not None and held.is_open and getattr(self._local, "around", around) == around
+        self._local.around = around
+        if held is None or not same or held.state.mark != now.mark:
             settings = self._settings()
             held = None if settings is None else kept.find(self.model, settings, now)
             if held is None:

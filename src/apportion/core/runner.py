@@ -127,6 +127,9 @@ class Runner:
         try:
             if compiled is None:
                 outputs = fast.run(twin, run, z, watched=watched)
+                if twin.plan is not None:
+                    self.compared += twin.plan.repeats * count
+                    twin.plan.repeats = 0
             else:
                 outputs, compared = compiled.run(run, z, examples, type(self.field.model).__name__)
                 self.compared += compared

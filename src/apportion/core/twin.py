@@ -62,7 +62,7 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
     for module in model.modules():  # after all parameters: an attribute may hold one of them
         for t in plain_tensors(own_attributes(module)):
             if isinstance(t, np.ndarray):
-                held: Any = t  # data, which a model reads
+                held: Any = t.copy()  # which a model may write to, as to a tensor
             elif isinstance(t, nn.Parameter):
                 held = nn.Parameter(_alias(t, copied=False, precision=precision), requires_grad=False)
             else:
@@ -104,12 +104,16 @@ class Twin:
         self.module: nn.Module | None = None
         self._call: Callable[..., Any] = model
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._lock: threading.RLock | None = None
         if not isinstance(model, nn.Module):
             return
         try:
+            memo = _memo(model, precision)
+            held = [t for m in model.modules() for t in plain_tensors(own_attributes(m)) if isinstance(t, np.ndarray)]
             with torch.no_grad():
-                self.module = copy.deepcopy(model, _memo(model, precision))
+                self.module = copy.deepcopy(model, memo)
+            self._arrays = [(t, memo[id(t)]) for t in held]
             self._call = self.module
             both = _pairs(model, self.module)
             for own, new in both:
@@ -141,6 +145,9 @@ class Twin:
         with torch.no_grad():
             for own, new in _unlike(self._copies):  # what is alike stays untouched, and what was made of it valid
                 new.copy_(own)
+        for own, new in self._arrays:
+            if own.tobytes() != new.tobytes():
+                new[...] = own
 
     @contextmanager
     def running(self) -> Iterator[Callable[..., Any]]:
