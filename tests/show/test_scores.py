@@ -137,6 +137,21 @@ def test_no_axis_adds_groups_up() -> None:
         compare(table(), {"faithfulness": ["f"]}).show()
 
 
+def test_metrics_of_the_library_have_a_group_unless_they_compare_methods() -> None:
+    held = {}
+    for name in ap.metrics.names():
+        held[name] = of("m", [1.0, 2.0], ap.metrics.metric(name).__name__)
+    found = compare({"m": held})
+    assert {"agreement"} >= set(found.left_out)
+    assert "max_sensitivity" in found.groups["robustness"]
+    assert "sensitivity" in found.groups["axioms"]
+    some = compare({"m": held}, {g: found.groups[g] for g in ("complexity", "localization", "axioms")})
+    assert len(some.show().axes) == 1
+    assert len(some.show(["axioms", "complexity", "localization"]).axes) == 3
+    with pytest.raises(InputError, match="faithfulness"):
+        some.show(["faithfulness", "axioms"])
+
+
 def test_groups_name_metrics_that_are_there_and_have_a_better_end() -> None:
     with pytest.raises(ConfigError, match="'g' in a group"):
         compare(table(), {"faithfulness": ["g"]})

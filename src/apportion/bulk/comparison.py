@@ -18,7 +18,7 @@ from apportion.metrics.scores import Direction, Scores, counts
 _OF_FAMILY = {
     "ablation": "faithfulness",
     "fidelity": "faithfulness",
-    "axioms": "faithfulness",
+    "axioms": "axioms",
     "complexity": "complexity",
     "noise": "complexity",
     "localization": "localization",
@@ -26,8 +26,10 @@ _OF_FAMILY = {
 }
 """The group that a folder of metrics belongs to; agreement is no merit."""
 
-_ROBUSTNESS = ("Sensitivity", "Lipschitz", "Stability", "Continuity", "Invariance")
-"""Ends of the names of metrics that look at what small changes do."""
+_ROBUSTNESS = frozenset({"AverageSensitivity", "LocalLipschitz", "MaxSensitivity", "RelativeStability"})
+"""Metrics of the folder of fidelity that look at what small changes of the example do to its map."""
+
+_ORDER = ("faithfulness", "complexity", "robustness", "localization", "axioms", "randomization")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,11 +82,17 @@ class Comparison:
         ends = torch.nanquantile(each[1:], each.new_tensor([0.025, 0.975]), 0)
         return torch.cat([each[:1], ends])
 
-    def show(self) -> Any:
-        """Draw every pair of groups as the axes of a panel; needs the image extra."""
+    def show(self, groups: Sequence[str] | None = None) -> Any:
+        """Draw every pair of groups as the axes of a panel; needs the image extra.
+
+        Args:
+            groups: those to draw; those of faithfulness, complexity, robustness and localization unless given, or
+                all where these are no two.
+        """
         from apportion.show.scores import comparison
 
-        return comparison(self)
+        named = [g for g in self.groups if g in _ORDER[:4]]
+        return comparison(self, groups or (named if len(named) > 1 else list(self.groups)))
 
     def __repr__(self) -> str:
         lines = [f"{group}: {', '.join(metrics)}" for group, metrics in self.groups.items()]
@@ -118,8 +126,7 @@ def compare(
         for name, s in there.items():
             if (group := _group(s)) is not None:
                 found.setdefault(group, []).append(name)
-        order = ("faithfulness", "complexity", "robustness", "localization", "randomization")
-        groups = {name: found[name] for name in order if name in found}
+        groups = {name: found[name] for name in _ORDER if name in found}
     unknown = [m for metrics in groups.values() for m in metrics if m not in there]
     if unknown:
         raise ConfigError(f"metric {unknown[0]!r} in a group", f"one of {list(there)}", "name metrics of .metrics")
@@ -168,9 +175,7 @@ def _group(s: Scores) -> str | None:
     if cls is None:
         return None
     *_, folder, _ = ("", "", *cls.__module__.split("."))
-    if folder in ("fidelity", "axioms") and s.name.endswith(_ROBUSTNESS):
-        return "robustness"
-    return _OF_FAMILY.get(folder)
+    return "robustness" if s.name in _ROBUSTNESS else _OF_FAMILY.get(folder)
 
 
 def _ranked(values: Float[Tensor, "R M"]) -> Float[Tensor, "R M"]:

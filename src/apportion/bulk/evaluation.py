@@ -224,7 +224,7 @@ class Evaluation:
             by_reason.setdefault(why, []).append((method, metric, count))
         lines = []
         for why, places in by_reason.items():
-            methods, metrics = (list(dict.fromkeys(p[i] for p in places)) for i in (0, 1))
+            methods, metrics = list(dict.fromkeys(p[0] for p in places)), list(dict.fromkeys(p[1] for p in places))
             most = max(p[2] for p in places)
             up_to = "" if all(p[2] == most for p in places) else "up to "
             many = f"{up_to}{most} of {len(self)} example(s)"

@@ -109,23 +109,27 @@ def evaluation(found: Evaluation, metrics: Sequence[str] | None = None) -> Figur
     return figure
 
 
-def comparison(found: Comparison) -> Figure:
+def comparison(found: Comparison, groups: Sequence[str] | None = None) -> Figure:
     """Draw where methods stand in every pair of groups, better to the right and up; hollow ones are dominated.
 
     Crosses are bootstrap intervals at 95 %. There is a panel for each pair and no axis for a sum of groups.
 
     Args:
         found: what `Evaluation.compare` gives.
+        groups: those drawn, in their order; all unless given.
 
     Raises:
-        InputError: something else, or a single group.
+        InputError: something else, a single group, or one that is not there.
     """
     if not isinstance(found, Comparison):
         raise InputError(kind_of(found), "what Evaluation.compare gives", "write comparison(found.compare())")
-    pairs = list(itertools.combinations(found.groups, 2))
+    drawn = list(found.groups if groups is None else groups)
+    if unknown := [g for g in drawn if g not in found.groups]:
+        raise InputError(f"group {unknown[0]!r}", f"some of {list(found.groups)}", "name groups of .groups")
+    pairs = list(itertools.combinations(drawn, 2))
     if not pairs:
         raise InputError("one group of metrics", "two or more", "evaluate by metrics of several groups")
-    stand = {g: found.standing(g).numpy() for g in found.groups}
+    stand = {g: found.standing(g).numpy() for g in drawn}
     figure, panels = _panels(len(pairs), 3.6, 3.2, across=3)
     colors = _colors(len(found.methods))
     for panel, (one, other) in zip(panels, pairs, strict=False):
