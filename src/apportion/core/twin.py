@@ -25,6 +25,10 @@ _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 
 
+_DATA = 1 << 20
+"""Bytes from which an array is data, which a model reads; smaller ones are copied, since it may write to them."""
+
+
 def unwrap(model: Any) -> Any:
     """Reach the module inside wrappers that only add compilation or replication."""
     while isinstance(model, nn.Module):
@@ -62,7 +66,7 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
     for module in model.modules():  # after all parameters: an attribute may hold one of them
         for t in plain_tensors(own_attributes(module)):
             if isinstance(t, np.ndarray):
-                held: Any = t.copy()  # which a model may write to, as to a tensor
+                held: Any = t if t.nbytes > _DATA else t.copy()  # which a model may write to, as to a tensor
             elif isinstance(t, nn.Parameter):
                 held = nn.Parameter(_alias(t, copied=False, precision=precision), requires_grad=False)
             else:
@@ -113,7 +117,7 @@ class Twin:
             held = [t for m in model.modules() for t in plain_tensors(own_attributes(m)) if isinstance(t, np.ndarray)]
             with torch.no_grad():
                 self.module = copy.deepcopy(model, memo)
-            self._arrays = [(t, memo[id(t)]) for t in held]
+            self._arrays = [(t, memo[id(t)]) for t in held if memo[id(t)] is not t]
             self._call = self.module
             both = _pairs(model, self.module)
             for own, new in both:

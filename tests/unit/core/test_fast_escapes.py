@@ -25,9 +25,7 @@ class _Record:
 
 
 def _gate(a: Tensor) -> Tensor:
-    return torch.clamp(
-        a.mean((1, 2, 3)) - 0.6, 0.0, 9.0
-    )  # shut for the first example, the one checked
+    return torch.clamp(a.mean((1, 2, 3)) - 0.6, 0.0, 9.0)  # shut for the first example, the one checked
 
 
 def _in_thread(f: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def test_arrays_are_not_copied() -> None:
     import numpy as np
 
     model = Holder(2, 2)
-    model.data = np.zeros(10)
+    model.data = np.zeros(1 << 18)
     twin = ap.Field(model)
     twin.bind(torch.zeros(1, 2), target=0)
     module = twin.twin().module
