@@ -8,7 +8,15 @@ from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
 from apportion.metrics.ablation.road import ROAD
 from apportion.metrics.ablation.single_deletion import SingleDeletion
 from apportion.metrics.agreement.agreement import Agreement
+from apportion.metrics.axioms.allocation import (
+    AllocationCompleteness,
+    AllocationCorrectness,
+    EffectCompleteness,
+    WeakDependence,
+)
 from apportion.metrics.axioms.completeness import Completeness
+from apportion.metrics.axioms.consistency import Consistency, Continuity, LocalAccuracy, Missingness
+from apportion.metrics.axioms.effects import HarsanyiEffects, TaylorEffects
 from apportion.metrics.axioms.invariances import ImplementationInvariance, InputInvariance, Linearity, Symmetry
 from apportion.metrics.axioms.sensitivity import Dummy, Sensitivity
 from apportion.metrics.complexity.complexity import Complexity
@@ -55,14 +63,19 @@ __all__ = [
     "AverageDrop",
     "AverageDropInDeletion",
     "AverageGain",
+    "AllocationCompleteness",
+    "AllocationCorrectness",
     "AverageSensitivity",
     "Completeness",
     "Complexity",
+    "Consistency",
+    "Continuity",
     "Correlation",
     "Curve",
     "DeletionAUC",
     "Direction",
     "Dummy",
+    "EffectCompleteness",
     "EffectiveComplexity",
     "EffectiveRandomization",
     "EnergyPointingGame",
@@ -73,6 +86,7 @@ __all__ = [
     "GaussianPerturbation",
     "GradientHistograms",
     "GridPointingGame",
+    "HarsanyiEffects",
     "ImplementationInvariance",
     "IncreaseInConfidence",
     "Infidelity",
@@ -84,11 +98,13 @@ __all__ = [
     "Judges",
     "LeRF",
     "Linearity",
+    "LocalAccuracy",
     "LocalLipschitz",
     "MapNoise",
     "MaxSensitivity",
     "Metric",
     "MetricCard",
+    "Missingness",
     "MoRF",
     "MultiScaleSSIM",
     "NoisyBaseline",
@@ -117,7 +133,9 @@ __all__ = [
     "Subject",
     "Summary",
     "Symmetry",
+    "TaylorEffects",
     "TopKIntersection",
+    "WeakDependence",
     "WeaklySupervisedLocalization",
     "WebP",
     "Zlib",

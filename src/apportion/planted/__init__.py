@@ -35,6 +35,7 @@ from apportion.planted.pairs import (
     same_relu,
     with_dummy,
 )
+from apportion.planted.polynomial import Polynomial
 from apportion.planted.problem import Pair, Planted, PlantedGame, dividends
 from apportion.planted.shapes import ShapesOnTextures, shapes_on_textures
 from apportion.planted.suppressor import Suppressor, suppressor
@@ -59,6 +60,7 @@ __all__ = [
     "Pair",
     "Planted",
     "PlantedGame",
+    "Polynomial",
     "Product",
     "ReluProduct",
     "RootSum",
