@@ -66,7 +66,7 @@ class EffectCompleteness(Metric):
     Raises:
         InputError: more players.
 
-    Source: Deng et al. (2024); section IV-D of Deng et al. (2025).
+    Source: Deng et al. (2024), as summed up in section IV-D of Deng et al. (2025).
 
     >>> import apportion as ap
     >>> field, x = ap.Field(lambda x: x[:, 0] * x[:, 1]), torch.tensor([[2.0, 3.0]])
@@ -205,7 +205,7 @@ class AllocationCompleteness(_OfEffects):
         effects: what is handed out, `HarsanyiEffects()` unless given.
         groups: players.
 
-    Source: Deng et al. (2024); section IV-D of Deng et al. (2025).
+    Source: Deng et al. (2024), the last of their three principles.
 
     >>> import apportion as ap
     >>> field, x = ap.Field(ap.planted.Polynomial({(1, 1): 1.0})), torch.tensor([[2.0, 3.0]])
