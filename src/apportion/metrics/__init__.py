@@ -5,6 +5,7 @@ from apportion.metrics.ablation.drops import AverageDrop, AverageDropInDeletion,
 from apportion.metrics.ablation.information import PNG, Information, MultiScaleSSIM, WebP, Zlib
 from apportion.metrics.ablation.pic import AIC, SIC
 from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
+from apportion.metrics.ablation.retraining import KAR, ROAR, SmallNetwork, TrainingSet, accuracy_table
 from apportion.metrics.ablation.road import ROAD
 from apportion.metrics.ablation.single_deletion import SingleDeletion
 from apportion.metrics.agreement.agreement import Agreement
@@ -56,8 +57,10 @@ __all__ = [
     "ABPC",
     "AIC",
     "AOPC",
+    "KAR",
     "PNG",
     "ROAD",
+    "ROAR",
     "SIC",
     "Agreement",
     "AverageDrop",
@@ -126,6 +129,7 @@ __all__ = [
     "SensitivityN",
     "Similarity",
     "SingleDeletion",
+    "SmallNetwork",
     "Sparseness",
     "Spearman",
     "SquareRemoval",
@@ -136,9 +140,11 @@ __all__ = [
     "TaylorEffects",
     "TopKIntersection",
     "WeakDependence",
+    "TrainingSet",
     "WeaklySupervisedLocalization",
     "WebP",
     "Zlib",
+    "accuracy_table",
     "by_category",
     "metric",
     "names",

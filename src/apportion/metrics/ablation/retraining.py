@@ -1,0 +1,444 @@
+"""Retraining: what can still be learned from data of which a map has taken the best, or left only that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from apportion.core import tree
+from apportion.core.attribution import Groups
+from apportion.core.card import Paper
+from apportion.core.config import Configurable, digest
+from apportion.core.errors import ConfigError, InputError, kind_of
+from apportion.core.explainer import Explainer
+from apportion.core.progress import tick
+from apportion.core.question import Question
+from apportion.core.streams import key_of
+from apportion.metrics.ablation.curves import sizes
+from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
+from apportion.metrics.ranking import by_player, order
+from apportion.metrics.scores import Curve, Direction, Scores, counts
+from apportion.parts.controls import Edges, Random
+from apportion.parts.masks.groups import Elements, Pixels
+from apportion.parts.subsets.trainer import Trainer, perceptron
+
+_PAPER = Paper(
+    "Hooker, Erhan, Kindermans, Kim",
+    2019,
+    "A benchmark for interpretability methods in deep neural networks",
+    "NeurIPS",
+)
+_CHANCE = "the accuracy after removal at random, in parts['random']"
+_COST = "none of the model explained; a training for each fraction and seed, and as many for each ranking beside"
+_CAUTIONS = (
+    "What a map takes out is a picture too: the shape of the hole can tell the class, most of all where the label is "
+    "explained.",
+    "Blurred maps do better (Song et al. 2023): look at the edges, and at the map blurred.",
+    "All examples are to be judged at once: each batch of them trains all models anew.",
+)
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+class TrainingSet(Configurable):
+    """What models are trained on.
+
+    Attributes:
+        x: [n, ...] as the examples to be judged.
+        y: [n] classes, whole numbers from 0.
+
+    Raises:
+        ConfigError: no tensors, no class for each example, or none at all.
+    """
+
+    x: Float[Tensor, "n *shape"]
+    y: Int[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("x", "y"):
+            if not isinstance(given := getattr(self, name), Tensor):
+                raise ConfigError(f"{kind_of(given)} as {name} of a TrainingSet", "a tensor", "use torch.as_tensor")
+        if self.y.ndim != 1 or len(self.y) != len(self.x) or not len(self.y) or self.y.is_floating_point():
+            raise ConfigError(
+                f"classes {tuple(self.y.shape)} of {self.y.dtype} for {len(self.x)} example(s)",
+                "one whole number each, and an example at least",
+                "give class indices",
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TrainingSet) and self._bits == other._bits
+
+    def __hash__(self) -> int:
+        return hash(self._bits)
+
+    @property
+    def _bits(self) -> tuple[str, str]:
+        return digest(self.x), digest(self.y)
+
+
+@dataclass(frozen=True)
+class SmallNetwork(Configurable):
+    """Trains a small network from scratch: two convolutions for pictures, two hidden layers for everything else.
+
+    Convolutions of 3 × 3 with `width` and 2 `width` channels, ReLUs, means over 4 × 4 fields of the picture and a
+    linear layer; or `width` times 4 units in each hidden layer. Inputs are standardized by channel.
+
+    Attributes:
+        trainer: of the weights; its seed is replaced by that asked for.
+        width: of the layers.
+
+    >>> x, y = torch.tensor([[-1.0], [1.0]]).repeat(8, 1), torch.tensor([0, 1]).repeat(8)
+    >>> SmallNetwork(Trainer(epochs=30, lr=0.05))(x, y, 0)(x[:2]).argmax(1)
+    tensor([0, 1])
+    """
+
+    _positive = ("width",)
+
+    trainer: Trainer = Trainer(epochs=20, lr=3e-3)
+    width: int = 16
+
+    def __call__(self, x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"], seed: int) -> nn.Module:
+        """Train on examples and their classes."""
+        wide = x.double().transpose(0, 1).flatten(1)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        std = wide.std(1, correction=0)
+        mean, std = (t.to(x.dtype).reshape(shape) for t in (wide.mean(1), torch.where(std > 0, std, 1)))
+        classes = 1 + int(y.max())
+
+        def make() -> nn.Module:
+            if x.ndim != 4:
+                return perceptron(x[0].numel(), classes, 4 * self.width)
+            first = nn.Conv2d(x.shape[1], self.width, 3, padding=1)
+            second = nn.Conv2d(self.width, 2 * self.width, 3, padding=1)
+            last = nn.Linear(32 * self.width, classes)
+            pool = nn.AdaptiveAvgPool2d(4)
+            return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), pool, nn.Flatten(), last)
+
+        weights = replace(self.trainer, seed=seed).run(
+            make, ((x - mean) / std, y), lambda net, batch, _: F.cross_entropy(net(batch[0]), batch[1]), "a network"
+        )
+        with torch.device("meta"):
+            net = make()
+        net.load_state_dict(weights, assign=True)
+        return nn.Sequential(_Standard(mean, std), net).eval()
+
+
+class _Standard(nn.Module):
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retraining(Metric):
+    """Base of the metrics that train models on data changed by maps.
+
+    Attributes:
+        train: the data they are trained on.
+        trainer: takes examples, classes and a seed, and gives a trained module.
+        fractions: shares of each example's players.
+        seeds: how often each model is trained.
+        squared: whether values are squared before they are ranked.
+        groups: the players; see `ROAR`.
+        labels: whether maps are of each example's label, not of the class the model has highest.
+        beside: whether random and edge rankings are done as well.
+    """
+
+    _positive = ("seeds",)
+    _keep: ClassVar[bool]
+
+    train: TrainingSet
+    trainer: Callable[[Tensor, Tensor, int], nn.Module] = field(default=SmallNetwork())
+    fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    seeds: int = 5
+    squared: bool = True
+    groups: Groups | None = None
+    labels: bool = False
+    beside: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if not self.fractions or not all(0 < f < 1 for f in self.fractions):
+            raise ConfigError(f"{name}(fractions={self.fractions})", "shares between 0 and 1", "write (.1, .5, .9)")
+        if not callable(self.trainer):
+            raise ConfigError(
+                f"{kind_of(self.trainer)} as trainer", "a function of x, y and a seed", "leave it out for the supplied"
+            )
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        """Explain both sets, change them, train and test."""
+        y = self._admitted(q, truth)
+        own = self._correct(q, subject.explainer, y)
+        same = ("retrained unmodified", self.train, self.trainer, self.seeds, tuple(y.tolist()))
+        whole = q.once(same, lambda root: self._tested(root, self.train.x, root.x, y, "unmodified data"))
+        parts = {"correct": own, "unmodified": whole}
+        if self.beside:
+            others = {"random": Random(), **({"edges": Edges()} if q.x.ndim == 4 else {})}
+            for name, other in others.items():
+                key = (f"retrained {name}", self, tuple(y.tolist()))
+                parts[name] = q.once(key, lambda root, other=other: self._correct(root, other, y))
+        shares = torch.tensor(self.fractions, dtype=torch.float64)
+        what = "share of players kept, highest first" if self._keep else "share of players removed, highest first"
+        curves = {
+            name: Curve(shares, p.mean(2), what, "accuracy after retraining")
+            for name, p in parts.items()
+            if p.ndim == 3
+        }
+        curves["retrained"] = curves.pop("correct")
+        return Found(own.mean((1, 2)), curves, parts)
+
+    def _admitted(self, q: Question, truth: Any) -> Int[Tensor, " B"]:
+        x, y = q.x, torch.as_tensor(truth)
+        if not isinstance(x, Tensor) or x.shape[1:] != self.train.x.shape[1:] or x.dtype != self.train.x.dtype:
+            raise InputError(
+                f"examples {[(tuple(t.shape), t.dtype) for t in tree.leaves(x)]}",
+                f"[B, ...] as the training set's {tuple(self.train.x.shape)} of {self.train.x.dtype}",
+                "judge examples of the same kind",
+            )
+        if tuple(y.shape) != (len(q),) or y.is_floating_point():
+            raise InputError(f"truth {tuple(y.shape)} of {y.dtype}", f"({len(q)},) whole numbers", "give classes")
+        return y.to(x.device)
+
+    def _correct(self, q: Question, explainer: Explainer, y: Tensor) -> Float[Tensor, "B K S"]:
+        """Tell which examples models get right that were trained on what this explainer leaves."""
+        train, of_train = self.train.x, self.train.y
+        ids = [f"training {i}" for i in range(len(train))]
+        sets = [
+            self._ranked(q, explainer, train.to(q.x.device), of_train, ids),
+            self._ranked(q, explainer, q.x, y, q.ids),
+        ]
+        found = []
+        for i, share in enumerate(self.fractions):
+            left = [self._changed(*one, share) for one in sets]
+            found.append(self._tested(q, *left, y, f"{share:g} by {type(explainer).__name__}"))
+            tick("fractions retrained", i + 1, len(self.fractions))
+        return torch.stack(found, 1)
+
+    def _ranked(self, q: Question, explainer: Explainer, x: Tensor, y: Tensor, ids: Any) -> tuple[Tensor, ...]:
+        """Rank the players of a set of examples: the examples, ranks, counts of players, and players of elements."""
+        bound = q.field.bind(x, target=y.tolist() if self.labels else None, ids=ids, seed=q.seed)
+        values = Subject(explainer).map(bound)
+        for warning in bound.warnings:
+            q.warn(warning)
+        groups = self.groups or (Elements() if values.shape == x.shape or x.ndim < 4 else Pixels())
+        value = by_player(bound, values.square() if self.squared else values, groups)
+        many = sizes(bound, groups).to(x.device)
+        absent = torch.arange(value.shape[1], device=x.device) >= many[:, None]
+        rank = order(bound, value.masked_fill(absent, -torch.inf)).argsort(1)
+        label = groups.labels(x).to(x.device)
+        return x, rank, many, label.expand(len(x), *label.shape[1:]).expand_as(x)
+
+    def _changed(self, x: Tensor, rank: Tensor, many: Tensor, label: Tensor, share: float) -> Tensor:
+        """Put the training set's mean, channel by channel, where players are gone."""
+        first = rank < (many * share).round()[:, None]
+        gone: Bool[Tensor, "B P"] = ~first if self._keep else first
+        flat = label.flatten(1)
+        at = (gone.gather(1, flat.clamp(min=0)) & (flat >= 0)).reshape(x.shape)
+        train = tree.wide(self.train.x)
+        mean = train.mean([d for d in range(train.ndim) if d != 1], keepdim=True).to(x)
+        return torch.where(at, mean, x)
+
+    def _tested(self, q: Question, train: Tensor, test: Tensor, y: Tensor, what: str) -> Float[Tensor, "B S"]:
+        """Train with each seed, from scratch, and tell which examples are classified rightly."""
+        of_train, out = self.train.y.to(test.device), []
+        devices = [test.device] if test.is_cuda else []
+        for i in range(self.seeds):
+            seed = key_of(q.seed, "retraining", i) % 2**31
+            with torch.random.fork_rng(devices), torch.enable_grad():
+                torch.manual_seed(seed)
+                net = self.trainer(train.to(test.device), of_train, seed)
+            if not isinstance(net, nn.Module):
+                raise ConfigError(f"{kind_of(net)} from the trainer on {what}", "a torch.nn.Module", "return the model")
+            with torch.no_grad():
+                seen = torch.cat([net.eval()(rows) for rows in test.split(512)])
+            if not isinstance(seen, Tensor) or seen.ndim != 2:
+                raise InputError(
+                    f"outputs {tuple(seen.shape)} of a model retrained on {what}", "[B, classes]", "train a classifier"
+                )
+            out.append((seen.argmax(1) == y).double())
+        return torch.stack(out, 1)
+
+    @classmethod
+    def variants(cls) -> tuple[Metric, ...]:
+        """Give one fraction and little data."""
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.rand(8, 3, 8, 8, generator=g, dtype=torch.float64), torch.arange(8) % 2
+        quick = SmallNetwork(Trainer(epochs=1), width=1)
+        return (cls(train=TrainingSet(x, y), trainer=quick, fractions=(0.5,), seeds=1, beside=False),)
+
+    @classmethod
+    def example_truth(cls, x: Any) -> Any:
+        """Give two classes in turn."""
+        return torch.arange(len(x)) % 2
+
+
+@register(
+    MetricCard(
+        title="Remove and retrain",
+        paper=_PAPER,
+        intent="How well a model does that is trained anew on data without what the map values most.",
+        direction=Direction.LOWER,
+        judges=Judges.EXPLAINER,
+        truth="the class of each example, a whole number",
+        range=(0, 1),
+        chance=_CHANCE,
+        cost=_COST,
+        cautions=_CAUTIONS,
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class ROAR(Retraining):
+    """The accuracy of models trained from scratch on data whose most important values are removed; low is good.
+
+    For each fraction t, the t of an example's values that rank highest become the training set's mean of their channel,
+    in the training set and in the examples judged; a model is trained on the first and tested on the second, with
+    several seeds. The value of an example is how often it is classified rightly, over fractions and seeds; the curve
+    `retrained` has it by fraction, and its mean over the examples is the accuracy. `ap.metrics.accuracy_table` gives
+    that with intervals.
+
+    As in the source, each value of a pixel is ranked alone, by its square; `groups=ap.groups.Pixels()` ranks whole
+    pixels, by the sum of the squares, and maps with one channel are always ranked so. The source's rescaling of squares
+    changes no order. Ties are drawn at random.
+
+    `parts` has 1 for right and 0 for wrong by fraction and seed: `correct`; `random` and `edges` (Sobel), the same for
+    rankings that know nothing of the model; `unmodified`, by seed, of models trained and tested on the data as they
+    are.
+    Maps explain each example's top class, and it is the metric that asks for them, on both sets. With `labels=True`
+    they explain the label, which is then told to the retrained model by the holes.
+
+    The trainer is any function of (x, y, seed) that gives a module; torch's own random numbers are seeded before it is
+    called and put back afterwards. The one supplied, `SmallNetwork`, is for small pictures and tables.
+
+    Attributes:
+        train: the data models are trained on.
+        trainer: trains one.
+        fractions: shares of an example's players that go.
+        seeds: models for each fraction.
+        squared: whether values count by their square; signed values are ranked otherwise.
+        groups: the players; single elements, or pixels for maps with one channel, unless given.
+        labels: whether maps are of each example's label.
+        beside: whether the two rankings that know nothing are done as well, which takes three times as long.
+
+    Raises:
+        ConfigError: fractions that are no shares; a trainer that gives no module; a map without its explainer.
+        InputError: examples unlike those of the training set; no class for each.
+
+    Source: Hooker et al. (2019), and their code for squares and fractions.
+
+    >>> import apportion as ap
+    >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    >>> y, field = (x[:, 0] > 0).long(), ap.Field(lambda x: torch.stack([-x[:, 0], x[:, 0]], 1))
+    >>> roar = ROAR(train=TrainingSet(x, y), fractions=(0.3,), seeds=1)
+    >>> scores = roar(field, x, ap.Gradient(), truth=y)
+    >>> scores.summary().mean < 0.7 < scores.parts["random"].mean().item()
+    True
+    """
+
+    _keep = False
+
+
+@register(
+    MetricCard(
+        title="Keep and retrain",
+        paper=_PAPER,
+        intent="How well a model does that is trained anew on nothing but what the map values most.",
+        direction=Direction.HIGHER,
+        judges=Judges.EXPLAINER,
+        truth="the class of each example, a whole number",
+        range=(0, 1),
+        chance=_CHANCE,
+        cost=_COST,
+        cautions=_CAUTIONS,
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class KAR(Retraining):
+    """The accuracy of models trained from scratch on what ranks highest; all else is removed. High is good.
+
+    As `ROAR`, with the fraction t that ranks highest kept and the rest set to the mean.
+
+    Attributes:
+        train: as for ROAR.
+        trainer: likewise.
+        fractions: shares of an example's players that stay.
+        seeds: trainings of each.
+        squared: whether the order is by squares.
+        groups: what is ranked.
+        labels: whose map it is, the label's or the top class's.
+        beside: whether random and edges are done as well.
+
+    Raises:
+        ConfigError: as there.
+        InputError: as there.
+
+    Source: Hooker et al. (2019).
+
+    >>> import apportion as ap
+    >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    >>> y, field = (x[:, 0] > 0).long(), ap.Field(lambda x: torch.stack([-x[:, 0], x[:, 0]], 1))
+    >>> kar = KAR(train=TrainingSet(x, y), fractions=(0.3,), seeds=1, beside=False)
+    >>> kar(field, x, ap.Gradient(), truth=y).summary().mean > 0.9
+    True
+    """
+
+    _keep = True
+
+
+def accuracy_table(scores: Scores) -> list[dict[str, Any]]:
+    """List accuracies after retraining: one record for each ranking and fraction, and one for unmodified data.
+
+    Intervals are of a bootstrap over examples and over seeds at once (95 %); with one seed, over examples alone.
+
+    Args:
+        scores: of `ROAR` or `KAR`.
+
+    Returns:
+        Records with `ranking`, `fraction` (None for unmodified data), `accuracy`, `low`, `high` and `by_seed`.
+
+    Raises:
+        InputError: scores of another metric.
+    """
+    if not {"correct", "unmodified"} <= scores.parts.keys():
+        raise InputError(f"scores of {scores.name}", "those of ROAR or KAR", "judge by one of them")
+    fractions = scores.metric["fractions"]
+    shown = [("unmodified", None, scores.parts["unmodified"])]
+    for part, name in (("correct", scores.of), ("random", "random"), ("edges", "edges")):
+        if part in scores.parts:
+            shown += [(name, f, scores.parts[part][:, i]) for i, f in enumerate(fractions)]
+    records = []
+    for ranking, fraction, right in shown:
+        low, high = _interval(right.double().cpu(), scores)
+        by_seed = right.mean(0).tolist()
+        records.append(
+            {
+                "ranking": ranking,
+                "fraction": fraction,
+                "accuracy": float(right.mean()),
+                "low": low,
+                "high": high,
+                "by_seed": by_seed,
+            }
+        )
+    return records
+
+
+def _interval(right: Float[Tensor, "B S"], scores: Scores) -> tuple[float, float]:
+    examples = counts(scores.ids, scores.seed)
+    seeds = counts([f"seed {i}" for i in range(right.shape[1])], scores.seed)
+    seeds = torch.ones_like(seeds) if right.shape[1] == 1 else seeds
+    times = examples.sum(0) * seeds.sum(0)
+    drawn = times > 0
+    found = torch.einsum("br,bs,sr->r", examples, right, seeds)[drawn] / times[drawn]
+    low, high = torch.quantile(found, found.new_tensor([0.025, 0.975])).tolist()
+    return low, high
