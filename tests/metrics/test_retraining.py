@@ -232,5 +232,5 @@ def test_mistakes_are_named() -> None:
         ROAR(train=data, trainer=lambda x, y, s: nn.Flatten(0), seeds=1)(FIELD, tx, ap.Gradient(), truth=ty)
     with pytest.raises(ConfigError, match="whole number each"):
         TrainingSet(x, y[:3])
-    with pytest.raises((ConfigError, TypeError), match="tensor|y="):
+    with pytest.raises((ConfigError, TypeError), match=r"tensor|y="):
         TrainingSet(x, y.tolist())  # pyright: ignore[reportArgumentType]

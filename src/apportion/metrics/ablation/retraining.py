@@ -56,8 +56,8 @@ class TrainingSet(Configurable):
         ConfigError: no tensors, no class for each example, or none at all.
     """
 
-    x: Float[Tensor, "n *shape"]
-    y: Int[Tensor, " n"]
+    x: Tensor
+    y: Tensor
 
     def __post_init__(self) -> None:
         super().__post_init__()
