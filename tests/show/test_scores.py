@@ -121,6 +121,14 @@ def test_an_equal_method_is_not_dominated_and_an_undefined_one_neither() -> None
     held["none"] = {k: replace(s, of="none", values=s.values * math.nan) for k, s in held["worst"].items()}
     found = compare(held, {"faithfulness": ["f"], "complexity": ["c"]})
     assert found.dominated == {"worst": ("best", "same")}
+    for row in held.values():
+        row["u"] = replace(row["f"], values=row["f"].values * math.nan)
+    blind = compare(held, {"faithfulness": ["f", "u"], "complexity": ["c"]})
+    assert blind.dominated == found.dominated
+    ranks = compare(held, {"both": ["f", "c"], "complexity": ["c"]}).standing("both")[0]
+    torch.testing.assert_close(ranks[:4], torch.tensor([2.0, 3.5, 2.5, 2.0], dtype=torch.float64))
+    assert bool(ranks[4].isnan())  # undefined is no rank, and no better one
+    assert blind.left_out == ("u",)
 
 
 def test_no_axis_adds_groups_up() -> None:
@@ -132,7 +140,9 @@ def test_no_axis_adds_groups_up() -> None:
     assert not figure.axes[0].xaxis_inverted()
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     hollow = [dot for dot in dots if dot.get_markerfacecolor() == "white"]
-    assert [line.get_label() for line in hollow] == ["2 worst (dominated)"]
+    assert [line.get_label() for line in hollow] == ["worst"]
+    told = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert told == ["1 best", "2 worst (dominated)", "3 mixed"]
     with pytest.raises(InputError, match="one group"):
         compare(table(), {"faithfulness": ["f"]}).show()
 

@@ -42,7 +42,7 @@ class Comparison:
         dominated: for each method that is dominated, by which: in every group as good by each metric and better by one.
         surely: the same where the other is better beyond chance by one metric of every group, and nowhere worse
             beyond chance.
-        left_out: metrics of no group, and those where no end is the better one.
+        left_out: metrics of no group, without a better end, or undefined for every method.
     """
 
     groups: Mapping[str, tuple[str, ...]]
@@ -60,7 +60,7 @@ class Comparison:
         """Give where methods stand in a group: the value, and the ends of its bootstrap interval at 95 %.
 
         Of a group with one metric that is its mean. Of a larger one it is the mean, over its metrics, of the rank of
-        the method's mean, 1 the best.
+        the method's mean, 1 the best; NaN where one of them is undefined.
 
         Args:
             group: its name.
@@ -121,6 +121,7 @@ def compare(
     """
     methods = list(scores)
     there = scores[methods[0]]
+    by_folder = groups is None
     if groups is None:
         found: dict[str, list[str]] = {}
         for name, s in there.items():
@@ -130,13 +131,15 @@ def compare(
     unknown = [m for metrics in groups.values() for m in metrics if m not in there]
     if unknown:
         raise ConfigError(f"metric {unknown[0]!r} in a group", f"one of {list(there)}", "name metrics of .metrics")
-    judging = {
-        g: tuple(m for m in metrics if there[m].direction is not Direction.NEITHER) for g, metrics in groups.items()
-    }
+    blind = {m for m in there if all(bool(held[m].values.isnan().all()) for held in scores.values())}
+    blind |= {m for m, s in there.items() if s.direction is Direction.NEITHER}
+    judging = {g: tuple(m for m in metrics if m not in blind) for g, metrics in groups.items()}
+    if by_folder:
+        judging = {g: metrics for g, metrics in judging.items() if metrics}
     if not judging or not all(judging.values()):
         raise ConfigError(
             f"groups {dict(judging)}",
-            "a metric with a better end in every group",
+            "a metric with a better end, and defined, in every group",
             "give groups={'faithfulness': [...], ...}",
         )
     dominated: dict[str, list[str]] = {}
@@ -179,7 +182,7 @@ def _group(s: Scores) -> str | None:
 
 
 def _ranked(values: Float[Tensor, "R M"]) -> Float[Tensor, "R M"]:
-    """Rank within rows, the lowest first, ties by their mean."""
+    """Rank within rows, the lowest first, ties by their mean; NaN has no rank."""
     below = (values[:, None] < values[:, :, None]).double().sum(2)
     same = (values[:, None] == values[:, :, None]).double().sum(2)
-    return below + (same + 1) / 2
+    return (below + (same + 1) / 2).masked_fill(values.isnan(), torch.nan)

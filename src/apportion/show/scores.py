@@ -12,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from apportion.bulk.comparison import Comparison
 from apportion.bulk.evaluation import Evaluation
@@ -58,7 +59,7 @@ def scores(found: Scores) -> Figure:
         panel.tick_params(labelsize=7)
     figure.suptitle(f"{found.name}: {found.summary()}, {found.direction.value}", fontsize=9)
     if names:
-        _legend(figure, panels[0])
+        _legend(figure, panels[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -102,10 +103,11 @@ def evaluation(found: Evaluation, metrics: Sequence[str] | None = None) -> Figur
         panel.set_yticks(range(len(found.methods)), found.methods)
         panel.set_ylim(len(found.methods) - 0.4, -0.6)
         panel.tick_params(labelsize=8, labelleft=i % _ACROSS == 0)
+        panel.locator_params(axis="x", nbins=4)
         panel.grid(axis="y", color="#e4e4e4", linewidth=0.6)
         panel.set_axisbelow(True)
     if found.controls:
-        _legend(figure, panels[0])
+        _legend(figure, panels[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -132,17 +134,21 @@ def comparison(found: Comparison, groups: Sequence[str] | None = None) -> Figure
     stand = {g: found.standing(g).numpy() for g in drawn}
     figure, panels = _panels(len(pairs), 3.6, 3.2, across=3)
     colors = _colors(len(found.methods))
+    seen = dict.fromkeys(range(len(found.methods)), 0)
     for panel, (one, other) in zip(panels, pairs, strict=False):
+        numbers: dict[tuple[float, float], list[str]] = {}
         for i, method in enumerate(found.methods):
             (x, x0, x1), (y, y0, y1) = stand[one][:, i], stand[other][:, i]
             if not np.isfinite([x, y]).all():
                 continue
+            seen[i] += 1
             panel.plot([x0, x1], [y, y], color=colors[i], linewidth=1)
             panel.plot([x, x], [y0, y1], color=colors[i], linewidth=1)
             face = "white" if method in found.dominated else colors[i]
-            label = f"{i + 1} {method}{' (dominated)' if method in found.dominated else ''}"
-            panel.plot([x], [y], "o", color=colors[i], markerfacecolor=face, markersize=6, label=label)
-            panel.annotate(str(i + 1), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            panel.plot([x], [y], "o", color=colors[i], markerfacecolor=face, markersize=6, label=method)
+            numbers.setdefault((x, y), []).append(str(i + 1))
+        for place, some in numbers.items():
+            panel.annotate(", ".join(some), place, xytext=(4, 4), textcoords="offset points", fontsize=7)
         for group, turn, name in (
             (one, panel.invert_xaxis, panel.set_xlabel),
             (other, panel.invert_yaxis, panel.set_ylabel),
@@ -154,7 +160,15 @@ def comparison(found: Comparison, groups: Sequence[str] | None = None) -> Figure
             what = f"{metrics[0]}" if len(metrics) == 1 else f"mean rank of {len(metrics)} metrics"
             name(f"{group}: {what}", fontsize=8)
         panel.tick_params(labelsize=7)
-    _legend(figure, panels[0])
+    handles = []
+    for i, method in enumerate(found.methods):
+        face = "white" if method in found.dominated else colors[i]
+        told = " (dominated)" if method in found.dominated else ""
+        told += "" if seen[i] == len(pairs) else " (undefined in some)" if seen[i] else " (undefined)"
+        mark = Line2D([], [], linestyle="", marker="o", color=colors[i], markerfacecolor=face)
+        mark.set_label(f"{i + 1} {method}{told}")
+        handles.append(mark)
+    _legend(figure, handles)
     return figure
 
 
@@ -171,8 +185,8 @@ def _panels(
     return figure, panels
 
 
-def _legend(figure: Figure, panel: Axes) -> None:
-    handles, labels = panel.get_legend_handles_labels()
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+    labels = [str(h.get_label()) for h in handles]
     if not labels:
         return
     each = 0.6 + 0.075 * max(map(len, labels))  # inches, roughly
