@@ -268,7 +268,7 @@ def rows() -> list[Row]:
             },
             {},
             "deletion, insertion, their difference, MoRF, LeRF, AOPC and ABPC at equal settings: two curves, run nine "
-            "times by metrics that know nothing of each other; not equal work. Rows of ours are those of the first metric",
+            "times by metrics that know nothing of each other; not equal work. Rows of ours are those of the first one",
         ),
     ]
 

@@ -248,6 +248,7 @@ def test_players_may_differ_in_number() -> None:
     found = m(ap.Field(p.model), p.x, truth)
     (curve,) = found.curves.values()
     assert curve.x.shape == (2, 7)
+    assert curve.y.isnan().tolist() == [[False] * 7, [False] * 4 + [True] * 3]
     assert found.cost.forward.tolist() == [7, 4]
     q = ap.Field(p.model).bind(p.x)
     assert m.passes(q).forward == 7
@@ -262,6 +263,9 @@ def test_mistakes_are_told() -> None:
     x, field = pictures(), ap.Field(network())
     with pytest.raises(ConfigError, match="step=0"):
         DeletionAUC(step=0)
+    for groups in (ap.groups.Patches(3, 2), ap.groups.Elements):
+        with pytest.raises(ConfigError, match="do not overlap"):
+            DeletionAUC(groups=groups)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="odd side"):
         ap.baselines.RISEBlur(side=10)
     with pytest.raises(InputError, match="without a pixel left"):

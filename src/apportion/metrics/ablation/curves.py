@@ -15,7 +15,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.config import is_reproducible, to_config
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.game import Game
 from apportion.core.progress import tick
@@ -182,6 +182,16 @@ class Removing(Metric):
     fill: Fill = Baselines(NetworkZero())
     score: Score = Probability()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.groups
+        if given is not None and (isinstance(given, type) or not isinstance(given, Groups)):
+            raise ConfigError(
+                f"{kind_of(given)} as groups of {type(self).__name__}",
+                "an instance of groups that do not overlap, so that each has one value",
+                "write groups=ap.groups.Squares(8), or another partition",
+            )
+
     def players(self, q: Question) -> Groups:
         """Choose the players."""
         return players(q, self.groups)
@@ -276,10 +286,15 @@ def area(x: Float[Tensor, "B K"], y: Float[Tensor, "B K"]) -> Float[Tensor, " B"
     return (x.diff(dim=1) * (y[:, 1:] + y[:, :-1]) / 2).sum(1) / (x[:, -1] - x[:, 0])
 
 
+def new(gone: Counts, like: Tensor) -> Bool[Tensor, "B K"]:
+    """Tell the points of each example from repetitions of its last one, which stand for those it does not have."""
+    return torch.cat([torch.ones_like(gone[:, :1], dtype=torch.bool), gone.diff(dim=1) != 0], 1).to(like.device)
+
+
 def height(gone: Counts, y: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
     """Average the points of each example, the first included, each once."""
-    new = torch.cat([torch.ones_like(gone[:, :1], dtype=torch.bool), gone.diff(dim=1) != 0], 1).to(y.device)
-    return (tree.wide(y) * new).sum(1) / new.sum(1)
+    once = new(gone, y)
+    return (tree.wide(y) * once).sum(1) / once.sum(1)
 
 
 def drawn(share: Float[Tensor, "B K"], y: Float[Tensor, "B K"], what: str, score: Score) -> Curve:

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from apportion.core.card import Paper
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
-from apportion.metrics.ablation.curves import Counts, Removals, Stepwise, area, drawn, together
+from apportion.metrics.ablation.curves import Counts, Removals, Stepwise, area, drawn, new, together
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.scores import Direction
 from apportion.parts.baselines import RISEBlur
@@ -28,7 +30,8 @@ class _Area(Stepwise):
         share = removals.share(gone, y)
         share = 1 - share if inserted else share
         what = "share of players inserted, highest first" if inserted else "share of players removed, highest first"
-        curve = drawn(share, y, what, self.score)
+        beyond = ~new(gone, y)
+        curve = drawn(share, y.masked_fill(beyond, torch.nan), what, self.score)
         return Found(area(share, y), {name: curve}, {"ties": removals.ties})
 
     @classmethod

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.card import Paper
 from apportion.core.question import Question
-from apportion.metrics.ablation.curves import Counts, Stepwise, drawn, height
+from apportion.metrics.ablation.curves import Counts, Stepwise, drawn, height, new
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.ranking import players
 from apportion.metrics.scores import Curve, Direction
@@ -81,8 +82,9 @@ class RegionPerturbation(Stepwise):
         for lowest in self.orders():
             y = removals(gone, lowest)
             name, first = ("LeRF", "lowest") if lowest else ("MoRF", "highest")
-            curves[name] = drawn(removals.share(gone, y), y, f"share of players removed, {first} first", self.score)
             heights.append(height(gone, y))
+            y, what = y.masked_fill(~new(gone, y), torch.nan), f"share of players removed, {first} first"
+            curves[name] = drawn(removals.share(gone, y), y, what, self.score)
         at_x = tree.wide(removals(gone[:, :1])[:, 0])  # known by now
         return Found(self.combined(at_x, *heights), curves, {"ties": removals.ties})
 

@@ -95,7 +95,9 @@ class SingleDeletion(Removing):
         undefined["deletions that all have one effect"] = (
             torch.stack(same) & ~undefined["cells that all have one value"]
         )
-        return Found(torch.stack(values), parts={"values": told, "falls": fall}, undefined=undefined)
+        missing = ~game.own.to(q.device)
+        parts = {"values": told.masked_fill(missing, torch.nan), "falls": fall.masked_fill(missing, torch.nan)}
+        return Found(torch.stack(values), parts=parts, undefined=undefined)
 
     def passes(self, q: Question) -> Passes:
         """Count the cells, and the example itself."""
