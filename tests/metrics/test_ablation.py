@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Callable
@@ -523,3 +524,22 @@ def test_cells_without_an_effect_have_no_correlation() -> None:
     assert list(constant.undefined) == ["deletions that all have one effect"]
     flat = SingleDeletion()(ap.Field(network()), x, torch.ones_like(maps(x)))
     assert list(flat.undefined) == ["cells that all have one value"]
+
+
+@pytest.mark.parametrize("make", [DeletionAUC, MoRF, SingleDeletion])
+def test_examples_with_more_and_fewer_players_are_joined(make: Any) -> None:
+    p = linear(features=6, examples=2)
+    options: dict[str, Any] = {"fill": DeletionAUC.fill, "score": Z}
+    groups = [ap.groups.Labels(torch.tensor([each])) for each in ([0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, -1])]
+    one, other = (
+        make(groups=g, **options)(ap.Field(p.model), p.x[i : i + 1], p.truth[i : i + 1]) for i, g in enumerate(groups)
+    )
+    joined = Scores.join([one, dataclasses.replace(other, metric=one.metric)])
+    both = make(groups=ap.groups.Labels(torch.cat([g.value for g in groups])), **options)(
+        ap.Field(p.model), p.x, p.truth
+    )
+    torch.testing.assert_close(joined.values, both.values)
+    for name, curve in both.curves.items():
+        torch.testing.assert_close(joined.curves[name].y, curve.y, equal_nan=True)
+    for name, part in both.parts.items():
+        torch.testing.assert_close(joined.parts[name], part, equal_nan=True)

@@ -338,8 +338,13 @@ def _names(of: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _joined_part(found: Sequence[Tensor | None], parts: Sequence[Scores]) -> Tensor:
-    """Join companions; examples without, for which a metric failed, get NaN."""
+    """Join companions; examples without, for which a metric failed, get NaN, and so do players they do not have."""
     like = next(t for t in found if t is not None)
+    if len({t.shape[1] for t in found if t is not None and t.ndim == 2}) > 1:  # one number a player, of fewer players
+        most = max(t.shape[1] for t in found if t is not None)
+        pad = torch.nn.functional.pad
+        found = [None if t is None else pad(t, (0, most - t.shape[1]), value=math.nan) for t in found]
+        like = next(t for t in found if t is not None)
     if all(t is not None for t in found):
         return torch.cat([t for t in found if t is not None])
     wide = like if like.is_floating_point() else like.double()
