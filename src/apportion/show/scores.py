@@ -147,6 +147,7 @@ def comparison(found: Comparison, groups: Sequence[str] | None = None) -> Figure
             face = "white" if method in found.dominated else colors[i]
             panel.plot([x], [y], "o", color=colors[i], markerfacecolor=face, markersize=6, label=method)
             numbers.setdefault((x, y), []).append(str(i + 1))
+        panel.margins(0.1)
         for place, some in numbers.items():
             panel.annotate(", ".join(some), place, xytext=(4, 4), textcoords="offset points", fontsize=7)
         for group, turn, name in (
