@@ -29,6 +29,7 @@ class Sufficiency:
         draws: of the fill, for each probability.
         cost: rows spent.
         warnings: what deserves a look.
+        alike: whether every draw counts, and as much as any other.
     """
 
     sufficiency: Float[Tensor, "B S"]
@@ -36,11 +37,16 @@ class Sufficiency:
     draws: int
     cost: Cost
     warnings: tuple[str, ...] = ()
+    alike: bool = True
 
     @property
     def standard_errors(self) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S"]] | None:
-        """Of both, √(p (1 - p) / (draws - 1)), were draws a random sample; None for a single draw."""
-        if self.draws < 2:
+        """Of both, √(p (1 - p) / (draws - 1)), were draws a random sample.
+
+        None for a single draw, and for a fill whose draws count by what is kept, as the rows of a `Conditional` that
+        agree with it do: a distribution that is given leaves nothing to chance.
+        """
+        if self.draws < 2 or not self.alike:
             return None
         one, other = ((p * (1 - p) / (self.draws - 1)).sqrt() for p in (self.sufficiency, self.necessity))
         return one, other
@@ -67,7 +73,7 @@ def sufficiency(
         field: the model under `ap.Decision()`.
         x: the examples.
         coalitions: Boolean, True for players of S: [S, P] for all examples, or [B, S, P].
-        fill: what absent players are drawn from; each of its draws counts alike.
+        fill: what absent players are drawn from; its draws count alike, or by their weights as in `Conditional`.
         groups: what a player is; elements unless given.
         target: the decision; each example's own unless given.
         ids: names of the examples.
@@ -100,4 +106,4 @@ def sufficiency(
     game = Game(q, Elements() if groups is None else groups, fill)
     kept = game.value(coalitions)
     lost = 1 - game.value(~coalitions)
-    return Sufficiency(kept, lost, int(getattr(fill, "draws", 1)), q.cost, q.warnings)
+    return Sufficiency(kept, lost, int(getattr(fill, "draws", 1)), q.cost, q.warnings, getattr(fill, "exact", True))

@@ -326,7 +326,7 @@ def test_kernel_shap_is_biased_less_and_less(paired: bool) -> None:
         noise.append(float(spread.mean()))
     assert bias[0] > 2 * noise[0], "the bias of a small budget shows"
     assert bias[1] < bias[0] / 4
-    assert "biased" in ap.methods()["kernel_shap"].cautions[0]
+    assert any("it is biased" in c for c in ap.methods()["kernel_shap"].cautions)
 
 
 def test_errors_of_kernel_shap() -> None:
@@ -526,6 +526,9 @@ def test_families_of_orders_are_averaged_wherever_blocks_end() -> None:
         means = torch.stack(gains).reshape(-1, family, 5).mean(1)
         torch.testing.assert_close(found.values[b], means.mean(0), atol=1e-12, rtol=0)
         error = means.std(0) / len(means) ** 0.5
+        if n == 5:  # the product's shares are alike in every family: three that differ could be missed
+            rare = 1.5 / len(means) * (means.amax().clamp(min=0) - means.amin().clamp(max=0))
+            error = torch.where(error < 1e-12, rare, error)
         torch.testing.assert_close(found.standard_error[b], error, atol=1e-12, rtol=0)
     for size in (1, 3, 7):  # in other blocks
         again = Chains(game, sampler.family)

@@ -153,7 +153,10 @@ class Game:
             if isinstance(part, type):
                 raise ConfigError(f"the class {part.__name__} as {what}", "an instance", f"write {part.__name__}()")
         if not isinstance(groups, Groups | Windows):
-            raise ConfigError(f"{kind_of(groups)} as groups", "one of ap.groups", "write ap.groups.Elements()")
+            do = "write ap.groups.Elements()"
+            if callable(getattr(groups, "sizes", None)):  # weights of sizes, given first
+                do = f"write weights={type(groups).__name__}(...)"
+            raise ConfigError(f"{kind_of(groups)} as groups", "one of ap.groups", do)
         if not callable(fill):
             raise ConfigError(f"{kind_of(fill)} as fill", "one of ap.fills", "write ap.fills.Baselines()")
         self.question, self.groups, self.reduce = question, groups, reduce
@@ -350,12 +353,12 @@ class Game:
     def _new(self, masks: Tensor, owner: Tensor) -> Tensor:
         """Evaluate coalitions; what all of the players give is known, and often what none does."""
         full, empty = (masks == self.own[owner]).all(1), ~masks.any(1)
-        known = empty & ~full if bool(empty.any()) and self._empty is not None else torch.zeros_like(full)
+        known = empty & ~full if bool(empty.any()) and self.known_empty is not None else torch.zeros_like(full)
         rest = ~(full | known)
         q, found, order = self.question, [], []
         for at in (full, known):
             if bool(at.any()):
-                values = q.fx if at is full else self._empty
+                values = q.fx if at is full else self.known_empty
                 assert values is not None
                 found.append(values[owner[at].to(q.device)])
                 order.append(at.nonzero()[:, 0])
@@ -365,8 +368,8 @@ class Game:
         return torch.cat(found)[torch.cat(order).argsort().to(q.device)]
 
     @property
-    def _empty(self) -> Tensor | None:
-        """What no player gives, where the baselines' scores tell."""
+    def known_empty(self) -> Tensor | None:
+        """V of no player, where the baselines' scores tell it without a pass."""
         known = self.references
         if known is None or (self.reduce != "mean_of_score" and known.value.shape[1] > 1):
             return None

@@ -13,14 +13,14 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Attribution
 from apportion.core.card import Card, Claim, Family, Kind, Need, Paper, Principle
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, kind_of
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field
 from apportion.core.game import Game, Windows
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.registry import register
-from apportion.core.score import Probability, main_output
+from apportion.core.score import Loss, Probability, cross_entropy, inherited, main_output
 from apportion.core.tree import Tree
 from apportion.methods.removal.occlusion import on_windows
 from apportion.parts.masks.explainer import GameMethod
@@ -95,7 +95,7 @@ class PredictionDifference(GameMethod):
             that none is 0 or 1; None leaves them as they are.
 
     Raises:
-        ConfigError: no fill.
+        ConfigError: no fill, or a score that names no class.
         NonFiniteError: probabilities of 0 or 1 without `examples`.
 
     >>> import torch, apportion as ap
@@ -141,7 +141,10 @@ class PredictionDifference(GameMethod):
             q.warn(caution)
         z = main_output(outputs)
         classes = 2 if score.multilabel or z.ndim < 2 or z.shape[1] == 1 else z.shape[1]
-        known = weight_of_evidence(score(outputs, q.target).double(), self.examples, classes)
+        target = q.target
+        if not inherited(score, q.field.score, None)[0]:
+            score, target = self._of_label(q, score, many=classes > 2 or (z.ndim > 1 and z.shape[1] > 1))
+        known = weight_of_evidence(score(outputs, target).double(), self.examples, classes)
         mean, error = (torch.zeros(len(q), game.players, dtype=torch.float64, device=q.device) for _ in range(2))
         every = torch.arange(game.players, device=q.device)
         for step, owner in q.grid(game.players, "prediction differences"):
@@ -158,6 +161,23 @@ class PredictionDifference(GameMethod):
         return on_windows(
             self, q, self.groups, lost.to(like.dtype), standard_error=None if error is None else error.to(like.dtype)
         )
+
+    def _of_label(self, q: Question, score: Probability, *, many: bool) -> tuple[Probability, Tensor | None]:
+        """Give the probability of what another score than one of a class has as its class, and that class.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        own = q.field.score
+        if isinstance(own, Loss) and own.fn is cross_entropy and many:
+            return Probability(target=q.target.tolist()), q.target[:, None]
+        if many or isinstance(own, Loss):
+            raise ConfigError(
+                f"PredictionDifference of {kind_of(own)}, which tells of no class",
+                "a class, whose probability is asked for",
+                "write ap.Field(model), and give the class as target",
+            )
+        return score, None
 
     def _chance(
         self, q: Question, game: Game, mask: Tensor, owner: Tensor, draw: Tensor, score: Probability

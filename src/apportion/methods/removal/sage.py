@@ -99,7 +99,7 @@ class SAGE(OrderMethod):
             return elementwise(v, q.x) if each else v
 
         game.warn_unchanged()
-        parts = self.record(q, game, found, total.precision)
+        parts = self.record(q, game, total)
         return q.attribution(
             self,
             placed(-total.values),
@@ -144,7 +144,12 @@ def shared_labels(labels: Tree, like: Tree) -> Tree:
 def pooled(found: Estimate) -> Estimate:
     """Average estimates over examples, whose draws are independent: [1, P]."""
     error = found.standard_error.square().sum(0, keepdim=True).sqrt() / len(found.values)
-    return Estimate(found.values.mean(0, keepdim=True), error)
+    if found.freedom is None:
+        return Estimate(found.values.mean(0, keepdim=True), error)
+    each = found.standard_error.square().square() / found.freedom  # Welch and Satterthwaite
+    freedom = found.standard_error.square().sum(0, keepdim=True).square() / each.sum(0, keepdim=True)
+    bounded = None if found.bounded is None else found.bounded.any(0, keepdim=True)
+    return Estimate(found.values.mean(0, keepdim=True), error, None, freedom.nan_to_num(torch.inf, torch.inf), bounded)
 
 
 def pooled_precision(found: Estimate) -> Float[Tensor, " B"]:

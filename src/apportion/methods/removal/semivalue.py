@@ -13,6 +13,7 @@ from apportion.core.question import Question
 from apportion.core.registry import register
 from apportion.parts.masks.estimators import Sums, estimated, listed
 from apportion.parts.masks.explainer import GameMethod
+from apportion.parts.masks.sampled import warn_random
 from apportion.parts.masks.weights import LeaveOneOutWeights, SizeWeights
 
 MOST = 1 << 20
@@ -78,6 +79,7 @@ class Semivalue(GameMethod):
                 "make fewer players with ap.groups.Squares or Labels, or sample with ap.Shapley or ap.Banzhaf",
             )
         found = estimated(listed(game, game.sizes >= 0, self.weights), Sums(game, self.weights))
+        warn_random(self, q)
         return self.answer(q, game, found.values)
 
     def _count(self, players: int) -> int:

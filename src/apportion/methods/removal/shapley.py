@@ -57,6 +57,8 @@ CARD = Card(
     total=Total.DIFFERENCE,
     cautions=(
         SAMPLED,
+        "Sampled, intervals of 1.96 standard errors hold the value in 70, 87, 92, 93 and 94 of 100 draws of 2, 5, 10, 20 "
+        "and 40 orders of a smooth game of 12; Student's t holds it in 94 to 95.",
         "Sampled values treat equal players alike on average only.",
         "What stands in for an absent player is part of the question: points that no data resemble are scored, too.",
     ),
@@ -70,9 +72,12 @@ class Shapley(OrderMethod):
 
     Exact where the budget pays for every coalition, up to 20 players; otherwise the mean over orders drawn at random
     of what each player adds where it comes in, which sums to v(N) - v(∅) order by order and is unbiased, unless it
-    stops early. Values are in units of the score. `parts["standard_error"]` is 0 where values are exact;
-    `parts["coalitions"]` [B] counts what was evaluated, `parts["precision"]` [B] is the largest standard error over
-    the range of the values.
+    stops early. Values are in units of the score. `parts["standard_error"]` is for the drawing of
+    orders, 0 where all coalitions are played. Where a player adds the same in all m families of orders it is a bound,
+    1.5 / m of the range of gains (rule of three). `parts["degrees_of_freedom"]` [B] is m - 1; below 19 a warning asks
+    for Student's t in place of 1.96. `parts["coalitions"]` [B] counts what was evaluated, and `parts["precision"]` [B]
+    is the largest standard error over the range of the values. A fill that draws at random is drawn once for each
+    coalition, and a warning says that the values hold for that draw.
 
     Attributes:
         sampler: which orders are drawn, one of `ap.samplers.Permutations`; `AllSubsets()` for none; None decides by

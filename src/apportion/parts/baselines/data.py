@@ -116,6 +116,10 @@ class Data(Baseline):
             )
 
     @property
+    def random(self) -> bool:
+        return True
+
+    @property
     def draws(self) -> int:
         return tree.rows(self.data) if self.count is None else self.count
 

@@ -45,6 +45,11 @@ class Baseline(Configurable):
         """Whether every example costs that many rows, rather than at most that many."""
         return True
 
+    @property
+    def random(self) -> bool:
+        """Whether they are drawn, and change with the seed."""
+        return False
+
     def added_to(self, passes: Passes, *, scored: bool = True) -> Passes:
         """Add what it costs to make these baselines, and to score them unless the passes do, once per example."""
         return passes._replace(
@@ -231,6 +236,10 @@ class Noise(Baseline):
     clip: bool = False
 
     @property
+    def random(self) -> bool:
+        return True
+
+    @property
     def draws(self) -> int:
         return self.count
 
@@ -310,6 +319,10 @@ class AtInput(Baseline):
         return self.base.draws
 
     @property
+    def random(self) -> bool:
+        return self.base.random
+
+    @property
     def rows(self) -> int:
         return self.base.draws + self.base.rows
 
@@ -352,6 +365,10 @@ class Several(Baseline):
     @property
     def draws(self) -> int:
         return sum(b.draws for b in self.bases)
+
+    @property
+    def random(self) -> bool:
+        return any(b.random for b in self.bases)
 
     @property
     def rows(self) -> int:

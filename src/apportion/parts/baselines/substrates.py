@@ -122,6 +122,10 @@ class UniformNoise(_Ends):
     count: int = 1
 
     @property
+    def random(self) -> bool:
+        return True
+
+    @property
     def draws(self) -> int:
         return self.count
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from apportion.core.errors import InputError
+from apportion.core.errors import InputError, kind_of
 from apportion.core.game import Game
 from apportion.parts.masks.samplers import AllSubsets
 
@@ -23,13 +23,15 @@ def harsanyi(game: Game | Float[Tensor, "*b N"], most: int = 16) -> Float[Tensor
         The dividends in the same order and units; 0 for coalitions of players an example does not have.
 
     Raises:
-        InputError: more players, or a table whose length is no power of 2.
+        InputError: more players, something else, or a table whose length is no power of 2.
 
     >>> harsanyi(torch.tensor([0.0, 1.0, 2.0, 7.0]))        # x1 + 2 x2 + 4 x1 x2 at (1, 1)
     tensor([0., 1., 2., 4.])
     """
     if isinstance(game, Tensor):
         return _over_subsets(game, -1)
+    if not isinstance(game, Game):
+        raise InputError(f"{kind_of(game)} as a game", "an ap.Game, or a tensor [*, 2^n]", "write torch.tensor(table)")
     values = torch.cat([game.value(block) for block in AllSubsets(most).blocks(game)], 1)
     have = torch.arange(values.shape[1]) < (1 << game.sizes)[:, None]
     return torch.where(have.to(values.device), _over_subsets(values, -1), torch.zeros_like(values))
@@ -56,14 +58,19 @@ def shares(dividends: Float[Tensor, "*b N"], each: Float[Tensor, " sizes"]) -> F
     tensor([3., 4.])
     """
     players = _players(dividends)
+    if not isinstance(each, Tensor) or tuple(each.shape) != (players + 1,):
+        given = f"shares of shape {tuple(each.shape)}" if isinstance(each, Tensor) else f"{kind_of(each)} as shares"
+        raise InputError(given, f"a tensor [{players + 1}]", "give one for every size from 0 on")
     member = (torch.arange(dividends.shape[-1])[:, None] >> torch.arange(players)) & 1
     weight = member * each.to(dividends).cpu()[member.sum(1)][:, None]
     return dividends @ weight.to(dividends)
 
 
 def _players(table: Tensor) -> int:
-    n = table.shape[-1].bit_length() - 1
-    if table.ndim == 0 or table.shape[-1] != 1 << n:
+    if not isinstance(table, Tensor):
+        raise InputError(f"{kind_of(table)} as a table", "a tensor [*, 2^n]", "convert with torch.as_tensor")
+    n = table.shape[-1].bit_length() - 1 if table.ndim else -1
+    if n < 0 or table.shape[-1] != 1 << n:
         raise InputError(f"a table of shape {tuple(table.shape)}", "[*, 2^n]", "give v of every coalition, in order")
     return n
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, combinations
-from math import comb
+from math import comb, factorial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,13 +27,25 @@ class Estimate(NamedTuple):
 
     Attributes:
         values: [B, P], in float64.
-        standard_error: of each value; 0 where nothing is drawn.
+        standard_error: of each value, over the coalitions drawn; 0 where none are.
         own: which players each example has, [B, P]; all unless given.
+        freedom: degrees of freedom of each standard error, [B, P]; infinite, unless given, as where none are drawn.
+        bounded: which standard errors are upper bounds, since the draws did not vary, [B, P]; none unless given.
     """
 
     values: Float[Tensor, "B P"]
     standard_error: Float[Tensor, "B P"]
     own: Bool[Tensor, "B P"] | None = None
+    freedom: Float[Tensor, "B P"] | None = None
+    bounded: Bool[Tensor, "B P"] | None = None
+
+    @property
+    def fewest(self) -> Float[Tensor, " B"]:
+        """The fewest degrees of freedom of a standard error of the players there are."""
+        if self.freedom is None:
+            return torch.full_like(self.values[:, 0], torch.inf)
+        absent = torch.zeros_like(self.values, dtype=torch.bool) if self.own is None else ~self.own
+        return self.freedom.masked_fill(absent, torch.inf).amin(1)
 
     @property
     def precision(self) -> Float[Tensor, " B"]:
@@ -48,12 +60,26 @@ class Estimate(NamedTuple):
 
     def where(self, which: Bool[Tensor, " B"], other: Estimate) -> Estimate:
         """Take these for some examples, and others elsewhere."""
-        at = which[:, None]
+        at, endless = which[:, None], torch.full_like(self.values, torch.inf)
+        none = torch.zeros_like(self.values, dtype=torch.bool)
+        freedom = [endless if f.freedom is None else f.freedom for f in (self, other)]
+        bounded = [none if f.bounded is None else f.bounded for f in (self, other)]
         return Estimate(
             torch.where(at, self.values, other.values),
             torch.where(at, self.standard_error, other.standard_error),
             self.own,
+            torch.where(at, *freedom),
+            torch.where(at, *bounded),
         )
+
+
+RARE = 1.5
+"""Three, by the rule of three, over the 1.96 standard errors of an interval."""
+
+
+def unvaried(spread: Tensor, scale: Tensor, dtype: torch.dtype) -> Bool[Tensor, "..."]:
+    """Tell what was the same in all draws, but for rounding of values of so large a scale."""
+    return spread <= 16 * torch.finfo(dtype).eps * scale
 
 
 class Estimator(ABC):
@@ -129,6 +155,11 @@ class Chains(Estimator):
 
     Orders come in families that are drawn independently of each other, such as an order and its reverse: the spread
     of the families' means tells the standard error (moments by Chan, Golub and LeVeque 1979).
+
+    Where a player's mean is the same in all m families that says only that others are rare: in less than 3 / m of the
+    orders, with 95 % confidence (rule of three; Hanley and Lippman-Hand 1983). Were it to differ there by the range r
+    of all players' gains, and 0, the value would be off by 3 r / m: its standard error is set to 1.5 r / m, an upper
+    bound as far as r is one.
     """
 
     def __init__(self, game: Game, family: Callable[[int], int] = lambda players: 1) -> None:
@@ -143,12 +174,17 @@ class Chains(Estimator):
         self.family = torch.tensor([family(max(1, n)) for n in game.sizes.tolist()], device=self.own.device)[:, None]
         self.begun, self.count, self.seen = self.zeros(batch, players), self.zeros(batch, 1), 0
         self.mean, self.squares = self.zeros(batch, players), self.zeros(batch, players)
+        self.low, self.high = self.zeros(batch, players) + torch.inf, self.zeros(batch, players) - torch.inf
+        self.scale, self.dtype = self.zeros(batch, 1), torch.float64
+        every = [factorial(n) <= int(f) for n, f in zip(game.sizes.tolist(), self.family[:, 0], strict=True)]
+        self.every = torch.tensor(every, device=self.own.device)[:, None]  # whose family holds all orders there are
 
     def add(self, block: Block, values: Tensor) -> None:
         assert block.order is not None  # blocks of permutations have one
         order = block.order.to(values.device)
         batch, m, players = order.shape
         steps = values.double().reshape(batch, m, players + 1).diff(dim=2)
+        self.scale, self.dtype = self.scale.maximum(values.double().abs().amax(1, keepdim=True)), values.dtype
         gains = torch.zeros_like(steps).scatter(2, order, steps)
         number = self.seen + torch.arange(m, device=order.device)
         whose = number // self.family - self.seen // self.family
@@ -172,26 +208,47 @@ class Chains(Estimator):
         self.squares += within + apart.square() * self.count * new / total
         self.mean += apart * new / total
         self.count += new
+        self.low = self.low.minimum(units.masked_fill(on == 0, torch.inf).amin(1))
+        self.high = self.high.maximum(units.masked_fill(on == 0, -torch.inf).amax(1))
         self.units = self.count[:, 0].long()
 
     def estimate(self) -> Estimate:
-        variance = torch.where(self.count > 1, self.squares / (self.count - 1) / self.count, torch.inf)
-        return Estimate(self.mean, variance.sqrt().masked_fill(~self.own, 0), self.own)
+        error = torch.where(self.count > 1, self.squares / (self.count - 1) / self.count, torch.inf).sqrt()
+        high, low = (t.masked_fill(~self.own, 0) for t in (self.high, self.low))
+        most = (high.amax(1) - low.amin(1)).maximum(high.amax(1)).maximum(-low.amin(1))[:, None]
+        bound = RARE * most / self.count.clamp(min=1)
+        drawn = self.own & ~self.every
+        bounded = drawn & unvaried(high - low, self.scale, self.dtype) & (self.count > 1) & (bound > error)
+        error = torch.where(bounded, bound, error).masked_fill(~self.own, 0)
+        freedom = (self.count - 1).clamp(min=0).expand_as(error).masked_fill(~drawn, torch.inf)
+        return Estimate(self.mean, error, self.own, freedom, bounded)
 
 
 class Differences(Estimator):
-    """The mean of v with each player less the mean without: every coalition serves all players (Wang and Jia 2023)."""
+    """The mean of v with each player less the mean without: every coalition serves all players (Wang and Jia 2023).
+
+    Where v did not vary among the coalitions with a player, nor among those without, the standard error is the
+    bound that `Chains` has, with the range of v on each side, that of all players and, where a baseline's score tells
+    it, of none included. Without that, and with no range at all, it is infinite.
+    """
 
     def __init__(self, game: Game) -> None:
         super().__init__(game)
         batch, players = self.own.shape
         self.sums = self.zeros(3, batch, 2, players)
         self.full = game.question.fx.double()[:, None]  # as for sums
+        empty = game.known_empty
+        other = self.full * 0 if empty is None else empty.double()[:, None] - self.full
+        self.low, self.high = other.clamp(max=0), other.clamp(min=0)  # of v less that of all players
+        self.told = empty is not None
+        self.dtype = game.question.fx.dtype
 
     def add(self, block: Block, values: Tensor) -> None:
         masks, asked = self._masks(block)
         sides = torch.stack([~masks, masks], 1).double() * asked[:, None, :, None]
         v = values.double() - self.full
+        self.low = self.low.minimum((v * asked).amin(1, keepdim=True))
+        self.high = self.high.maximum((v * asked).amax(1, keepdim=True))
         self.sums += torch.einsum("kbs,bcsp->kbcp", torch.stack([torch.ones_like(v), v, v * v]), sides)
         self.units = self.sums[0].sum(1).amax(1).long()
 
@@ -203,9 +260,16 @@ class Differences(Estimator):
     def estimate(self) -> Estimate:
         count, total, squares = self.sums
         mean = total / count
-        errors = ((squares - total * mean).clamp(min=0) / (count - 1) / count).sum(1).sqrt()
+        within = (squares - total * mean).clamp(min=0) / (count - 1)
+        error, spread = (within / count).sum(1).sqrt(), self.high - self.low
+        bound = RARE * spread * count.clamp(min=1).square().reciprocal().sum(1).sqrt()
+        same = unvaried(within.amax(1).sqrt(), spread + self.full.abs(), self.dtype)
+        bound = bound if self.told else bound.masked_fill(spread == 0, torch.inf)  # of what nothing is known to vary
+        bounded = self.own & same & (bound > error)
         values = (mean[:, 1] - mean[:, 0]).masked_fill(~self.own, 0)
-        return Estimate(values, errors.masked_fill(~self.own, 0), self.own)
+        error = torch.where(bounded, bound, error).masked_fill(~self.own, 0)
+        freedom = (count.amin(1) - 1).clamp(min=0).masked_fill(~self.own, torch.inf)
+        return Estimate(values, error, self.own, freedom, bounded)
 
 
 class LeastSquares(Estimator):
@@ -289,7 +353,8 @@ class LeastSquares(Estimator):
         others = (inverse @ self.product[..., None])[..., 0]
         values = torch.cat([self.total[:, None] - others.sum(1, keepdim=True), others], 1)
         errors = self._errors(others, inverse) if self.seen else torch.zeros_like(values)
-        return Estimate(values, errors, self.own)
+        left = (self.units - self.own.sum(1) + 1).clamp(min=0).double().masked_fill(~self.drawn, torch.inf)
+        return Estimate(values, errors, self.own, left[:, None].expand_as(values))
 
     def _errors(self, others: Tensor, inverse: Tensor) -> Tensor:
         middle, alone = torch.zeros_like(self.square), torch.zeros_like(self.drawn)

@@ -60,6 +60,11 @@ class Fill(Configurable):
         """Add what the empty coalition costs, once per example, to the passes of others."""
         return passes._replace(once=passes.once + self.draws, exact=passes.exact and self.exact)
 
+    @property
+    def random(self) -> bool:
+        """Whether it draws numbers of the question's stream, so that what it puts changes with the seed."""
+        return False
+
     @abstractmethod
     def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree | Weighted:
         """Make the values; `mask` is 1 where the example is kept, element by element."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from apportion.core import tree
 from apportion.core.attribution import References
-from apportion.core.errors import InputError, kind_of
+from apportion.core.derivative import is_memory
+from apportion.core.errors import ApportionError, InputError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
@@ -41,6 +42,10 @@ class Baselines(Fill):
     @property
     def draws(self) -> int:
         return self.base.draws
+
+    @property
+    def random(self) -> bool:
+        return self.base.random
 
     def references(self, q: Question) -> References | None:
         return q.references(self.base)
@@ -119,6 +124,10 @@ class FreshNoise(Fill):
     @property
     def draws(self) -> int:
         return self.count
+
+    @property
+    def random(self) -> bool:
+        return True
 
     def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         like = tree.apply(lambda x: x[:1, None].expand(1, self.count, *x.shape[1:]), q.x)
@@ -226,8 +235,11 @@ class Inpainted(Fill):
 
     def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         x = tree.index(q.x, owner)
+        shapes = [tuple(leaf.shape) for leaf in tree.leaves(x)]
 
         def fit(leaf: Tensor, painted: Tensor) -> Tensor:
+            if not isinstance(painted, Tensor):
+                raise InputError(f"{kind_of(painted)} painted for {tuple(leaf.shape)}", "a tensor", "return points")
             painted = painted[:, None] if tuple(painted.shape) == tuple(leaf.shape) else painted
             if tuple(painted.shape) != (len(leaf), self.count, *leaf.shape[1:]):
                 raise InputError(
@@ -237,7 +249,27 @@ class Inpainted(Fill):
                 )
             return painted.to(leaf)
 
-        return tree.apply(fit, x, self.paint(x, tree.apply(lambda m, leaf: m.to(leaf.dtype), mask, x)))
+        kept = tree.apply(lambda m, leaf: m.to(leaf.dtype), mask, x)
+        try:
+            found = self.paint(x, kept)
+        except ApportionError:
+            raise
+        except Exception as error:
+            if is_memory(error):
+                raise
+            raise InputError(
+                f"a function that paints raised {type(error).__name__} on examples of shapes {shapes}: {error}",
+                "a function of the examples and of what is kept of them",
+                "call it yourself on x and torch.ones_like(x) to see",
+            ) from error
+        try:
+            return tree.apply(fit, x, found)
+        except TypeError as error:
+            raise InputError(
+                f"{kind_of(found)} painted, for examples of shapes {shapes}",
+                "points with the structure of x",
+                "return what the model takes",
+            ) from error
 
 
 __all__ = [

@@ -236,8 +236,19 @@ class Words(Configurable):
 
     @classmethod
     def of(cls, word_ids: Sequence[Sequence[int | None]]) -> Words:
-        """Take what tokenizers give: `[encoding.word_ids(b) for b in range(B)]`."""
-        return cls(torch.tensor([[-1 if w is None else w for w in row] for row in word_ids]))
+        """Take what tokenizers give: `[encoding.word_ids(b) for b in range(B)]`.
+
+        Raises:
+            InputError: rows of different lengths, or of something else than numbers and None.
+        """
+        do = "give [encoding.word_ids(b) for b in range(B)], of sentences padded to one length"
+        try:
+            rows = [[-1 if w is None else int(w) for w in row] for row in word_ids]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{kind_of(word_ids)} as numbers of words: {error}", "lists of int or None", do) from error
+        if not rows or len({len(row) for row in rows}) > 1:
+            raise InputError(f"numbers of words of {[len(row) for row in rows][:8]} tokens", "rows of one length", do)
+        return cls(torch.tensor(rows))
 
     def labels(self, like: Tree) -> Tree:
         """Number the words of each example, in order of their numbers."""

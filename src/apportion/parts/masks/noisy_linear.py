@@ -45,6 +45,10 @@ class NoisyLinear(Fill):
     noise: float = 0.01
     tolerance: float = 1e-5
 
+    @property
+    def random(self) -> bool:
+        return self.noise > 0
+
     def __call__(self, q: Question, mask: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Tree:
         kept = kept_pictures(q, mask, "NoisyLinear")
         none = ~kept.flatten(2).any(2).all(1)

@@ -91,6 +91,10 @@ class ConditionalGaussian(Fill):
         return self.samples
 
     @property
+    def random(self) -> bool:
+        return True
+
+    @property
     def side(self) -> int:
         """Of a patch, in pixels."""
         return round(self.mean.shape[1] ** 0.5)

@@ -22,7 +22,10 @@ from apportion.parts.masks.weights import ShapleyWeights, SizeWeights
 COST = "at most budget + 1 forward, for each draw of the fill; all 2^n coalitions where the budget pays for them"
 """What methods of this kind cost, for their Cards."""
 
-SAMPLED = "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error']."
+SAMPLED = (
+    "Sampled wherever the budget does not pay for all coalitions: read parts['standard_error'], which counts the "
+    "drawing of coalitions, and of a fill that draws only what differs between them."
+)
 """What is to be known of their values."""
 
 
@@ -67,9 +70,10 @@ class SampledMethod(GameMethod):
             )
 
     def record(self, q: Question, game: Game, found: Estimate, reached: Tensor | None = None) -> dict[str, Tensor]:
-        """Give what tells how far to trust the values: coalitions evaluated, and the precision reached.
+        """Give what tells how far to trust the values: coalitions evaluated, precision reached, degrees of freedom.
 
-        A precision that was wished for and not reached is a warning.
+        Warned of are a precision that was wished for and not reached, standard errors from few draws, those that are
+        bounds since nothing varied, and fills that draw at random.
         """
         reached = found.precision if reached is None else reached
         if self.precision is not None and bool((reached > self.precision).any()):
@@ -77,7 +81,19 @@ class SampledMethod(GameMethod):
                 f"the budget of {self.budget} coalitions was spent at a precision of {float(reached.max()):.3g}, "
                 f"short of {self.precision:g}: the largest standard error over the range of the values"
             )
-        return {"coalitions": game.evaluated.to(q.device), "precision": reached}
+        if float(fewest := found.fewest.min()) < FEW - 1:
+            q.warn(
+                f"standard errors come from few draws, at {fewest:.0f} degrees of freedom: intervals of 1.96 of them "
+                "hold the value in less than 95 of 100 cases; take Student's t, or a larger budget"
+            )
+        if found.bounded is not None and bool(found.bounded.any()):
+            q.warn(
+                f"what {int(found.bounded.sum())} player(s) add did not vary among the draws: their standard errors "
+                "are upper bounds by the rule of three, as if it differed by the range seen in 3 of the cases not drawn"
+            )
+        warn_random(self, q)
+        parts = {"coalitions": game.evaluated.to(q.device), "precision": reached}
+        return {**parts, "degrees_of_freedom": found.fewest.to(q.device)}
 
     def at_most(self, q: Question | None) -> Passes:
         """Count passes: the budget, or all coalitions where there are fewer."""
@@ -86,6 +102,19 @@ class SampledMethod(GameMethod):
         n = self.game(q).players
         return self.passes_of(min(self.budget, 2**n - 2) if n <= LISTED else self.budget, exact=False)
 
+
+def warn_random(method: GameMethod, q: Question) -> None:
+    """Record that values hold for this draw of the fill alone, where it draws at random."""
+    if getattr(method.fill, "random", False):
+        q.warn(
+            f"values and errors are given this draw of the fill: {type(method.fill).__name__} draws once for each "
+            f"coalition, {method.fill.draws} point(s), and values change with the seed by what no standard error "
+            "here counts; take more draws, or the spread over seeds"
+        )
+
+
+FEW = 20
+"""Independent draws below which a normal interval is too narrow to be left unsaid."""
 
 LISTED = 20
 """The most players whose coalitions are listed: a million."""
