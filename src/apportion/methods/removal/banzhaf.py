@@ -47,7 +47,7 @@ CARD = Card(
         "Values do not sum to the score's difference; two players merged into one get what both had (2-efficiency).",
         "With many players nearly all coalitions drawn hold about half of them: small ones are never seen.",
         SAMPLED,
-        "Sampled, intervals of 1.96 standard errors hold the value in 94 of 100 draws of 32 or 64 coalitions, and in 95 "
+        "Sampled, intervals of 1.96 standard errors hold the value in 94 of 100 draws of 32 or 64 coalitions, in 95 "
         "of 128, of a smooth game of 12 players.",
     ),
 )

@@ -57,8 +57,8 @@ CARD = Card(
     total=Total.DIFFERENCE,
     cautions=(
         SAMPLED,
-        "Sampled, intervals of 1.96 standard errors hold the value in 70, 87, 92, 93 and 94 of 100 draws of 2, 5, 10, 20 "
-        "and 40 orders of a smooth game of 12; Student's t holds it in 94 to 95.",
+        "Sampled, intervals of 1.96 standard errors hold the value in 70, 87, 92, 93 and 94 of 100 draws of 2, 5, 10, "
+        "20 and 40 orders of a smooth game of 12; Student's t holds it in 94 to 95.",
         "Sampled values treat equal players alike on average only.",
         "What stands in for an absent player is part of the question: points that no data resemble are scored, too.",
     ),
