@@ -19,7 +19,7 @@ def test_areas_at_the_originals_settings_but_for_longer_steps(
 ) -> None:
     """The mean color, and the blur with the mean color around, in units of a field that normalizes.
 
-    At 224 pixels a step, 225 points, the areas of both bundled pictures differ by at most 4e-7 (2e-16 in float64).
+    At 224 pixels a step, 225 points, the areas of both bundled pictures differ by at most 4e-7 in float32.
     """
     field = ap.Field(lite0, normalize=NORMALIZE, bounds=(0, 1))
     saliency = torch.randperm(224 * 224, generator=torch.Generator().manual_seed(0)).reshape(1, 224, 224).float()
