@@ -159,11 +159,11 @@ def found(a: ap.Attribution, scene: Scene) -> tuple[dict[str, Any], np.ndarray]:
         "warnings": list(a.warnings),
     }
     for name in ("held_out_r2", "csi", "vsi", "precision", "effective_samples", "samples_used", "kernel_width"):
-        if isinstance(part := parts.get(name), Tensor):
+        if isinstance(part := parts.get(name), Tensor) and not bool(part[0].isnan()):  # nothing to judge by
             record[name] = float(part[0])
     # of subsets: how much of the picture, and the score with it or without it
     for name, key in (("held_out_r2_interval",) * 2, ("area", "areas"), ("score", "scores of the subsets")):
-        if isinstance(part := parts.get(name), Tensor):
+        if isinstance(part := parts.get(name), Tensor) and not bool(part[0].isnan().any()):
             record[key] = part[0].flatten().tolist()
     if isinstance(a.groups, Tensor) and (players := 1 + int(a.groups.max())) < shown.numel():
         record["players"] = players

@@ -83,9 +83,10 @@ def main() -> None:
     }.items():
         a = method(field, x, target=1, ids=["review"])
         fit = f"R² {float(a.parts['r2']):.2f} of all coalitions"
-        if "held_out_r2" in a.parts:
+        if "held_out_r2" in a.parts and not bool(a.parts["held_out_r2"].isnan()):
             low, high = a.parts["held_out_r2_interval"][0].tolist()
-            fit = f"held-out R² {low:.2f} to {high:.2f}"
+            new = int(a.parts["held_out"])
+            fit = f"held-out R² {low:.2f} to {high:.2f} on {new} coalitions that are not in the fit"
         print(f"\n{title}: {int(a.cost.forward)} passes, {fit}")
         print("  " + "  ".join(f"{w} {v:+.1f}" for w, v in zip(words, a.values[0].tolist(), strict=True)))
         for warning in a.warnings:

@@ -10,7 +10,8 @@ from apportion.parts.surrogate import Quartiles, Trust
 from apportion.parts.surrogate.lars import lars
 from apportion.parts.surrogate.neighborhoods import Drawn
 
-ALL = ap.samplers.AllSubsets()
+P, S = ap.samplers, ap.surrogates
+ALL = P.AllSubsets()
 
 
 def ones(players: int, batch: int = 1) -> Tensor:
@@ -61,6 +62,108 @@ def test_all_coalitions_leave_nothing_to_hold_out() -> None:
     assert bool((ap.BayLIME(sampler=ALL)(ap.Field(lambda x: x.prod(1)), ones(4)).parts["standard_error"] > 0).all())
 
 
+def curved(players: int) -> ap.Field:
+    g = torch.Generator().manual_seed(players)
+    first, last = (torch.randn(n, generator=g, dtype=torch.float64) for n in ((players, 6), (6,)))
+    return ap.Field(lambda x: (x @ first.to(x)).tanh() @ last.to(x))
+
+
+@pytest.mark.parametrize("sampler", [P.Pairs(), P.KernelWeighted(), P.LeaveOneOut(alone=True)])
+def test_samplers_without_chance_hold_nothing_out_and_have_no_error(sampler) -> None:
+    a = ap.LIME(sampler=sampler, regression=S.Ridge(1e-3))(curved(5), ones(5))
+    assert not a.parts["standard_error"].any()
+    assert "held_out_r2" not in a.parts
+    assert len([w for w in a.warnings if "nothing held out" in w]) == 1
+    drawn = ap.LIME(sampler=P.KernelWeighted(), samples=20)(curved(5), ones(5))
+    assert bool((drawn.parts["standard_error"] > 0).all())
+
+
+@pytest.mark.parametrize("sampler", [P.Bernoulli(), P.UniformSizes()])
+def test_held_out_are_coalitions_that_are_not_in_the_fit(sampler) -> None:
+    a = ap.LIME(sampler=sampler)(curved(5), ones(5))
+    assert float(a.parts["held_out"]) == 0
+    assert bool(a.parts["held_out_r2"].isnan())
+    assert bool(a.parts["held_out_r2_interval"].isnan().all())
+    assert any("nothing held out of 1 example(s)" in w and "AllSubsets" in w for w in a.warnings)
+    method, field = ap.LIME(sampler=sampler, samples=100, trust=Trust(reruns=2)), curved(8)
+    a = method(field, ones(8), ids=["one"])
+    local = method.around(field.bind(ones(8), ids=["one"]))
+    fitted, *others = ([tuple(z) for z in local.draw(run, 0, 100).z[0].tolist()] for run in range(3))
+    new = [z for other in others for z in other[1:] if z not in fitted]
+    assert 10 < len(set(new)) < len(new) < 198  # some come twice, and many were in the fit
+    assert float(a.parts["held_out"]) == len(set(new))
+    z = torch.tensor(new, dtype=torch.float64)
+    predicted = z @ a.values[0] + a.parts["intercept"]
+    w = S.Exponential(0.25)(z, ones(8)[0], torch.tensor(8.0).double())
+    v = field.model(z)  # the baseline is 0, and x is 1
+    mean = (w * v).sum() / w.sum()
+    want = 1 - (w * (v - predicted).square()).sum() / (w * (v - mean).square()).sum()
+    torch.testing.assert_close(a.parts["held_out_r2"][0], want)
+
+
+def test_of_a_batch_only_examples_with_few_players_go_without() -> None:
+    labels = torch.stack([torch.arange(12), torch.arange(12) // 4])
+    a = ap.LIME(groups=ap.groups.Labels(labels))(curved(12), ones(12, 2))
+    assert a.parts["held_out_r2"].isnan().tolist() == [False, True]
+    assert any("held out of 1 example(s)" in w and "of example 1" in w for w in a.warnings)
+
+
+@pytest.mark.parametrize("samples", [200, 500])  # drawn, and listed
+def test_weights_of_a_sampler_count_as_those_of_the_example(samples: int) -> None:
+    truth = torch.arange(1, 9).double()
+    a = ap.LIME(sampler=P.KernelWeighted(), samples=samples)(ap.Field(lambda x: x @ truth.to(x)), ones(8))
+    assert bool((a.values[0] / truth).sub(1).abs().max() < 0.1), a.values
+
+
+def test_samplers_that_do_not_fit_are_refused() -> None:
+    for kind in (ap.LIME, ap.SLIME, ap.GLIME, ap.BayLIME, ap.OptiLIME):
+        for sampler in (P.Permutations(), P.SmoothGrids(3)):
+            with pytest.raises(ConfigError, match="single coalitions"):
+                kind(sampler=sampler)
+    with pytest.raises(ConfigError, match=r"ap\.LIME, which draws once"):
+        ap.SLIME(sampler=P.KernelWeighted())
+
+
+@pytest.mark.parametrize("sampler", [P.Bernoulli(), P.UniformSizes(), ALL])
+def test_samples_that_s_lime_adds_are_those_of_a_larger_budget(sampler) -> None:
+    same = {"sampler": sampler, "regression": S.Ridge(0.0), "kernel": S.Uniform(), "with_x": False}
+    grown = ap.SLIME(samples=17, most=60, count=5, level=1e-12, tolerance=0.0, **same)(curved(5), ones(5), ids=[0])
+    whole = ap.LIME(samples=60, **same)(curved(5), ones(5), ids=[0])
+    torch.testing.assert_close(grown.values, whole.values, rtol=1e-9, atol=1e-12)
+
+
+def test_r2_without_an_intercept_is_about_the_mean() -> None:
+    field = ap.Field(lambda x: 100 + x @ torch.linspace(1, 2, 12).to(x))
+    a = ap.LIME(regression=S.Ridge(0.0, intercept=False))(field, ones(12))
+    assert float(a.parts["r2"]) < -10
+    assert float(a.parts["held_out_r2"]) < -10
+    constant = ap.LIME(regression=S.Ridge(0.0, intercept=False))(ap.Field(lambda x: x[:, 0] * 0 + 3), ones(12))
+    assert float(constant.parts["r2"]) == 0
+
+
+def test_constants_of_regressions_are_in_float64() -> None:
+    z = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).double()
+    truth, w, kept = torch.tensor([3.0, 6.0, 9.0]).double(), torch.ones(8).double(), torch.ones(3) > 0
+    found = S.Ridge(0.3)(z, z @ truth, w, kept).coefficients
+    torch.testing.assert_close(found, truth * 2 / 2.3, rtol=1e-14, atol=0)
+    prior = S.BayesianRidge(0.1, weight_precision=3.0, noise_precision=1.0)(z, z @ truth, w, kept).coefficients
+    torch.testing.assert_close(prior, (0.3 + 2 * truth) / 5, rtol=1e-14, atol=0)
+
+
+def test_features_without_effect_are_not_ranked() -> None:
+    a = ap.LIME(regression=S.Ridge(0.0), trust=Trust(reruns=3))(ap.Field(lambda x: 3 * x[:, 0] + x[:, 1]), ones(20))
+    assert float(a.parts["vsi"]) == 1
+
+
+def test_bay_lime_says_that_it_depends_on_the_unit() -> None:
+    small, plain = (
+        ap.BayLIME(samples=60)(ap.Field(lambda x, u=u: u * curved(8).model(x)), ones(8), ids=[0]).values / u
+        for u in (1e-3, 1.0)
+    )
+    assert bool(((small - plain).abs() > 1e-3 * plain.abs()).any())
+    assert any("unit" in caution for caution in ap.BayLIME.card.cautions)
+
+
 def test_s_lime_does_not_depend_on_the_unit_of_the_score() -> None:
     weights = torch.linspace(1, 1.3, 8, dtype=torch.float64)
     found = []
@@ -91,9 +194,11 @@ def test_s_lime_ends_when_all_coalitions_are_played() -> None:
 
 @pytest.mark.parametrize("constant", [0.1, 1 / 3, 7.0, 0.0, 1e6 / 7])
 def test_a_constant_score_is_explained_whatever_its_digits(constant: float) -> None:
-    a = ap.LIME(samples=100)(ap.Field(lambda x: x[:, 0] * 0 + constant), ones(5))
+    a = ap.LIME(samples=100)(ap.Field(lambda x: x[:, 0] * 0 + constant), ones(9))
     assert float(a.parts["r2"]) == float(a.parts["held_out_r2"]) == 1
-    assert not any("held-out" in w for w in a.warnings)
+    assert not a.warnings
+    assert bool(a.parts["vsi"].isnan())  # which of the features comes first is not defined
+    assert bool(a.parts["csi"].isnan())
 
 
 def test_columns_of_categories_and_what_the_table_does_not_hold() -> None:

@@ -134,6 +134,8 @@ def test_what_l2x_refuses():
         ap.L2X()(field, x)
     with pytest.raises(InputError, match="k=11"):
         Selector.fit(field, x, SelectorTraining(k=11))
+    with pytest.raises(ConfigError, match=r"an int as training of Selector\.fit"):
+        Selector.fit(field, x, 9)  # pyright: ignore[reportArgumentType]
     small = Selector.fit(field, x, SelectorTraining(k=2, width=4, trainer=Trainer(epochs=1)))
     with pytest.raises(InputError, match="as trained on"):
         ap.L2X(small)(field, torch.randn(2, 12))

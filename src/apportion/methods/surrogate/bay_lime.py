@@ -30,6 +30,8 @@ CARD = Card(
         "The posterior takes the score for linear with normal noise; where it is curved, deviations are no coverage.",
         "A prior that is sure of itself is what the map shows.",
         "The intercept has no distribution.",
+        "Depends on the score's unit: the same score in another is shrunk otherwise. Precisions that are given are in "
+        "it, and so are hyperpriors and stopping rule of learned ones, felt where scores are far below 1.",
     ),
 )
 

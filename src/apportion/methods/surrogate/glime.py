@@ -68,9 +68,9 @@ class GLIME(Surrogate):
         selection: which features it may use.
 
     >>> import torch, apportion as ap
-    >>> a = ap.GLIME(regression=ap.surrogates.Ridge(0.0), samples=64)(ap.Field(lambda x: x.sum(1)), torch.ones(1, 3))
-    >>> a.values.round(decimals=4), round(float(a.parts["held_out_r2"]), 4)
-    (tensor([[1., 1., 1.]]), 1.0)
+    >>> a = ap.GLIME(regression=ap.surrogates.Ridge(0.0), samples=64)(ap.Field(lambda x: x.sum(1)), torch.ones(1, 9))
+    >>> a.values[0, :3].round(decimals=4), round(float(a.parts["held_out_r2"]), 4)
+    (tensor([1., 1., 1.]), 1.0)
     """
 
     sampler: Sampler = kept_with(1.0)

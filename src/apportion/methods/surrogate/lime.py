@@ -72,9 +72,11 @@ class LIME(Surrogate):
     The paper's equation penalizes the number of features; its code, and this, adds an intercept and a ridge, after a
     selection of features where one is asked for. Units are those of the score (for `NormalRows`, score per standard
     deviation). `parts` has `intercept`, `r2` on the samples of the fit, `held_out_r2` with its 95 per cent interval
-    (neither where every run has the same samples, as under `AllSubsets`: nothing is held out then, a warning says so,
-    and `r2` is that of all coalitions),
-    `standard_error` for the sampling alone, the indices `csi` and `vsi`, and `effective_samples`, (Σπ)² / Σπ².
+    on the coalitions of re-runs that are not in the fit, `held_out` of them different ones (not a number where these
+    are fewer than ten, as with few players; absent where every run has the same samples, as under `AllSubsets`: a
+    warning says so, and gives the `r2` of the fit), `standard_error` for the sampling alone, the indices `csi` and
+    `vsi` (not a number for a constant score), and `effective_samples`, (Σπ)² / Σπ². What a sampler weighs is scaled
+    to 1 on average, the weight of the example itself.
 
     Attributes:
         kernel: π, the weight of a sample.

@@ -87,6 +87,12 @@ class SLIME(Surrogate):
             raise ConfigError(
                 f"SLIME(samples={self.samples}, most={self.most})", "most of at least samples", "raise most"
             )
+        if not self.sampler.begins_alike:
+            raise ConfigError(
+                f"SLIME(sampler={type(self.sampler).__name__}()), which adds samples to those it has",
+                "a sampler whose coalitions, and their weights, are the same at the beginning of a larger budget",
+                "use ap.samplers.Bernoulli(), UniformSizes() or AllSubsets(), or ap.LIME, which draws once",
+            )
 
     def fitted_to(self, local: Local, run: int) -> Fitted:
         batch = len(local.present)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,11 @@ class Sampler(Configurable):
     """Base of the samplers: coalitions in blocks, each made when it is needed.
 
     Random ones are drawn by each example's own stream, and prefixes of it: a larger budget begins with the
-    coalitions of a smaller one, and the batch changes nothing.
+    coalitions of a smaller one, and the batch changes nothing. Those that do not begin so say it in `begins_alike`.
     """
+
+    begins_alike: ClassVar[bool] = True
+    """Whether a larger budget begins with the coalitions of a smaller one, weighed alike."""
 
     @abstractmethod
     def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
@@ -42,6 +46,10 @@ class Sampler(Configurable):
     @abstractmethod
     def coalitions(self, players: int, budget: int | None = None) -> int:
         """Count what is evaluated for an example of so many players, without the empty and the full one, at most."""
+
+    def repeats(self, players: int, budget: int | None = None) -> bool:
+        """Tell whether the coalitions are the same whatever the purpose, so that nothing is left to chance."""
+        return False
 
 
 def needed(budget: int | None, least: int, what: str) -> int:
@@ -100,6 +108,9 @@ class AllSubsets(Sampler):
     def coalitions(self, players: int, budget: int | None = None) -> int:
         return max(0, 2**players - 2)
 
+    def repeats(self, players: int, budget: int | None = None) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class LeaveOneOut(Sampler):
@@ -121,6 +132,9 @@ class LeaveOneOut(Sampler):
 
     def coalitions(self, players: int, budget: int | None = None) -> int:
         return players if players > 1 else 0
+
+    def repeats(self, players: int, budget: int | None = None) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -153,6 +167,9 @@ class Pairs(Sampler):
 
     def coalitions(self, players: int, budget: int | None = None) -> int:
         return math.comb(players, 2) if players > 2 else 0
+
+    def repeats(self, players: int, budget: int | None = None) -> bool:
+        return True
 
 
 def _uniform(game: Game, purpose: str, draws: Tensor, count: int) -> Float[Tensor, "B m c"]:
@@ -291,7 +308,7 @@ class KernelWeighted(Sampler):
     """Coalitions by the Shapley kernel, (n - 1) / (C(n, s) s (n - s)) for one of s players of n.
 
     Where the budget pays for all 2^n - 2 they are listed, weighted by the kernel; otherwise drawn by it, with
-    equal weights. Weights of each example sum to 1.
+    equal weights. Weights of each example sum to 1. A budget that lists does not begin as one that draws.
 
     Attributes:
         paired: follow each drawn coalition by its complement.
@@ -303,6 +320,8 @@ class KernelWeighted(Sampler):
     ([[1, 0, 0], [0, 1, 0], [1, 1, 0]], [0.1667, 0.1667, 0.1667])
     """
 
+    begins_alike: ClassVar[bool] = False
+
     paired: bool = True
 
     def listed(self, players: int, budget: int) -> bool:
@@ -312,6 +331,9 @@ class KernelWeighted(Sampler):
     def coalitions(self, players: int, budget: int | None = None) -> int:
         budget = needed(budget, 2, "coalitions by the Shapley kernel")
         return max(0, 2**players - 2) if self.listed(players, budget) else budget
+
+    def repeats(self, players: int, budget: int | None = None) -> bool:
+        return self.listed(players, needed(budget, 2, "coalitions by the Shapley kernel"))
 
     def blocks(self, game: Game, budget: int | None = None, purpose: str = "coalitions") -> Iterator[Block]:
         budget = needed(budget, 2, "coalitions by the Shapley kernel")

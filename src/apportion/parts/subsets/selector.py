@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from apportion.core.config import Configurable
-from apportion.core.errors import InputError
+from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.field import Field
 from apportion.core.score import main_output
 from apportion.core.tree import Tree
@@ -57,7 +57,12 @@ class Selector(Configurable):
 
         Raises:
             InputError: fewer features than are to be picked, or no data.
+            ConfigError: something else as `training`.
         """
+        if not isinstance(training, SelectorTraining | None):
+            raise ConfigError(
+                f"{kind_of(training)} as training of Selector.fit", "a SelectorTraining", "write SelectorTraining(k=3)"
+            )
         training = SelectorTraining() if training is None else training
         asked = same_field(field, "Selector.fit", whole_output)  # which has no class that a pass would have to find
         found = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from apportion.core.attribution import Attribution
@@ -16,16 +16,32 @@ from apportion.core.card import Kind
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field
-from apportion.core.game import Game
+from apportion.core.game import Game, _hashed
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.masks.explainer import GameMethod
-from apportion.parts.masks.samplers import AllSubsets, Bernoulli, LeaveOneOut, Sampler
+from apportion.parts.masks.samplers import (
+    AllSubsets,
+    Bernoulli,
+    KernelWeighted,
+    LeaveOneOut,
+    Permutations,
+    Sampler,
+    SmoothGrids,
+)
 from apportion.parts.surrogate.kernels import Kernel
 from apportion.parts.surrogate.neighborhoods import Drawn, Local, Neighborhood
-from apportion.parts.surrogate.regressions import Fit, Regression
+from apportion.parts.surrogate.regressions import Fit, Regression, rounding
 from apportion.parts.surrogate.selections import Selection
-from apportion.parts.surrogate.trust import Trust, coefficient_stability, held_out, variable_stability
+from apportion.parts.surrogate.trust import (
+    FEWEST,
+    Trust,
+    coefficient_stability,
+    different,
+    held_out,
+    unseen,
+    variable_stability,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +103,19 @@ class LocalFit(Explainer):
         local = self.around(q)
         first = self.fitted_to(local, 0)
         fits, kept = [first.fit], [first.kept]
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        repeats, fitted = local.repeats(), local.numbered(first.drawn, 0).masked_fill(first.drawn.w <= 0, -1)
+        others: list[tuple[Tensor, ...]] = []
+        constant = _constant(first.drawn)
         for run in range(1, 1 + self.trust.reruns):
             again = self.fitted_to(local, run)
             fits.append(again.fit)
             kept.append(again.kept)
-            new = again.drawn
-            z, v, w = (part[:, local.own :] for part in new)  # the example itself was in the fit
-            if z.shape[1] and not local.repeats:
-                seen.append((v, first.fit.predict(z), first.weigh(z) * w))
+            z, v, w = again.drawn
+            constant = constant & _constant(again.drawn)
+            number = local.numbered(again.drawn, run)
+            new = (w > 0) & unseen(fitted, number)
+            new[:, : local.own] = False  # the example itself was in the fit
+            others.append((v, first.fit.predict(z), first.weigh(z) * w * new, number, new))
         weight = first.weigh(first.drawn.z) * first.drawn.w
         effective = weight.sum(-1).square() / weight.square().sum(-1)
         lone = effective < 1 + 1e-3  # one sample is fitted by anything
@@ -106,21 +126,26 @@ class LocalFit(Explainer):
             **first.fit.parts,
             **first.parts,
         }
-        if seen:
-            judged = held_out(*(torch.cat(part, -1) for part in zip(*seen, strict=True)))
-            found["held_out_r2"] = torch.where(lone, judged.r2.clamp(max=0), judged.r2)
-            interval = torch.stack([judged.low, judged.high], -1)
-            found["held_out_r2_interval"] = torch.where(lone[:, None], interval.clamp(max=0), interval)
+        if others and first.drawn.v.shape[1] > local.own and not bool(repeats.all()):
+            v, predicted, w, number, new = (torch.cat(part, -1) for part in zip(*others, strict=True))
+            count = different(number, new)
+            judged = torch.stack(held_out(v, predicted, w), -1)
+            judged = torch.where(lone[:, None], judged.clamp(max=0), judged)
+            judged = torch.where((count < FEWEST)[:, None], torch.nan, judged)
+            found["held_out_r2"], found["held_out_r2_interval"] = judged[:, 0], judged[:, 1:]
+            found["held_out"] = count.double()
         if self.trust.reruns:
             each, errors = [f.coefficients for f in fits], [f.standard_error for f in fits]
             found["csi"] = coefficient_stability(each, errors, torch.stack(kept).any(0))
             found["vsi"] = variable_stability(each, kept, self.trust.top)
+            for name in ("csi", "vsi"):  # what there is of a constant score is rounding, and its order means nothing
+                found[name] = torch.where(constant, torch.nan, found[name])
         like = first.fit.intercept.new_zeros(0, dtype=q.fx.dtype)
         self._warn(q, local, first, found)
         parts = {name: part.to(like.dtype) for name, part in found.items()}
         error = first.fit.standard_error
-        if local.repeats and "posterior_variance" not in first.fit.parts:
-            error = torch.zeros_like(error)  # without chance there is no error of sampling
+        if "posterior_variance" not in first.fit.parts:
+            error = torch.where(repeats[:, None], 0, error)  # without chance there is no error of sampling
         return local.answer(self, first.fit.coefficients, error, parts)
 
     def _warn(self, q: Question, local: Local, first: Fitted, found: Mapping[str, Tensor]) -> None:
@@ -143,14 +168,10 @@ class LocalFit(Explainer):
                 "the samples are far from it, and neither coefficients nor R² mean anything; sample around it, widen "
                 "the kernel or draw more"
             )
-        if local.repeats:
-            b = int(found["r2"].argmin())
-            least = float(found["r2"][b])
-            bad = f", below {self.trust.least_r2:g}: a linear model does not describe the score there"
-            q.warn(
-                f"nothing held out: {local.if_repeats}; the R² of the fit is {least:.2f} at least, of example {b}"
-                + (bad if least < self.trust.least_r2 else "")
-            )
+        repeats = local.repeats()
+        if bool(repeats.any()):
+            self._warn_of_fit(q, found["r2"], repeats, f"nothing held out: {local.if_repeats}")
+        if bool(repeats.all()):
             return
         if not self.trust.reruns:
             q.warn("no re-runs: nothing is known of how far the surrogate holds on other samples, or of its stability")
@@ -159,8 +180,16 @@ class LocalFit(Explainer):
             q.warn("nothing held out: a run has no sample but the example itself; draw more")
             return
         r2, (bottom, top) = found["held_out_r2"], found["held_out_r2_interval"].unbind(-1)
+        none = r2.isnan() & ~repeats
+        if bool(none.any()):
+            most = int(found["held_out"][none].max())
+            what = (
+                f"nothing held out of {int(none.sum())} example(s): of what the re-runs drew, {most} sample(s) at most "
+                f"were not in the fit, too few to judge it by ({FEWEST} will do); {local.if_few}"
+            )
+            self._warn_of_fit(q, found["r2"], none, what)
         if bool((r2 < self.trust.least_r2).any()):
-            b = int(r2.argmin())
+            b = int(r2.nan_to_num(float("inf")).argmin())
             used, there = int(first.kept[b].sum()), int(local.present[b].sum())
             more = f"let it use more than {used} of {there} features, " if used < there else ""
             q.warn(
@@ -169,23 +198,43 @@ class LocalFit(Explainer):
             )
         for name, what in (("csi", "coefficients"), ("vsi", "the largest features")):
             if bool((found[name] < self.trust.least_stability).any()):
-                b = int(found[name].argmin())
+                b = int(found[name].nan_to_num(float("inf")).argmin())
                 q.warn(
                     f"stability of {what} over {1 + self.trust.reruns} runs ({name.upper()}) "
                     f"{float(found[name][b]):.2f} of example {b}, below {self.trust.least_stability:g}: draw more"
                 )
 
+    def _warn_of_fit(self, q: Question, r2: Tensor, which: Tensor, what: str) -> None:
+        """Say that some examples have nothing but the R² of the fit, and whether it is poor."""
+        b = int(torch.where(which, r2, float("inf")).argmin())
+        least = float(r2[b])
+        bad = f", below {self.trust.least_r2:g}: a linear model does not describe the score there"
+        poor = bad if least < self.trust.least_r2 else ""
+        q.warn(f"{what}; the R² of the fit is {least:.2f} at least, of example {b}{poor}")
+
+
+def _constant(drawn: Drawn) -> Bool[Tensor, " B"]:
+    v, w = drawn.v, (drawn.w > 0).double()
+    mean = (w * v).sum(-1, keepdim=True) / w.sum(-1, keepdim=True)
+    return (w * (v - mean).square()).sum(-1) <= rounding(v, w)
+
 
 class Coalitions(Local):
     """Coalitions of a game, which the surrogate sees as 0 and 1."""
 
+    if_few = "draw more, or of few players take all coalitions, with ap.samplers.AllSubsets()"
     if_idle = "draw more samples, or remove more players at a time"
 
-    def __init__(self, method: GameMethod, game: Game, sampler: Sampler, own: int) -> None:
+    def __init__(self, method: GameMethod, game: Game, sampler: Sampler, own: int, samples: int) -> None:
         self.method, self.game, self.sampler, self.own = method, game, sampler, own
-        self.repeats = isinstance(sampler, AllSubsets | LeaveOneOut)
+        budget = max(1, samples - own)
+        self.same = torch.tensor([sampler.repeats(int(n), budget) for n in game.sizes], device=game.question.device)
         if isinstance(sampler, LeaveOneOut):
             self.if_repeats = "every run leaves out the same players one by one, and as few samples fit anything"
+        elif isinstance(sampler, KernelWeighted):
+            self.if_repeats = "all coalitions but the empty one are in the fit"
+        elif isinstance(sampler, AllSubsets):
+            self.if_repeats = "all coalitions are in the fit, and there are no others"
         self.present = game.own.to(game.question.device)
         self.center = self.present.double()
 
@@ -202,12 +251,22 @@ class Coalitions(Local):
                 if block.weight is not None:
                     weight = block.weight.double().expand(batch, -1)
                 weights.append(weight if block.where is None else weight * block.where)
-        mask, w = torch.cat(masks, 1)[:, first:], torch.cat(weights, 1)[:, first:]
+        mask, w = torch.cat(masks, 1), torch.cat(weights, 1)
+        own = w[:, self.own :]  # the sampler's weights are scaled to 1 on average, as that of the example itself is
+        w[:, self.own :] = own * (own > 0).sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp(min=1e-300)
+        mask, w = mask[:, first:], w[:, first:]
         if active is not None:
             w = w * active.cpu()[:, None]
         v = game.value(mask, where=None if bool((w > 0).all()) else w > 0)
         device = game.question.device
         return Drawn(mask.to(device).double(), v.double(), w.to(device))
+
+    def repeats(self) -> Bool[Tensor, " B"]:
+        return self.same
+
+    def numbered(self, drawn: Drawn, run: int) -> Int[Tensor, "B N"]:
+        number = _hashed((drawn.z > 0.5).flatten(0, 1).cpu())
+        return torch.from_numpy(number).to(drawn.z.device).reshape(drawn.v.shape)
 
     def answer(self, explainer: Explainer, coefficients: Tensor, error: Tensor, parts: Mapping[str, Tree]) -> Any:
         q = self.game.question
@@ -235,6 +294,13 @@ class Surrogate(LocalFit, GameMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.sampler, Permutations | SmoothGrids):
+            raise ConfigError(
+                f"{type(self).__name__}(sampler={type(self.sampler).__name__}())",
+                "a sampler of single coalitions that keep or remove players: orders come whole, so that neither the "
+                "number of samples is kept nor, of examples with fewer players, what is drawn; grids are soft",
+                "use ap.samplers.Bernoulli(), UniformSizes() or, in LIME, KernelWeighted()",
+            )
         if self.rows is None:
             return
         plain = {f: type(self).__dataclass_fields__[f].default for f in ("groups", "fill", "sampler")}
@@ -253,7 +319,7 @@ class Surrogate(LocalFit, GameMethod):
     def around(self, q: Question) -> Local:
         if self.rows is not None:
             return self.rows.around(q)
-        return Coalitions(self, self.game(q), self.sampler, int(self.with_x))
+        return Coalitions(self, self.game(q), self.sampler, int(self.with_x), self.samples)
 
     def fitted(self, field: Field, data: Tree) -> Explainer:
         base = super().fitted(field, data)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from apportion.core import tree
@@ -43,17 +43,17 @@ class Local(ABC):
         center: the examples' own features.
         present: which features each example has.
         own: how many samples of a run, its first, are the example itself.
-        repeats: whether every run has the same samples, so that nothing is left to chance or held out.
+        if_few: what to do where too few samples of re-runs are new to the fit.
         if_idle: what to do about features that never change.
         if_poor: what to do where the score is not linear in the features.
         if_repeats: what follows for the R² where runs repeat themselves.
     """
 
     own: int = 0
-    repeats: bool = False
+    if_few: str = "draw more"
     if_idle: str = "draw more samples"
     if_poor: str = "take fewer or other players, or a narrower kernel"
-    if_repeats: str = "all coalitions are in the fit, and there are no others"
+    if_repeats: str = "every run has the same samples"
     center: Float[Tensor, "B P"]
     present: Bool[Tensor, "B P"]
 
@@ -67,6 +67,14 @@ class Local(ABC):
             count: how many.
             active: the examples that are asked; the others' samples count 0.
         """
+
+    def repeats(self) -> Bool[Tensor, " B"]:
+        """Tell of each example whether every run has the same samples: nothing is left to chance, or held out."""
+        return self.present.new_zeros(len(self.present))
+
+    def numbered(self, drawn: Drawn, run: int) -> Int[Tensor, "B N"]:
+        """Number samples from 0, alike where they are the same; here no two are."""
+        return torch.arange(drawn.v.shape[1], device=drawn.v.device).expand(drawn.v.shape) + (run << 32)
 
     def answer(self, explainer: Explainer, coefficients: Tensor, error: Tensor, parts: Mapping[str, Tree]) -> Any:
         """Give the result, shaped as this neighborhood's features are."""

@@ -35,7 +35,8 @@ class Fit:
         coefficients: one per feature; 0 where a feature was left out.
         intercept: the model's value where all features are 0.
         standard_error: of the coefficients, for the sampling; what a penalty does is no part of it.
-        r2: the weighted share of the variance explained, on the samples of the fit.
+        r2: the weighted share of the variance about the mean that is explained, on the samples of the fit; below 0
+            where a model without an intercept does worse than the mean.
         parts: what a regression knows besides.
     """
 
@@ -102,10 +103,13 @@ class Centered:
     def fit(self, coefficients: PerFeature, standard_error: PerFeature, **parts: Tensor) -> Fit:
         """Make the model of these coefficients."""
         left = self.v - (self.z @ coefficients[..., None]).squeeze(-1)
-        unexplained, all_of_it = (self.w * left.square()).sum(-1), (self.w * self.v.square()).sum(-1)
+        mean = (self.w * self.v).sum(-1, keepdim=True) / self.w.sum(-1, keepdim=True)  # 0 but without an intercept
+        unexplained, all_of_it = (self.w * left.square()).sum(-1), (self.w * (self.v - mean).square()).sum(-1)
         # a constant score leaves nothing to explain, and any model of it that is constant does so
-        varies = all_of_it > rounding(self.v + self.v_mean[..., None], self.w)
-        r2 = torch.where(varies, 1 - unexplained / torch.where(varies, all_of_it, 1), 1)
+        least = rounding(self.v + self.v_mean[..., None], self.w)
+        varies = all_of_it > least
+        none = (unexplained <= least).to(unexplained)
+        r2 = torch.where(varies, 1 - unexplained / torch.where(varies, all_of_it, 1), none)
         intercept = self.v_mean - (self.z_mean * coefficients).sum(-1)
         return Fit(coefficients, intercept, standard_error, r2, parts)
 
@@ -197,7 +201,7 @@ def factor_of(
     """Factor Σ w z zᵀ + α into L Lᵀ, and tell where it is not singular."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     idle = ~kept | ((diagonal == 0) & (alpha == 0))
-    full = gram + torch.diag_embed(torch.where(idle, 1.0, alpha).to(gram))
+    full = gram + torch.diag_embed(torch.where(idle, gram.new_tensor(1.0), gram.new_tensor(alpha)))
     lower, info = torch.linalg.cholesky_ex(full)
     pivots = lower.diagonal(dim1=-2, dim2=-1).square()
     small = (pivots < _SINGULAR * full.diagonal(dim1=-2, dim2=-1)).any(-1)
@@ -267,7 +271,7 @@ class BayesianRidge(Regression):
 
     def __call__(self, z: Samples, v: Values, w: Weights, kept: Kept) -> Fit:
         c = Centered.of(z, v, w, kept)
-        prior = torch.where(kept, self.prior_mean, 0.0).to(c.cross)
+        prior = torch.where(kept, c.cross.new_tensor(self.prior_mean), 0)
         size, turn = torch.linalg.eigh(c.gram)  # all updates happen in the basis where the Gram matrix is diagonal
         real = size > 1e-12 * size.amax(-1, keepdim=True)  # fewer samples than features leave directions without any
         size = torch.where(real, size, 0)

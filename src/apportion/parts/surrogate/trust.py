@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from apportion.core.config import Configurable
@@ -15,6 +15,9 @@ from apportion.parts.surrogate.regressions import rounding
 from apportion.parts.surrogate.selections import top
 
 _NORMAL = 1.959963984540054  # the two-sided 95 per cent point
+
+FEWEST = 10
+"""Different samples to judge a model on; with fewer, an interval by the normal distribution means nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,34 @@ def held_out(v: Float[Tensor, "*b N"], predicted: Float[Tensor, "*b N"], w: Floa
     least = rounding(v, w)
     known = (a > least) & (b > least)
     ratio = torch.where(known, a / torch.where(known, b, 1), torch.where(a > least, 1.0, 0.0).to(a))
-    count = v.shape[-1]
+    count = (w > 0).sum(-1)
     away = missed / torch.where(known, a, 1)[..., None] - spread / torch.where(known, b, 1)[..., None]
-    error = torch.where(known, (away.square().sum(-1) * count / max(count - 1, 1)).sqrt(), 0)
+    error = torch.where(known, (away.square().sum(-1) * count / (count - 1).clamp(min=1)).sqrt(), 0)
     factor = (_NORMAL * error).exp()
     return Judged(1 - ratio, 1 - ratio * factor, 1 - ratio / factor)
+
+
+def unseen(fitted: Int[Tensor, "*b N"], asked: Int[Tensor, "*b M"]) -> Bool[Tensor, "*b M"]:
+    """Mark the samples, by their numbers, that are not among those of a fit.
+
+    >>> unseen(torch.tensor([[3, 1, 3]]), torch.tensor([[1, 2, 3, 4]])).tolist()
+    [[False, True, False, True]]
+    """
+    known = fitted.sort(-1).values
+    at = torch.searchsorted(known, asked.contiguous()).clamp(max=known.shape[-1] - 1)
+    return known.gather(-1, at) != asked
+
+
+def different(numbers: Int[Tensor, "*b N"], among: Bool[Tensor, "*b N"]) -> Int[Tensor, "*b"]:
+    """Count different numbers, none of them negative.
+
+    >>> different(torch.tensor([5, 7, 5, 9]), torch.tensor([True, True, True, False])).item()
+    2
+    """
+    ordered = numbers.masked_fill(~among, -1).sort(-1).values
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    return (new & (ordered >= 0)).sum(-1)
 
 
 def coefficient_stability(
@@ -102,7 +128,9 @@ def variable_stability(
         kept: the features each run selected.
         count: where a run selected more, those with the largest coefficients are compared.
     """
-    sets = torch.stack([top(b.abs(), count, k) for b, k in zip(coefficients, kept, strict=True)])
+    size = torch.stack(list(coefficients)).abs()
+    real = size > 1e-9 * size.amax((0, -1), keepdim=True)  # the order of what rounding left means nothing
+    sets = torch.stack([top(b, count, k & r) for b, k, r in zip(size, kept, real, strict=True)])
     one, other = torch.triu_indices(len(sets), len(sets), 1)
     size = torch.maximum(sets[one].sum(-1), sets[other].sum(-1))
     both = (sets[one] & sets[other]).sum(-1)
