@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from benchmarks.allocation import Powers, Written
 from torch import Tensor, nn
 
 import apportion as ap
@@ -112,6 +113,15 @@ def test_taylor_terms_of_one_coalition_are_shared_differently_by_integrated_grad
     close(both, [[(12 * 2 / 3 + 18 / 3) / 30, (12 / 3 + 18 * 2 / 3) / 30]])
 
 
+def test_taylor_terms_that_cancel_leave_no_harsanyi_effect() -> None:
+    """x1² x2 - x1 x2² at (1, 1)."""
+    f, x = ap.Field(Polynomial({(2, 1): 1.0, (1, 2): -1.0})), torch.ones(1, 2, dtype=F64)
+    close(ap.Shapley()(f, x).values, 0.0)
+    close(ap.IntegratedGradients()(f, x).values, [[1 / 3, -1 / 3]])
+    assert AllocationCompleteness()(f, x, ap.IntegratedGradients()).undefined["no effects"].all()
+    close(AllocationCompleteness(TaylorEffects())(f, x, ap.IntegratedGradients()).values, 0.0)
+
+
 def test_outsiders_who_get_something_are_seen() -> None:
     """Removed together with x2, x3 gets all of x1 x2; the gradient gives no effect to outsiders, whatever its sum."""
     judge = AllocationCorrectness()
@@ -204,3 +214,18 @@ def test_a_curved_function_has_no_pieces() -> None:
     found = WeakDependence()(ap.Field(lambda z: z.exp().sum(1)), X, ap.Gradient())
     assert found.values.isnan().all()
     assert found.undefined["no copy in the linear piece"].all()
+
+
+def test_rules_on_polynomials_as_powers_of_sums() -> None:
+    """Without biases LRP-ε is complete, effect by effect; αβ doubles what has no negative part, in each layer."""
+    for terms in ({(2, 1, 0): 1.0}, {(1, 1, 1): 1.0}, {(1, 0, 0): 1.0, (0, 1, 1): -1.0}):
+        net = Powers(terms)
+        close(net(X), Polynomial(terms)(X))
+        parts = Written(tuple((Powers({k: c}), torch.tensor(k) > 0) for k, c in terms.items()))
+        found = AllocationCompleteness(parts)(ap.Field(net), X, ap.LRP())
+        assert (found.values < 1e-4).all()  # ε takes its part
+        assert (AllocationCorrectness(parts)(ap.Field(net), X, ap.LRP()).values < 1e-9).all()
+    one = Powers({(1, 0, 0): 1.0})
+    alone = Written(((one, torch.tensor([True, False, False])),))
+    twice = AllocationCompleteness(alone)(ap.Field(one), X[:1], ap.LRP(ap.rules.alpha_beta()))
+    close(twice.parts["weights"], [[[4.0, 0.0, 0.0]]])
