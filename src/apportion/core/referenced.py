@@ -22,12 +22,11 @@ SINGULAR = "choose a baseline where the score is finite: this one is a singular 
 class Referenced(Calls):
     """What examples are compared with."""
 
-    def references(self, baseline: Baseline, *, with_fx: bool = False) -> References:
+    def references(self, baseline: Baseline) -> References:
         """Give each example's baselines, made once for the user's examples, with what is asked of them.
 
         Args:
             baseline: makes them.
-            with_fx: whether f(x) is asked for in any case, so that one pass may serve both where it has room.
 
         Raises:
             BaselineError: wrong shape, dtype, device or values.
@@ -36,9 +35,7 @@ class Referenced(Calls):
         key = id(baseline)
         if key not in self._references:
             root = self._root
-            joins = with_fx and self is root and root._common is None and root._at_x is None and not self.differentiable
-            ask = root._references_and_fx if joins else root.references_at
-            made = root.share(("references", baseline), lambda: ask(root.baseline_rows(baseline)))
+            made = root.share(("references", baseline), lambda: root.references_at(root.baseline_rows(baseline)))
             self._references[key] = (baseline, made)
         made = self._references[key][1]
         if self is self._root:
@@ -92,28 +89,12 @@ class Referenced(Calls):
                 )
         return rows
 
-    def _references_and_fx(self, rows: Tree) -> References:
-        """Send the examples along with their baselines, where all fit into one pass: few rows cost a pass of many."""
-        k = tree.leaves(rows)[0].shape[1]
-        if (k + 1) * len(self) > self.field.chunk:
-            return self.references_at(rows)
-        both = tree.apply(lambda r, x: torch.cat([r, x[:, None]], 1), rows, self.x)
-        score, top = self._scores_at(both)
-        spent = self._runner.spent
-        spent["forward"] -= 1
-        spent["at_x"] += 1
-        return self._references_of(rows, score, top, score[:, k])
-
     def references_at(self, rows: Tree) -> References:
         """Ask what is asked of baselines about [B, k, ...] points that are finite and shaped as they must be.
 
         Raises:
             NonFiniteError: a score there that is NaN or infinite.
         """
-        return self._references_of(rows, *self._scores_at(rows))
-
-    def _scores_at(self, rows: Tree) -> tuple[Tensor, Tensor | None]:
-        """Score [B, k, ...] points, and name the class that is highest at each; both [B, k]."""
         k = tree.leaves(rows)[0].shape[1]
         scores, tops = [], []
         for step, owner in self.grid(k, "baselines"):
@@ -123,16 +104,13 @@ class Referenced(Calls):
             tops.append(None if self.field.score.site is not None else top_class(outputs))
         known = [t for t in tops if t is not None]
         top = torch.cat(known).reshape(k, len(self)).T if len(known) == len(tops) else None
-        return torch.cat(scores).reshape(k, len(self)).T, top
-
-    def _references_of(self, rows: Tree, score: Tensor, top: Tensor | None, fx: Tensor | None = None) -> References:
-        """See that scores are finite, and keep f(x), where it was asked for as well."""
-        owner, k = self._owners(), tree.leaves(rows)[0].shape[1]
-        score, top = score[:, :k], None if top is None else top[:, :k]
-        self._assert_finite(score.reshape(-1), "the score at the baseline itself", owner.repeat_interleave(k), SINGULAR)
-        if fx is not None:
-            self._assert_finite(fx, "the score", owner)
-            self._at_x = fx.contiguous()
+        score = torch.cat(scores).reshape(k, len(self)).T
+        self._assert_finite(
+            score.reshape(-1),
+            "the score at the baseline itself",
+            self._owners().repeat_interleave(k),
+            SINGULAR,
+        )
         return References(score, top, equal_share(self.x, rows), rows)
 
 

@@ -195,28 +195,6 @@ def test_cost_of_the_target() -> None:
     assert (paid.at_x.tolist(), paid.forward.tolist(), paid.backward.tolist()) == ([1, 1], [3, 3], [2, 2])
 
 
-def test_examples_ride_along_with_their_baselines_where_there_is_room() -> None:
-    sent: list[int] = []
-
-    def model(x: torch.Tensor) -> torch.Tensor:
-        sent.append(len(x))
-        return x.prod(1)
-
-    x, found = torch.tensor([[2.0, 3.0], [1.0, 5.0]]), {}
-    for rows in (4, 3):
-        field = ap.Field(model, batch_size=rows, precision=torch.float64)
-        asked = field.bind(x)
-        sent.clear()
-        found[rows] = ap.IntegratedGradients(ap.baselines.Constant(1.0), quadrature=ap.quadrature.Gauss(2)).explain(
-            asked
-        )
-        assert sent == ([4, 4] if rows == 4 else [2, 2, 3, 1])
-    for a in found.values():
-        assert (a.cost.forward.tolist(), a.cost.at_x.tolist()) == ([3, 3], [1, 1])
-        assert (a.value.tolist(), a.references.value.tolist()) == ([6, 5], [[1], [1]])
-    assert torch.equal(found[4].values, found[3].values)
-
-
 def test_what_was_found_finite_is_looked_at_again_once_written_to() -> None:
     q = ap.Field(lambda x: x.prod(1)).bind(torch.ones(2, 2))
     _, grad = q.value_and_grad(q.x, q.owners)

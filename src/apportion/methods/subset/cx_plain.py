@@ -75,7 +75,7 @@ class CXPlain(GameMethod):
     >>> field = ap.Field(lambda x: torch.stack([3 * x[:, 0] + x[:, 2], 0 * x[:, 1]], 1))
     >>> trained = ap.CXPlain(score=ap.Logit()).fitted(field, x)
     >>> [round(v, 1) for v in trained(field, torch.full((1, 4), 1.5)).values[0].tolist()]
-    [0.7, 0.0, 0.3, 0.0]
+    [0.7, 0.0, 0.2, 0.0]
     """
 
     networks: CausalNetworks | CausalTraining = CausalTraining()

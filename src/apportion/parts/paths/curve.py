@@ -81,7 +81,7 @@ class Curve(Path):
                 "a rule whose nodes lie in cells side by side",
                 "take MonteCarlo(n, stratified=True), or Left(n)",
             )
-        start = q.references(self.start, with_fx=True)
+        start = q.references(self.start)
         if isinstance(self.quadrature, Adaptive):
             return adaptive_walk(self, self.quadrature, q, start, rises=rises)
         legs = self._legs(q, start, rises)

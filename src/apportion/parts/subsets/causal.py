@@ -45,7 +45,7 @@ class CausalTraining(Configurable):
 
     networks: int = 5
     width: int = 64
-    trainer: Trainer = Trainer(epochs=30, batch=64)
+    trainer: Trainer = Trainer(epochs=60, batch=32, lr=0.003)
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
