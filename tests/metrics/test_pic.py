@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import sys
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 import apportion as ap
+from apportion.adapters.bundled import picture
+from apportion.adapters.image import CenterCrop
 from apportion.core.errors import ConfigError, InputError
 from apportion.metrics import AIC, PNG, SIC, MultiScaleSSIM, Subject, WebP, Zlib
 from apportion.metrics.ablation import pic
@@ -40,12 +44,20 @@ def knowing(x: Tensor) -> Tensor:
     return noise
 
 
-def by_the_book(x: Tensor, values: Tensor, *, id: str, decide: bool, monotone: bool = True) -> float:
+def by_the_book(
+    x: Tensor,
+    values: Tensor,
+    *,
+    id: str,
+    decide: bool,
+    monotone: bool = True,
+    model: Callable[[Tensor], Tensor] = rough,
+) -> float:
     """One example as the authors' code goes: 8-bit pictures, one threshold after the other."""
     image = np.round(x.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     saliency = values.sum(0).numpy()
     known = np.zeros(saliency.size, dtype=bool)
-    q = ap.Field(rough).bind(x[None], ids=[id])
+    q = ap.Field(model).bind(x[None], ids=[id])
     zero = torch.zeros(1, dtype=torch.long)
     drawn = q.stream("known pixels").uniform(torch.zeros(1, saliency.size), zero, zero)[0]
     known[np.argsort(drawn.numpy())[: int(saliency.size * 0.01)]] = True
@@ -67,7 +79,7 @@ def by_the_book(x: Tensor, values: Tensor, *, id: str, decide: bool, monotone: b
         return len(file.getvalue())
 
     def predict(picture: np.ndarray) -> float:
-        z = rough(torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 255)
+        z = model(torch.from_numpy(picture).permute(2, 0, 1)[None].to(x.dtype) / 255)
         return float(z > 0) if decide else float(z.sigmoid())
 
     start = blurred(known)
@@ -98,6 +110,20 @@ def test_it_is_the_authors_definition(metric: SIC | AIC, decide: bool) -> None:
     assert found.statistic == "median"
     assert found.curves["pic"].y.shape == (2, 1001)
     assert "libwebp" in found.curves["pic"].x_label
+
+
+def test_a_bundled_picture_is_judged_as_by_the_definition() -> None:
+    """A cat's face, by a model that looks at how rough the picture is."""
+    x = CenterCrop(48)(picture("chelsea"))[None].double()
+
+    def model(x: Tensor) -> Tensor:
+        return 400 * x.diff(dim=3).abs().mean((1, 2, 3)) - 8
+
+    values = x.diff(dim=3, append=x[..., -1:]).abs() + 1e-3 * knowing(x)
+    found = SIC()(ap.Field(model), x, values, ids=["cat"])
+    wanted = by_the_book(x[0], values[0], id="cat", decide=False, model=model)
+    assert found.values.item() == pytest.approx(wanted, abs=1e-9)
+    assert 0 < wanted < 1
 
 
 def test_a_curve_that_may_fall_is_another_number() -> None:
@@ -190,8 +216,8 @@ def test_curves_pass_their_points_as_interp1d_does() -> None:
     y = torch.tensor([[0.1, 0.3, 0.3, 0.7, 0.8], [0.5, 0.6, 0.6, 0.7, 0.9]]).double()
     grid, height = pic._curve(x, y, 50)
     for i in range(2):
-        wanted = interp1d([*x[i].tolist(), 0, 1], [*y[i].tolist(), 0, 1])(np.arange(50) / 50)
-        np.testing.assert_allclose(height[i, :-1].numpy(), wanted, atol=1e-12)
+        joined: Any = interp1d([*x[i].tolist(), 0, 1], [*y[i].tolist(), 0, 1])
+        np.testing.assert_allclose(height[i, :-1].numpy(), joined(np.arange(50) / 50), atol=1e-12)
     assert grid[-1] == height[0, -1] == 1
 
 
@@ -209,7 +235,7 @@ def test_likeness_is_ssim_for_pictures_of_one_scale_and_one_for_the_original() -
     generator = np.random.default_rng(0)
     original = generator.integers(0, 256, (20, 21, 1), dtype=np.uint8)
     other = np.clip(original + generator.integers(0, 30, original.shape), 0, 255).astype(np.uint8)
-    wanted = structural_similarity(
+    wanted: Any = structural_similarity(
         original[..., 0] / 255,
         other[..., 0] / 255,
         gaussian_weights=True,

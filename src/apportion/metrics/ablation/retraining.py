@@ -220,8 +220,8 @@ class Retraining(Metric):
         ]
         found = []
         for i, share in enumerate(self.fractions):
-            left = [self._changed(*one, share) for one in sets]
-            found.append(self._tested(q, *left, y, f"{share:g} by {type(explainer).__name__}"))
+            before, after = (self._changed(one, share) for one in sets)
+            found.append(self._tested(q, before, after, y, f"{share:g} by {type(explainer).__name__}"))
             tick("fractions retrained", i + 1, len(self.fractions))
         return torch.stack(found, 1)
 
@@ -239,8 +239,9 @@ class Retraining(Metric):
         label = groups.labels(x).to(x.device)
         return x, rank, many, label.expand(len(x), *label.shape[1:]).expand_as(x)
 
-    def _changed(self, x: Tensor, rank: Tensor, many: Tensor, label: Tensor, share: float) -> Tensor:
+    def _changed(self, ranked: tuple[Tensor, ...], share: float) -> Tensor:
         """Put the training set's mean, channel by channel, where players are gone."""
+        x, rank, many, label = ranked
         first = rank < (many * share).round()[:, None]
         gone: Bool[Tensor, "B P"] = ~first if self._keep else first
         flat = label.flatten(1)
