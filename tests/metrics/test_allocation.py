@@ -156,6 +156,10 @@ def test_the_two_share_their_explanations_in_one_subject() -> None:
     second = AllocationCompleteness().judge(q, subject)
     assert int(first.cost.backward[0]) == 7
     assert int(second.cost.backward[0]) == 0
+    one = torch.tensor([True, True, False])
+    for factor in (1.0, 2.0):  # effects that differ in a network only are not taken for each other
+        parts = Written(((Polynomial({(1, 1, 0): factor}), one),))
+        close(AllocationCorrectness(parts).judge(q, subject).parts["effects"], factor * X[:, :1] * X[:, 1:2])
 
 
 def test_the_taylor_series_of_a_polynomial_is_itself() -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from apportion.core.attribution import Groups
-from apportion.core.config import Configurable, to_config
+from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError, InputError, ModelError, ScoreError, kind_of
 from apportion.core.explainer import Explainer
 from apportion.core.external import External
@@ -27,7 +27,7 @@ from apportion.parts.baselines import Zero
 from apportion.planted.polynomial import Polynomial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # subclasses say what makes them equal
 class Effects(Configurable):
     """Base of the ways to split a function into effects."""
 
@@ -184,7 +184,7 @@ def shares(q: Question, subject: Subject, effects: Effects, groups: Groups | Non
             raise ModelError("a constant function", "one with an effect", "leave this metric out")
         return Shares(torch.stack(values, 1), torch.stack(sizes, 1), torch.stack(members).to(q.device))
 
-    return subject.share(("shares", str(to_config(effects, {})), str(to_config(groups, {}))), make)
+    return subject.share(("shares", effects, groups), make)
 
 
 def _labels(q: Question, groups: Groups) -> Tensor:
