@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import apportion
 from apportion.adapters import models
+from apportion.adapters.zoo import PictureModel
 from apportion.cli import judging, tables, work
 from apportion.cli.output import Output
 from apportion.core.errors import ApportionError, ConfigError, ModelError, NumericalWarning, OutputError
@@ -285,7 +286,7 @@ def evaluate(
 class _Task:
     """What is asked about every picture."""
 
-    network: models.PictureModel
+    network: PictureModel
     field: Field
     choices: Sequence[work.Choice]
     target: int | None

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import apportion as ap
 from apportion.core import errors
-from apportion.core.runner import is_memory
+from apportion.core.derivative import is_memory
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 

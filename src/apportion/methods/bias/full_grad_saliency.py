@@ -25,7 +25,7 @@ from apportion.methods.bias.full_grad import PAPER
 from apportion.parts.bias_terms import Biases, Seen, forget, homogeneous, product, through
 from apportion.parts.rules import engine
 from apportion.parts.rules.rule import Call, Signals
-from apportion.parts.rules.table import ELEMENTWISE
+from apportion.core.ops import ELEMENTWISE
 
 CARD = Card(
     title="FullGrad saliency",

@@ -21,7 +21,7 @@ from apportion.core.eager import without_compilation
 from apportion.core.errors import ApportionError, ConfigError, NoGradientPathError, NonFiniteError, RuleError, nearest
 from apportion.core.frozen import FUNCTIONS
 from apportion.core.protocols import ExamplesMixed, RulePass
-from apportion.core.runner import is_memory
+from apportion.core.derivative import is_memory
 from apportion.core.tree import Tree
 from apportion.parts.rules import last
 from apportion.parts.rules.mode import RuleMode

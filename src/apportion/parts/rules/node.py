@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apportion.core.errors import ApportionError, RuleError, kind_of
 from apportion.core.ops import ELEMENTWISE
-from apportion.core.runner import is_memory
+from apportion.core.derivative import is_memory
 from apportion.parts.rules.rule import Call, Rule
 
 

@@ -9,7 +9,7 @@ import torch
 
 import apportion as ap
 from apportion.core.errors import ConfigError, InputError
-from apportion.parts.masks.groups import Groups
+from apportion.core.attribution import Groups
 
 DOUBLE = torch.float64
 
