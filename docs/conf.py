@@ -29,6 +29,7 @@ autodoc_typehints_format = "short"
 default_role = "code"  # docstrings are read in terminals and editors first: one pair of backticks
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes are no entries of the index: many classes share their names
 
 html_theme = "furo"
 html_title = f"apportion {version}"
