@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import apportion as ap
 from apportion.adapters import bundled, zoo
@@ -29,6 +29,8 @@ RESULTS = Path(__file__).parent / "results"
 BUDGETS = (250, 1000, 2000)
 ROWS = 16
 """Masks a pass."""
+EDGE, TITLE, SCALE = 4, 22, 36
+"""Pixels around a map: beside it, above and below."""
 
 
 def run(budget: int, name: str, kept: Path) -> dict[str, Any]:
@@ -45,8 +47,9 @@ def run(budget: int, name: str, kept: Path) -> dict[str, Any]:
     shown, error = maps.picture_map(a), a.parts["standard_error"]
     a.save(kept)
     grey = maps.under(x[0], maps.RED_BLUE)
-    picture = maps.overlay(maps.paint(shown - shown.min()), grey, 0.6)
-    Image.fromarray(picture).save(kept.with_suffix(".png"))
+    painted = maps.paint(shown - shown.min())
+    least, most = float(shown.min()), float(shown.min()) + painted.scale
+    panel(Image.fromarray(maps.overlay(painted, grey, 0.6)), budget, least, most).save(kept.with_suffix(".png"))
     return {
         "masks": budget,
         "seconds": round(seconds, 1),
@@ -56,6 +59,23 @@ def run(budget: int, name: str, kept: Path) -> dict[str, Any]:
         "to": float(shown.max()),
         "largest standard error over the range": float(error.max() / (shown.max() - shown.min())),
     }
+
+
+def panel(picture: Image.Image, budget: int, least: float, most: float) -> Image.Image:
+    """Put the number of masks above a map, and below it the scale of its colors from its least value up."""
+    out = Image.new("RGB", (picture.width + 2 * EDGE, picture.height + TITLE + SCALE), "white")
+    out.paste(picture, (EDGE, TITLE))
+    ramp = maps.paint(torch.linspace(0, 1, picture.width)[None].expand(10, -1), percentile=100).rgb
+    top = TITLE + picture.height + 6
+    out.paste(Image.fromarray(ramp), (EDGE, top))
+    draw = ImageDraw.Draw(out)
+    draw.rectangle((EDGE, top, EDGE + picture.width - 1, top + 10), outline="gray")
+    font = ImageFont.load_default(13)
+    draw.text((out.width // 2, TITLE // 2), f"{budget:,} masks", fill="black", font=font, anchor="mm")
+    draw.text((EDGE, top + 14), f"{least:.3f}", fill="black", font=font)
+    draw.text((EDGE + picture.width, top + 14), f"{most:.3f}", fill="black", font=font, anchor="ra")
+    draw.text((out.width // 2, top + 14), "probability", fill="black", font=font, anchor="ma")
+    return out
 
 
 def main() -> None:
@@ -83,7 +103,7 @@ def main() -> None:
     strip = Image.new("RGB", (wide, pictures[0].height), "white")
     for i, p in enumerate(pictures):
         strip.paste(p, (i * p.width, 0))
-    strip.save(RESULTS / "rise_masks.jpg", quality=75, optimize=True)
+    strip.save(RESULTS / "rise_masks.jpg", quality=85, optimize=True)
     record = {"machine": machine(), "picture": given.picture, "rows a pass": ROWS, "runs": found}
     (RESULTS / "rise_masks.json").write_text(json.dumps(record, indent=1))
     lines = [
