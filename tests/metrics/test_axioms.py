@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import apportion as ap
 from apportion.core.errors import ConfigError, InputError, ModelError
+from apportion.core.external import Unregistered
 from apportion.metrics import (
     Completeness,
     Dummy,
@@ -96,17 +98,42 @@ def test_equal_networks_get_equal_maps() -> None:
         assert set(found.parts) == {"permuted", "rescaled"}
     seen: list[float] = []
 
-    def by_call(x: Tensor, target: Any) -> Tensor:
+    def by_call(x: Tensor) -> Tensor:
         seen.append(1.0 + len(seen))
         return x * seen[-1]
 
-    assert ImplementationInvariance()(field, X, ap.External(by_call)).values.tolist() == pytest.approx([2, 2, 2])
+    assert ImplementationInvariance()(field, X, Of(by_call)).values.tolist() == pytest.approx([2, 2, 2])
     with pytest.raises(ModelError, match="several inputs"):
         ImplementationInvariance()(ap.Field(_Two()), (X, X), ap.Gradient())
     with pytest.raises(ModelError, match=r"nn\.Module"):
         ImplementationInvariance()(ap.Field(lambda x: x.sum(1)), X, ap.Gradient())
     with pytest.raises(ConfigError, match="no other network"):
         ImplementationInvariance(permute=False, rescale=False, fold=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Of(Unregistered):
+    """A map made from the examples alone, whatever the model."""
+
+    call: Any
+
+    def explain(self, q: Any) -> ap.Attribution:
+        return q.attribution(self, self.call(q.x))
+
+
+def test_functions_that_know_one_model_are_not_asked_about_others() -> None:
+    """A function of a user keeps explaining its own model, and would pass every comparison."""
+    own = ap.External(lambda x, target: x)
+    asked = (
+        ImplementationInvariance(),
+        InputInvariance(),
+        Linearity(),
+        Symmetry(),
+        ap.metrics.ParameterRandomization(),
+    )
+    for metric in (*asked, ap.metrics.ParameterRandomization(), ap.metrics.EffectiveRandomization()):
+        with pytest.raises(ConfigError, match="know one model"):
+            metric(ap.Field(mlp(nn.ReLU)), X, own)
 
 
 class _Two(nn.Module):
@@ -119,7 +146,7 @@ def test_a_shift_of_the_input_moves_input_times_gradient_and_not_the_gradient() 
     kept: dict[str, Any] = {
         "gradient": ap.Gradient(),
         "guided": ap.GuidedBackprop(),
-        "own baseline": ap.External(lambda x, t: x - x.amin(1, keepdim=True), "above the least"),
+        "own baseline": Of(lambda x: x - x.amin(1, keepdim=True)),
     }
     for name, method in kept.items():
         assert bool((InputInvariance(0.7)(field, X, method).values < 1e-9).all()), name
@@ -150,9 +177,9 @@ def test_features_that_are_alike() -> None:
     field = ap.Field(mlp())
     for method in (ap.Gradient(), ap.IntegratedGradients(), ap.Shapley()):
         assert bool((Symmetry(pairs=3)(field, X, method).values < 1e-9).all()), method
-    first = ap.External(lambda x, t: x * torch.arange(6), "by place")
+    first = Of(lambda x: x * torch.arange(6))
     assert bool((Symmetry(pairs=3)(field, X, first).values > 0.05).all())
-    zero = Symmetry()(field, X, ap.External(lambda x, t: 0 * x, "zero"))
+    zero = Symmetry()(field, X, Of(lambda x: 0 * x))
     assert zero.undefined["a map of zeros"].all()
     with pytest.raises(InputError, match="one element"):
         Symmetry()(ap.Field(nn.Linear(1, 2)), torch.ones(1, 1), ap.Gradient())

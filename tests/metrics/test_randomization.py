@@ -135,9 +135,14 @@ def test_independent_stages_start_from_the_learned_network() -> None:
 
 def test_averaging_over_noisy_copies_takes_out_the_noise_of_the_map() -> None:
     net, x = odd(), some(2, 6)
-    noisy = ap.External(lambda x, target: x + 0 * x + torch.randn(x.shape, generator=torch.Generator()), "noisy")
-    smooth = ParameterRandomization(samples=64, noise=0.01)(ap.Field(net), x, noisy).values
-    assert bool((smooth > 0.5).all())
+    field = ap.Field(net)
+    rough = ParameterRandomization(samples=1, noise=1.0)(field, x, ap.controls.InputMagnitude(), seed=1).values
+    smooth = ParameterRandomization(samples=64, noise=1.0)(field, x, ap.controls.InputMagnitude(), seed=1).values
+    assert rough.tolist() == pytest.approx([1, 1])  # the same noise for both networks
+    assert smooth.tolist() == pytest.approx([1, 1])
+    once = ParameterRandomization(samples=1, noise=0.01)(field, x, ap.SmoothGrad(samples=1), seed=1).values
+    many = ParameterRandomization(samples=32, noise=0.01)(field, x, ap.SmoothGrad(samples=1), seed=1).values
+    assert not torch.equal(once, many)
 
 
 def test_the_complexity_of_a_random_networks_map() -> None:

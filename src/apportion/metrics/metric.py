@@ -18,7 +18,7 @@ from apportion.core.card import Kind, Paper
 from apportion.core.config import Configurable, to_config
 from apportion.core.errors import ConfigError, InputError, NonFiniteError, RegistryError, kind_of, nearest
 from apportion.core.explainer import Explainer, Passes
-from apportion.core.external import GivenMap, fitted
+from apportion.core.external import External, GivenMap, fitted
 from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.registry import snake
@@ -137,6 +137,21 @@ class Subject:
             "an explainer, since this metric asks it again",
             "give the explainer, or ap.External(function) for another library's",
         )
+
+    @property
+    def for_any_model(self) -> Explainer:
+        """The explainer, where it explains whatever model it is asked about.
+
+        Raises:
+            ConfigError: `External`, whose function knows its own model only.
+        """
+        if isinstance(self.explainer, External):
+            raise ConfigError(
+                f"ap.External {self.name!r} asked about other models",
+                "a method of the library, or a subclass of ap.Explainer",
+                "leave this metric out for functions, which know one model",
+            )
+        return self.explainer
 
     def attribution(self, q: Question) -> Attribution:
         """Give the map: what was given, or what the explainer says of the examples, once; its passes are not counted.

@@ -17,6 +17,7 @@ from apportion.core.attribution import Attribution, Domain
 from apportion.core.card import Card, Kind, Need
 from apportion.core.errors import InputError, SiteError
 from apportion.core.explainer import Explainer, Passes
+from apportion.core.ops import ELEMENTWISE
 from apportion.core.protocols import RulePass
 from apportion.core.question import Question
 from apportion.core.registry import register
@@ -25,7 +26,6 @@ from apportion.methods.bias.full_grad import PAPER
 from apportion.parts.bias_terms import Biases, Seen, forget, homogeneous, product, through
 from apportion.parts.rules import engine
 from apportion.parts.rules.rule import Call, Signals
-from apportion.core.ops import ELEMENTWISE
 
 CARD = Card(
     title="FullGrad saliency",

@@ -15,7 +15,7 @@ from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.game import Fill, Game
 from apportion.core.question import Question
-from apportion.metrics.axioms.effects import asked_of_models, few, one_baseline
+from apportion.metrics.axioms.effects import few, one_baseline
 from apportion.metrics.fidelity.copies import PURPOSE, explained
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, as_asked, register
 from apportion.metrics.ranking import by_player, players
@@ -220,7 +220,7 @@ class Consistency(Metric):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Compare contributions, then values."""
-        asked_of_models(subject)
+        _ = subject.for_any_model  # refuses functions
         groups = players(q, self.groups)
         model = _Added(q.field.model, one_baseline(q, self.baseline), self.weight) if self.other is None else self.other
         other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from apportion.core.attribution import Groups
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError, InputError, ModelError, ScoreError, kind_of
-from apportion.core.explainer import Explainer
-from apportion.core.external import External
+from apportion.core.errors import InputError, ModelError, ScoreError, kind_of
 from apportion.core.protocols import Baseline
 from apportion.core.question import Question
 from apportion.core.score import Logit
@@ -120,21 +118,6 @@ def few(count: int, most: int) -> int:
     return count
 
 
-def asked_of_models(subject: Subject) -> Explainer:
-    """Give an explainer that explains whatever model it is asked about.
-
-    Raises:
-        ConfigError: `External`, whose function knows its own model only.
-    """
-    if isinstance(subject.explainer, External):
-        raise ConfigError(
-            f"ap.External {subject.name!r} asked about other models",
-            "a method of the library, or a subclass of ap.Explainer",
-            "leave this metric out for functions, which know one model",
-        )
-    return subject.explainer
-
-
 @dataclass(frozen=True, eq=False)
 class Shares:
     """What an explainer gave each player of each effect.
@@ -167,7 +150,7 @@ def shares(q: Question, subject: Subject, effects: Effects, groups: Groups | Non
         raise ScoreError(
             f"{type(q.field.score).__name__} of effects", "ap.Logit(), which is linear", "explain the logit"
         )
-    asked_of_models(subject)
+    _ = subject.for_any_model  # refuses functions
     chosen = players(q, groups)
 
     def make() -> Shares:

@@ -92,8 +92,8 @@ class ImplementationInvariance(Metric):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Make the other networks, and explain each."""
-        own = at_examples(q, subject.explainer)
-        far = {name: apart(own, explained(q, m, subject.explainer)) for name, m in self._others(q).items()}
+        own = at_examples(q, subject.for_any_model)
+        far = {name: apart(own, explained(q, m, subject.for_any_model)) for name, m in self._others(q).items()}
         worst = torch.stack(list(far.values())).amax(0)
         return Found(
             torch.where(worst.isinf(), torch.nan, worst),
@@ -182,9 +182,9 @@ class InputInvariance(Metric):
                 "normalize x beforehand, and leave both out of the field",
             )
         other = equal.shifted(model, x, self.shift, 1e-4).other
-        own = at_examples(q, subject.explainer)
+        own = at_examples(q, subject.for_any_model)
         moved = q.field.with_model(other).bind(x + self.shift, as_asked(q.target), q.ids, q.seed)
-        far = apart(own, at_examples(moved, subject.explainer))
+        far = apart(own, at_examples(moved, subject.for_any_model))
         q.charge(moved.account)
         return Found(
             torch.where(far.isinf(), torch.nan, far), undefined={"a map of zeros beside one that is not": far.isinf()}
@@ -253,11 +253,11 @@ class Linearity(Metric):
             )
         a, b = self.weights
         model, _ = _module(q, "Linearity")
-        own = at_examples(q, subject.explainer)
+        own = at_examples(q, subject.for_any_model)
         second = q.field.bind(q.inputs, (target[:, 0] + 1) % outputs.shape[1], q.ids, q.seed)
-        other = at_examples(second, subject.explainer)
+        other = at_examples(second, subject.for_any_model)
         q.charge(second.account)
-        mixed = explained(q, _Mixed(model, a, b), subject.explainer)
+        mixed = explained(q, _Mixed(model, a, b), subject.for_any_model)
         far = apart(mixed, tree.apply(lambda u, v: a * u + b * v, own, other))
         return Found(
             torch.where(far.isinf(), torch.nan, far), undefined={"a map of zeros beside one that is not": far.isinf()}
@@ -337,7 +337,7 @@ class Symmetry(Metric):
             flat[:, [i, j]] = flat[:, [i, j]].mean(1, keepdim=True)
             both = q.field.with_model(_Exchanged(model, i, j))
             at = both.bind(flat.reshape(x.shape), as_asked(q.target), q.ids, q.seed)
-            values = at_examples(at, subject.explainer)
+            values = at_examples(at, subject.for_any_model)
             q.charge(at.account)
             v = tree.leaves(values)[0].expand(x.shape).flatten(1).double()
             size = v.abs().amax(1)

@@ -121,7 +121,7 @@ class ParameterRandomization(Metric):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Explain the network, randomize a stage, explain again, and so on."""
-        explainer = subject.explainer
+        explainer = subject.for_any_model
         model, layers = with_layers(q.field)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         parts = self._stages(layers)
@@ -209,8 +209,8 @@ class EffectiveRandomization(Metric):
         model, layers = with_layers(q.field)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
-        before = _entropy(at_examples(q, subject.explainer), self.bins)
-        after = _entropy(explained(q, model, subject.explainer), self.bins)
+        before = _entropy(at_examples(q, subject.for_any_model), self.bins)
+        after = _entropy(explained(q, model, subject.for_any_model), self.bins)
         none = before == 0
         return Found(
             torch.where(none, torch.nan, (after - before) / before),

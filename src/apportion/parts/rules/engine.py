@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.derivative import failed
+from apportion.core.derivative import failed, is_memory
 from apportion.core.eager import without_compilation
 from apportion.core.errors import ApportionError, ConfigError, NoGradientPathError, NonFiniteError, RuleError, nearest
 from apportion.core.frozen import FUNCTIONS
 from apportion.core.protocols import ExamplesMixed, RulePass
-from apportion.core.derivative import is_memory
 from apportion.core.tree import Tree
 from apportion.parts.rules import last
 from apportion.parts.rules.mode import RuleMode

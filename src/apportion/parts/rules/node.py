@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from apportion.core.derivative import is_memory
 from apportion.core.errors import ApportionError, RuleError, kind_of
 from apportion.core.ops import ELEMENTWISE
-from apportion.core.derivative import is_memory
 from apportion.parts.rules.rule import Call, Rule
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import apportion as ap
-from apportion.core.errors import ConfigError, InputError
 from apportion.core.attribution import Groups
+from apportion.core.errors import ConfigError, InputError
 
 DOUBLE = torch.float64
 
