@@ -103,3 +103,20 @@ def test_maps_of_all_kinds(m: Metric) -> None:
         judged(m, X, slice(None), maps.masked_fill(maps > 0.9, torch.nan))
     with pytest.raises(InputError, match=r"shape|map"):
         judged(m, X, slice(None), maps[:, :, :4])
+
+
+@pytest.mark.parametrize("score", [ap.Logit(2), ap.Contrast(2, 1), ap.LogOdds(2), ap.Contrast()], ids=str)
+def test_scores_with_targets_of_their_own_are_judged(score: ap.Score) -> None:
+    """An attribution and an explainer of such a field, by a metric that looks at maps and by one that asks again."""
+    field, maps = ap.Field(NET, score), ap.metrics.Sparseness()
+    a = ap.GradientTimesInput()(field, X)
+    assert torch.equal(maps(field, X, a).values, maps(field, X, ap.GradientTimesInput()).values)
+    if not isinstance(score, ap.Contrast):
+        for again in (
+            ap.metrics.MaxSensitivity(samples=2),
+            ap.metrics.RandomLogit(),
+            ap.metrics.ParameterRandomization(),
+        ):
+            assert len(again(field, X, a)) == 3
+    if isinstance(score, ap.Logit):
+        assert bool((ap.metrics.Linearity()(field, X, ap.Gradient()).values < 1e-9).all())

@@ -20,7 +20,7 @@ from apportion.core.errors import ConfigError, InputError
 from apportion.core.field import Checked, Field
 from apportion.core.protocols import Baseline
 from apportion.core.runner import Runner
-from apportion.core.score import Score
+from apportion.core.score import Score, Target
 from apportion.core.sharing import Account, Common, Ledger, is_key
 from apportion.core.site import Site
 from apportion.core.streams import Stream, content_ids, plain_id
@@ -43,6 +43,7 @@ class Bound:
         self.x: Tree
         self.inputs: Tree
         self.target: Tree
+        self.asked: Target = None
         self.seed: int
         self.differentiable: bool
         self._ids: Sequence[Any] | None

@@ -34,6 +34,7 @@ class Question(Evaluation, Looks, Referenced):
         x: the examples at the field's site, [B, ...].
         inputs: the examples at the model's input.
         target: the resolved target, one row per example.
+        asked: the target as the user gave it.
         seed: of all random numbers.
         differentiable: whether results keep their graph back to the user's x.
     """
@@ -44,6 +45,7 @@ class Question(Evaluation, Looks, Referenced):
     ) -> Question:
         """Resolve everything that is fixed for good; see `Field.bind`."""
         self = cls.begin(field, x, ids, seed, differentiable)
+        self.asked = target
         batch = len(self)
         checked = self._checked = field.check_model(self)
         outputs: list[Any] = []

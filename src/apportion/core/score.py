@@ -299,7 +299,10 @@ def _agree(own: Target, given: Target) -> Target:
 
 def _equal(a: Target, b: Target) -> bool:
     try:
-        return torch.as_tensor(a).tolist() == torch.as_tensor(b).tolist()
+        one, other = torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()
+        if one.ndim == 0 or other.ndim == 0:  # one for all examples
+            return bool((one == other).all())
+        return one.tolist() == other.tolist()
     except (TypeError, ValueError, RuntimeError):
         return False
 

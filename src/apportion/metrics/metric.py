@@ -162,7 +162,9 @@ class Subject:
         """
         if self._given is None:
             assert self._explainer is not None  # one of the two is there
-            asked: dict[str, Any] = {"target": as_asked(q.target), "ids": q.ids, "seed": q.seed}
+            resolved = as_asked(q.target)
+            target = q.root.asked if resolved is q.target else resolved  # which tells classes, where the score has one
+            asked: dict[str, Any] = {"target": target, "ids": q.ids, "seed": q.seed}
             self._given = self._explainer(q.field, q.inputs, **asked)
         a = self._given
         if a.domain is Domain.GROUPS and a.groups is not None:
@@ -270,8 +272,8 @@ class Metric(Configurable):
         """
         if not isinstance(field, Field):
             raise ConfigError(f"{kind_of(field)} as field", "an ap.Field", "write ap.Field(model)")
-        if isinstance(judged, Attribution) and target is None:
-            target = judged.target
+        if isinstance(judged, Attribution) and target is None and getattr(judged.target, "ndim", 1) == 1:
+            target = judged.target  # scores of several classes resolve theirs again
         subject = Subject(judged)
         with torch.inference_mode(False):
             q = field.bind(x, target=target, ids=ids, seed=seed)

@@ -18,7 +18,7 @@ from apportion.core.score import Logit
 from apportion.core.streams import key_of
 from apportion.core.tree import Tree
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, as_asked, register
-from apportion.metrics.randomization.parameters import at_examples, explained
+from apportion.metrics.randomization.parameters import at_examples, explained, of_class
 from apportion.metrics.scores import Direction
 from apportion.planted import variants as equal
 
@@ -254,7 +254,7 @@ class Linearity(Metric):
         a, b = self.weights
         model, _ = _module(q, "Linearity")
         own = at_examples(q, subject.for_any_model)
-        second = q.field.bind(q.inputs, (target[:, 0] + 1) % outputs.shape[1], q.ids, q.seed)
+        second = of_class(q, (target[:, 0] + 1) % outputs.shape[1])
         other = at_examples(second, subject.for_any_model)
         q.charge(second.account)
         mixed = explained(q, _Mixed(model, a, b), subject.for_any_model)

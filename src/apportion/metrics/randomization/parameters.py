@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -53,6 +53,15 @@ def explained(q: Question, model: Any, explainer: Explainer, samples: int = 0, n
     values = _noisy(other, explainer, samples, noise)
     q.charge(other.account)
     return values
+
+
+def of_class(q: Question, target: Tensor) -> Question:
+    """Ask about other classes of the same examples, also where the score names one."""
+    field, score = q.field, q.field.score
+    if getattr(score, "target", None) is not None:
+        field = field.with_model(field.model)
+        field.score = replace(score, target=None)  # pyright: ignore[reportCallIssue]
+    return field.bind(q.inputs, target, q.ids, q.seed)
 
 
 def _owners(q: Question) -> Tensor:
@@ -293,7 +302,7 @@ class RandomLogit(Metric):
         found = []
         for k in range(min(self.classes or others, others)):
             rank = drawn[:, k].to(target.device)
-            other = q.field.bind(q.inputs, rank + (rank >= target[:, 0]), q.ids, q.seed)
+            other = of_class(q, rank + (rank >= target[:, 0]))
             found.append(self.similarity(own, at_examples(other, subject.explainer)))
             q.charge(other.account)
         y = torch.stack(found, 1)
