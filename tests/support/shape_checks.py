@@ -23,12 +23,14 @@ Checks = tuple[Callable[..., Any] | None, Callable[[Any], Any] | None, bool]
 """Of a function's arguments and of its result, None where nothing is asked; whether shapes are among what is asked."""
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
-_axes = jaxtyping.jaxtyped("context")
+_theirs: Any = getattr(jaxtyping.jaxtyped, "replaced", jaxtyping.jaxtyped)  # this file may be imported twice
+_axes = _theirs("context")
 _inner: dict[Any, Checks] = {}
 
 
 def use() -> None:
     """Put the decorator below in the place of jaxtyping's, in modules imported from now on."""
+    jaxtyped.replaced = _theirs  # pyright: ignore[reportFunctionMemberAccess]
     jaxtyping.jaxtyped = jaxtyped
 
 

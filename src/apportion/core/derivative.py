@@ -20,7 +20,14 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(p in text for p in _MEMORY)
 
 
-_MEMORY = ("defaultcpuallocator", "out of memory", "not enough memory", "alloc_failed", "bad_alloc", "bad allocation")
+_MEMORY = (
+    "defaultcpuallocator",
+    "out of memory",
+    "you tried to allocate",
+    "alloc_failed",
+    "bad_alloc",
+    "bad allocation",
+)
 
 
 def counted_at(copy: Tensor, tensor: Tensor) -> Tensor:
