@@ -133,16 +133,24 @@ def test_independent_stages_start_from_the_learned_network() -> None:
     assert ParameterRandomization(stages=2)(ap.Field(net), x, ap.Gradient()).curves["similarity"].y.shape == (2, 2)
 
 
-def test_averaging_over_noisy_copies_takes_out_the_noise_of_the_map() -> None:
+def test_noisy_copies_are_averaged_before_maps_are_compared() -> None:
+    """The mean over copies x + noise · range · n, with the same n for both networks, written out."""
     net, x = odd(), some(2, 6)
-    field = ap.Field(net)
-    rough = ParameterRandomization(samples=1, noise=1.0)(field, x, ap.controls.InputMagnitude(), seed=1).values
-    smooth = ParameterRandomization(samples=64, noise=1.0)(field, x, ap.controls.InputMagnitude(), seed=1).values
-    assert rough.tolist() == pytest.approx([1, 1])  # the same noise for both networks
-    assert smooth.tolist() == pytest.approx([1, 1])
-    once = ParameterRandomization(samples=1, noise=0.01)(field, x, ap.SmoothGrad(samples=1), seed=1).values
-    many = ParameterRandomization(samples=32, noise=0.01)(field, x, ap.SmoothGrad(samples=1), seed=1).values
-    assert not torch.equal(once, many)
+    copied, learned = copy.deepcopy(net), {n: p.detach().clone() for n, p in net.named_parameters()}
+    randomize(copied, list(learned), "redrawn", 1, learned)
+    q = ap.Field(net).bind(x, target=0, seed=1)
+    means = []
+    for model in (net, copied):
+        made = []
+        for draw in range(4):
+            n = q.stream("noise of randomization").normal(x, torch.arange(2), torch.full((2,), draw))
+            span = (x.amax(1) - x.amin(1))[:, None]
+            made.append(ap.Gradient()(ap.Field(model), x + 3.0 * span * n, target=0).values)
+        means.append(torch.stack(made).mean(0))
+    found = ParameterRandomization(stages=1, samples=4, noise=3.0)(ap.Field(net), x, ap.Gradient(), target=0, seed=1)
+    assert found.values.tolist() == pytest.approx(RankSimilarity()(*means).tolist())
+    plain = ParameterRandomization(stages=1)(ap.Field(net), x, ap.Gradient(), target=0, seed=1)
+    assert not torch.allclose(plain.values, found.values)
 
 
 def test_the_complexity_of_a_random_networks_map() -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.attribution import Groups
@@ -17,6 +16,7 @@ from apportion.core.tree import Tree
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.ranking import by_player, order, players
 from apportion.metrics.scores import Direction
+from apportion.metrics.statistics import Spearman
 
 Which = Literal["feature", "rank", "sign", "signed_rank", "rank_correlation", "pairwise_rank"]
 
@@ -93,13 +93,12 @@ class Agreement(Metric):
         both = chosen.gather(1, first)
         alike = (one.sign() == other.sign()).gather(1, first)
         same = first == second
-        ranks, ranked = _ranks(one.abs()), _ranks(other.abs())
         found = {
             "feature": both.double().mean(1),
             "rank": same.double().mean(1),
             "sign": (both & alike).double().mean(1),
             "signed_rank": (same & alike).double().mean(1),
-            "rank_correlation": _correlation(ranks, ranked),
+            "rank_correlation": Spearman()(one.abs(), other.abs()),
         }
         if count <= _PAIRS:
             found["pairwise_rank"] = _pairs_alike(one.abs(), other.abs())
@@ -117,20 +116,6 @@ class Agreement(Metric):
     @classmethod
     def example_truth(cls, x: Tree) -> Any:
         return x.flip(-1) if isinstance(x, Tensor) else x
-
-
-def _ranks(v: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
-    """Rank within each row, ties by their mean."""
-    sorted_, at = v.sort(1)
-    low = torch.searchsorted(sorted_, sorted_, side="left")
-    high = torch.searchsorted(sorted_, sorted_, side="right")
-    return torch.empty_like(v).scatter_(1, at, ((low + high - 1) / 2).to(v))
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    size = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(size > 0, (a * b).sum(1) / size, torch.nan)
 
 
 def _pairs_alike(a: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from apportion.core import tree
 from apportion.core.card import Paper
 from apportion.core.errors import ConfigError, InputError, ModelError, kind_of
+from apportion.core.external import fitted
 from apportion.core.question import Question
 from apportion.core.score import Logit
 from apportion.core.streams import key_of
@@ -337,9 +338,9 @@ class Symmetry(Metric):
             flat[:, [i, j]] = flat[:, [i, j]].mean(1, keepdim=True)
             both = q.field.with_model(_Exchanged(model, i, j))
             at = both.bind(flat.reshape(x.shape), as_asked(q.target), q.ids, q.seed)
-            values = at_examples(at, subject.for_any_model)
+            values = fitted(at_examples(at, subject.for_any_model), x, subject.name)
             q.charge(at.account)
-            v = tree.leaves(values)[0].expand(x.shape).flatten(1).double()
+            v = values.expand(x.shape).flatten(1).double()
             size = v.abs().amax(1)
             none |= size == 0
             worst = torch.maximum(worst, torch.where(size > 0, (v[:, i] - v[:, j]).abs() / size, 0.0))

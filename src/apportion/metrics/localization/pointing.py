@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.card import Paper
@@ -18,6 +16,7 @@ from apportion.metrics.localization.region import Region, correct, masks, pictur
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.ranking import order
 from apportion.metrics.scores import Curve, Direction
+from apportion.parts.baselines import blur
 
 TRUTH = "where the object is, one entry an example: a mask [H, W] or an ap.metrics.Region"
 """What these metrics compare with, in words."""
@@ -86,7 +85,7 @@ class PointingGame(Metric):
         """Find the maxima, and how far each is from the object."""
         m = picture_map(q, subject)
         where = regions(truth, m)
-        m = _smoothed(m, self.smooth * max(m.shape[1:])) if self.smooth else m
+        m = blur(m[:, None], self.smooth * max(m.shape[1:]))[:, 0] if self.smooth else m
         highest = m == m.amax((1, 2), keepdim=True)
         hits = [self._near(one, top) for one, top in zip(where, highest, strict=True)]
         values = torch.stack([h.to(m) for h in hits])
@@ -126,15 +125,6 @@ class PointingGame(Metric):
     @classmethod
     def example_truth(cls, x: Tree) -> Any:
         return made_up(x)
-
-
-def _smoothed(m: Float[Tensor, "B H W"], width: float) -> Float[Tensor, "B H W"]:
-    reach = max(1, round(4 * width))
-    at = torch.arange(-reach, reach + 1, dtype=m.dtype, device=m.device)
-    kernel = torch.exp(-0.5 * (at / width) ** 2)
-    kernel = kernel / kernel.sum()
-    wide = F.pad(m[:, None], (reach, reach, reach, reach), mode="replicate")
-    return F.conv2d(F.conv2d(wide, kernel[None, None, :, None]), kernel[None, None, None])[:, 0]
 
 
 @register(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from apportion.core.errors import ConfigError, InputError
 from apportion.core.question import Question
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.scores import Direction
+from apportion.parts.baselines import blur
 
 CARD = MetricCard(
     title="Noise of a map",
@@ -89,7 +89,7 @@ class MapNoise(Metric):
         owner = torch.arange(len(m))
         white = q.stream("white noise").normal(torch.zeros(m.shape), owner, 0 * owner).to(m)
         found["white"] = self._all(white)[self.of]
-        found["blurred"] = self._all(_blurred(m, self.blur))[self.of]
+        found["blurred"] = self._all(blur(m[:, None], self.blur)[:, 0])[self.of]
         none = (m == 0).flatten(1).all(1)
         value = found[self.of]
         return Found(value, parts=found, undefined={"a map of zeros": none, "a constant map": value.isnan() & ~none})
@@ -121,12 +121,3 @@ class MapNoise(Metric):
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         return (cls(), cls("frequency"), cls("flips"))
-
-
-def _blurred(m: Float[Tensor, "B H W"], width: float) -> Float[Tensor, "B H W"]:
-    reach = max(1, math.ceil(3 * width))
-    at = torch.arange(-reach, reach + 1, dtype=m.dtype, device=m.device)
-    kernel = torch.exp(-0.5 * (at / width) ** 2)
-    kernel = kernel / kernel.sum()
-    wide = F.pad(m[:, None], (reach, reach, reach, reach), mode="replicate")
-    return F.conv2d(F.conv2d(wide, kernel[None, None, :, None]), kernel[None, None, None])[:, 0]

@@ -26,7 +26,7 @@ _PAPER = Paper("Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim", 2018, "Sanity 
 def _noisy(q: Question, explainer: Explainer, samples: int, noise: float) -> Tree:
     """Explain the examples, or the mean over noisy copies of them; noise as a share of each example's range."""
     if not samples:
-        return explainer.explain(q.at(q.x, _owners(q), torch.zeros(len(q), dtype=torch.long))).values
+        return explainer.explain(q.at(q.x, q.owners, torch.zeros(len(q), dtype=torch.long))).values
     sums: Tree = None
     for draw in range(samples):
         at = torch.full((len(q),), draw, dtype=torch.long)
@@ -37,7 +37,7 @@ def _noisy(q: Question, explainer: Explainer, samples: int, noise: float) -> Tre
             return x + noise * span * n
 
         copies = tree.apply(add, q.x, q.stream("noise of randomization").normal(q.x, torch.arange(len(q)), at))
-        made = explainer.explain(q.at(copies, _owners(q), at)).values
+        made = explainer.explain(q.at(copies, q.owners, at)).values
         sums = made if sums is None else tree.apply(torch.add, sums, made)
     return tree.apply(lambda v: v / samples, sums)
 
@@ -62,10 +62,6 @@ def of_class(q: Question, target: Tensor) -> Question:
         field = field.with_model(field.model)
         field.score = replace(score, target=None)  # pyright: ignore[reportCallIssue]
     return field.bind(q.inputs, target, q.ids, q.seed)
-
-
-def _owners(q: Question) -> Tensor:
-    return torch.arange(len(q), device=q.device)
 
 
 @register(

@@ -56,7 +56,7 @@ class RankSimilarity(Similarity):
     """
 
     def compare(self, a: Tree, b: Tree) -> Float[Tensor, " B"]:
-        one, other = (torch.cat([t.flatten(1).double() for t in tree.leaves(m)], 1) for m in (a, b))
+        one, other = (torch.cat([t.flatten(1) for t in tree.leaves(m)], 1) for m in (a, b))
         return Spearman()(one, other)
 
 
