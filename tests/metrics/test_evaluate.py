@@ -156,6 +156,56 @@ def test_metrics_of_a_method_share_their_curve_and_methods_their_passes() -> Non
     assert rows("gradient", "gradient_times_input") == rows("gradient_times_input")
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [
+        ap.metrics.SensitivityN((0.2, 0.5), 6),
+        ap.metrics.FaithfulnessCorrelation(samples=6),
+        ap.metrics.Infidelity(ap.metrics.NoisyBaseline(samples=6)),
+        ap.metrics.SingleDeletion(fill=ap.fills.Baselines(ap.baselines.Noise(0.5, count=2))),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_rows_that_no_map_changes_are_sent_once_for_all_maps(metric: ap.metrics.Metric) -> None:
+    """The values, and what each is billed, are those of the metric alone."""
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return NET(x)
+
+    field, maps = (
+        ap.Field(Counting()),
+        [torch.randn(X.shape, generator=torch.Generator().manual_seed(i)) for i in (1, 2)],
+    )
+    asked: dict[str, Any] = {"ids": IDS, "target": 0}
+    alone = [metric(field, X, m, **asked) for m in maps]
+
+    def rows(given: ap.metrics.Metric, **beside: Any) -> tuple[int, ap.metrics.Scores]:
+        seen.clear()
+        found = given(field, X, maps[0], **asked, **beside)
+        return sum(seen), found
+
+    controls = [ap.External(lambda *_: maps[1], "other")]
+    free = ap.metrics.Sparseness()
+    once = rows(metric)[0] - rows(free)[0]
+    many, beside = rows(metric, controls=controls)
+    assert many - rows(free, controls=controls)[0] == once
+    sent = []
+    for one in (free, metric):
+        seen.clear()
+        both = run(methods={"one": maps[0], "two": maps[1]}, field=field, metrics=[one], controls=(), **asked)
+        sent.append(sum(seen))
+    assert sent[1] - sent[0] == once
+    found = (beside, beside.controls["other"])
+    for got in (found, tuple(held[both.metrics[0]] for held in both.scores.values())):
+        for mine, own in zip(got, alone, strict=True):
+            torch.testing.assert_close(mine.values, own.values, rtol=1e-10, atol=1e-12, equal_nan=True)
+            assert torch.equal(mine.cost.forward, own.cost.forward)
+            assert int(own.cost.forward.min()) > 0
+
+
 # -- the folder -----------------------------------------------------------------------------------
 
 

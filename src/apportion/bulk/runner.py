@@ -30,9 +30,8 @@ from apportion.core.external import GivenMap
 from apportion.core.field import Field
 from apportion.core.progress import progress, tick
 from apportion.core.question import Question
-from apportion.core.sharing import Common
 from apportion.core.together import answered, named
-from apportion.metrics.metric import Judges, Metric, Subject, as_asked
+from apportion.metrics.metric import Judges, Metric, Subject, as_asked, in_common
 from apportion.metrics.scores import Scores
 
 _OF_THE_MODEL = (ConfigError, ModelError, NoGradientPathError, RuleError, SiteError)
@@ -241,7 +240,7 @@ class Runner:
         root = self._bind(batch)
         _ = root.ids  # once for all
         judged = {n: _of_rows(self.judged[n], batch.rows) for n in names}
-        common = Common(sum(leaf.numel() for leaf in tree.leaves(root.x)))
+        common = in_common(root)
         account = root.account
         explainers = [j for j in judged.values() if isinstance(j, Explainer)]
         answers = answered(root, explainers)

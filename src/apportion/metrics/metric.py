@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Cost, Domain
 from apportion.core.card import Kind, Paper
-from apportion.core.config import Configurable, to_config
+from apportion.core.config import Configurable, is_reproducible, to_config
 from apportion.core.errors import ConfigError, InputError, NonFiniteError, RegistryError, kind_of, nearest
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.external import External, GivenMap, fitted
@@ -23,11 +24,16 @@ from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.registry import snake
 from apportion.core.score import Target
+from apportion.core.sharing import Common
 from apportion.core.tree import Tree
 from apportion.metrics.scores import Curve, Direction, Scores
 
 M = TypeVar("M", bound=type["Metric"])
 T = TypeVar("T")
+
+
+_KEPT = 1 << 20
+"""Numbers of one kind that are kept of a batch."""
 
 
 class Judges(Enum):
@@ -215,6 +221,17 @@ class Subject:
         return self._memo[key]
 
 
+def in_common(q: Question) -> Common:
+    """Hold what metrics make of some examples alike for every map, such as scores of perturbed rows."""
+    return Common(max(_KEPT, sum(leaf.numel() for leaf in tree.leaves(q.x))))
+
+
+def key_of(part: Any) -> Hashable:
+    """Name a part by its configuration; user code, of which that has but the name, by itself."""
+    config = to_config(part)
+    return json.dumps(config) if is_reproducible(config) else part
+
+
 def _as_given(judged: Any) -> GivenMap:
     try:
         return GivenMap(judged, "given map")
@@ -286,9 +303,12 @@ class Metric(Configurable):
         if not self.card.truth and truth is not None:
             raise ConfigError(f"truth for {type(self).__name__}", "none: it compares with nothing", "leave truth out")
         beside = {}
-        for control in controls:
-            other = Subject(control)
-            beside[other.name] = self.judge(q, other, truth)
+        if controls:  # what does not depend on the map is made once, and stands on the bill of each
+            common, account = in_common(q), q.account
+            for control in controls:
+                other = Subject(control)
+                beside[other.name] = self.judge(q.fork(common, other.name, account), other, truth)
+            q = q.fork(common, subject.name, account)
         if self.card.judges is Judges.MAP:
             subject.attribution(q)
         before, warned = q.cost, set(q.warnings)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +12,6 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Groups
-from apportion.core.config import is_reproducible, to_config
 from apportion.core.errors import ConfigError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.game import Game
@@ -23,7 +20,7 @@ from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.score import Probability, Score
 from apportion.core.tree import Tree
-from apportion.metrics.metric import Metric, Subject
+from apportion.metrics.metric import Metric, Subject, key_of
 from apportion.metrics.ranking import by_player, order, players, ties
 from apportion.metrics.scores import Curve
 from apportion.parts.baselines import NetworkZero
@@ -158,14 +155,8 @@ class Removals:
 
 def removals(q: Question, subject: Subject, groups: Groups, fill: Fill, score: Score) -> Removals:
     """Give what all metrics of one subject with these settings share."""
-    key = ("removals", *(_key(part) for part in (groups, fill, score)))
+    key = ("removals", *(key_of(part) for part in (groups, fill, score)))
     return subject.share(key, lambda: Removals(q, subject.map(q), groups, fill, score))
-
-
-def _key(part: Any) -> Hashable:
-    """Name a part by its configuration; user code, of which that has but the name, by itself."""
-    config = to_config(part)
-    return json.dumps(config) if is_reproducible(config) else part
 
 
 @dataclass(frozen=True)
@@ -220,7 +211,7 @@ def together(q: Question, metrics: Iterable[Removing]) -> Passes:
     """
     alike: dict[Hashable, list[Removing]] = {}
     for m in metrics:
-        alike.setdefault(tuple(_key(part) for part in (m.players(q), m.fill, m.score)), []).append(m)
+        alike.setdefault(tuple(key_of(part) for part in (m.players(q), m.fill, m.score)), []).append(m)
     total, every, exact = torch.zeros(len(q), dtype=torch.long), torch.arange(len(q)), True
     once = Passes(0, 0)
     for group in alike.values():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core import tree
@@ -16,7 +17,7 @@ from apportion.core.game import Game
 from apportion.core.question import Question
 from apportion.core.score import Logit, Score
 from apportion.metrics.ablation.curves import Removing, seen, sizes
-from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
+from apportion.metrics.metric import Found, Metric, MetricCard, Subject, key_of, register
 from apportion.metrics.ranking import by_player, players
 from apportion.metrics.scores import Direction
 from apportion.metrics.statistics import Correlation, Spearman, is_constant
@@ -77,15 +78,10 @@ class SingleDeletion(Removing):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Delete each cell once."""
-        groups, batch = self.players(q), len(q)
+        groups = self.players(q)
         game, told = Game(q, groups, self.fill), by_player(q, subject.map(q), groups)
-        count = told.shape[1]
-        at_x = q.value(q.x, torch.arange(batch, device=q.device), self.score)
-        owner, cell = game.own.nonzero(as_tuple=True)
-        every = torch.arange(count)
-        fx = seen(game, self.score, owner.to(q.device), cell, lambda at: (cell[at, None] != every).to(q.device))
-        fall = at_x.new_zeros(batch, count)
-        fall[owner.to(q.device), cell.to(q.device)] = at_x[owner.to(q.device)] - fx
+        key = ("falls without each", key_of(groups), key_of(self.fill), key_of(self.score))
+        fall = q.once(key, lambda _: self._falls(q, game, told.shape[1]))
         values, flat, same = [], [], []
         for own, a, b in zip(game.own.to(q.device), tree.wide(told), tree.wide(fall), strict=True):
             values.append(self.correlation(a[own], b[own]))
@@ -98,6 +94,15 @@ class SingleDeletion(Removing):
         missing = ~game.own.to(q.device)
         parts = {"values": told.masked_fill(missing, torch.nan), "falls": fall.masked_fill(missing, torch.nan)}
         return Found(torch.stack(values), parts=parts, undefined=undefined)
+
+    def _falls(self, q: Question, game: Game, count: int) -> Float[Tensor, "B P"]:
+        batch, every = len(q), torch.arange(count)
+        at_x = q.value(q.x, torch.arange(batch, device=q.device), self.score)
+        owner, cell = game.own.nonzero(as_tuple=True)
+        fx = seen(game, self.score, owner.to(q.device), cell, lambda at: (cell[at, None] != every).to(q.device))
+        fall = at_x.new_zeros(batch, count)
+        fall[owner.to(q.device), cell.to(q.device)] = at_x[owner.to(q.device)] - fx
+        return fall
 
     def passes(self, q: Question) -> Passes:
         """Count the cells, and the example itself."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,14 @@ from apportion.core.explainer import Passes
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.metrics.fidelity.perturbations import GaussianPerturbation, NoisyBaseline, Perturbation, SquareRemoval
-from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
+from apportion.metrics.fidelity.perturbations import (
+    GaussianPerturbation,
+    NoisyBaseline,
+    Perturbation,
+    SquareRemoval,
+    Taken,
+)
+from apportion.metrics.metric import Found, Metric, MetricCard, Subject, key_of, register
 from apportion.metrics.scores import Direction
 
 CARD = MetricCard(
@@ -74,12 +82,22 @@ class Infidelity(Metric):
         """Perturb, forecast, compare."""
         salience = subject.attribution(q).kind is Kind.SALIENCE
         phi, fx, count = subject.map(q), q.fx.detach(), self.perturbation.count(q)
-        forecast, fall = [], []
-        for draw, owner in q.grid(count, "infidelity"):
-            taken = self.perturbation(q, owner, draw, salience)
-            fall.append(tree.wide(fx)[owner] - tree.wide(q.value(taken.rows, owner).detach()))
-            forecast.append(_forecast(taken.amount, phi, owner, salience))
-        told, found = (torch.cat(each).reshape(count, -1).T for each in (forecast, fall))
+        forecast: list[Tensor] = []
+
+        def drawn() -> Iterator[tuple[Taken, Tensor]]:
+            for draw, owner in q.grid(count, "infidelity"):
+                taken = self.perturbation(q, owner, draw, salience)
+                forecast.append(_forecast(taken.amount, phi, owner, salience))
+                yield taken, owner
+
+        def falls(_: Question) -> Tensor:
+            every = [tree.wide(fx)[o] - tree.wide(q.value(taken.rows, o).detach()) for taken, o in drawn()]
+            return torch.cat(every)
+
+        fall = q.once(("falls", key_of(self.perturbation)), falls)
+        if not forecast:  # the scores are there, by another map
+            deque(drawn(), maxlen=0)
+        told, found = (each.reshape(count, -1).T for each in (torch.cat(forecast), fall))
         square = told.square().mean(1)
         scale = torch.where(square > 0, (told * found).mean(1) / square, 0)
         plain, scaled = ((s[:, None] * told - found).square().mean(1) for s in (torch.ones_like(scale), scale))

@@ -14,6 +14,7 @@ from apportion.core.attribution import Groups
 from apportion.core.game import Game
 from apportion.core.question import Question
 from apportion.core.tree import Tree
+from apportion.metrics.metric import key_of
 from apportion.metrics.ranking import by_player, players
 from apportion.metrics.statistics import Correlation, is_constant
 from apportion.parts.masks.fill import Fill
@@ -105,12 +106,21 @@ def correlated(
     assert isinstance(play.groups, Groups)  # windows have no labels to sum a map by
     phi = tree.wide(by_player(q, values, play.groups)).cpu()
     asked = first.repeat_interleave(samples, 1)
-    told, left = [], []
-    for at, removed in subsets(q, play.own, n, samples):
-        told.append((removed * phi[:, None]).sum(-1))
-        left.append(play.value(~removed, asked[:, at]).detach())
+    told: list[Tensor] = []
+
+    def left(_: Question) -> Tensor:
+        """Score what is left, and sum the map on the way, as the subsets are at hand."""
+        scores = []
+        for at, removed in subsets(q, play.own, n, samples):
+            told.append((removed * phi[:, None]).sum(-1))
+            scores.append(play.value(~removed, asked[:, at]).detach())
+        return torch.cat(scores, 1).cpu()
+
+    key = ("scores without subsets", key_of(play.groups), key_of(play.fill), samples, tuple(map(tuple, n.tolist())))
+    score = q.once(key, left).unflatten(1, (-1, samples))
+    if not told:  # the scores are there, by another map
+        told = [(removed * phi[:, None]).sum(-1) for _, removed in subsets(q, play.own, n, samples)]
     claimed = torch.cat(told, 1).unflatten(1, (-1, samples))
-    score = torch.cat(left, 1).cpu().unflatten(1, (-1, samples))
     # f(x) - f(x without S) and -f(x without S) correlate alike; whether the score moved at all shows in the latter
     found = by(claimed, -score).masked_fill(~first, torch.nan)
     none = found.isnan().all(1)
