@@ -11,7 +11,7 @@ from torch import Tensor
 
 import apportion as ap
 from apportion.core.errors import ConfigError, InputError
-from apportion.metrics import Agreement, Complexity, EffectiveComplexity, MapNoise, Sparseness
+from apportion.metrics import Agreement, Complexity, EffectiveComplexity, MapNoise, MassOutside, Sparseness
 
 X = torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LINEAR = ap.Field(lambda x: x @ torch.tensor([3.0, -2.0, 1.0, 0.5, 0.0, 0.0], dtype=torch.float64))
@@ -175,6 +175,35 @@ def test_noise_where_there_is_no_map_to_speak_of() -> None:
     assert MapNoise()(PICTURES, x, torch.ones(1, 1, 4, 4)).values.item() == 0
     with pytest.raises(InputError, match="pictures"):
         MapNoise()(LINEAR, X, some(3, 6))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("of", ["variation", "frequency", "flips"])
+def test_noise_knows_no_unit(of: str, size: float) -> None:
+    """Squares of gradients may be tiny; in float32 their own squares are 0, and products of neighbours have no sign."""
+    x, maps = torch.zeros(2, 1, 16, 16), some(2, 1, 16, 16).float()
+    metric = MapNoise(of)  # pyright: ignore[reportArgumentType]
+    usual, found = (metric(PICTURES, x, m, ids=["a", "b"]) for m in (maps, size * maps))
+    assert found.values.tolist() == pytest.approx(usual.values.tolist(), rel=1e-4)
+    assert found.parts["blurred"].tolist() == pytest.approx(usual.parts["blurred"].tolist(), rel=1e-4)
+
+
+def test_mass_outside_the_object() -> None:
+    """Counted by hand; beside it the area outside for white noise, and more than before once a blur has spread it."""
+    x, on = torch.zeros(2, 3, 48, 48), torch.zeros(2, 48, 48, dtype=torch.bool)
+    on[:, 10:20, 10:20] = True
+    maps = torch.zeros(2, 1, 48, 48)
+    maps[0, 0, 10, 10], maps[0, 0, 11, 11], maps[0, 0, 40, 40] = 1.0, -1.0, -2.0
+    maps[1] = on[1].float()
+    found = MassOutside()(PICTURES, x, maps, truth=on, ids=["a", "b"])
+    assert found.values.tolist() == [0.5, 0.0]
+    assert found.parts["white"].tolist() == pytest.approx([1 - 100 / 48**2] * 2, abs=0.02)
+    assert float(found.parts["blurred"][1]) > 0.1
+    share = ap.metrics.EnergyPointingGame("absolute")(PICTURES, x, maps, truth=on).values
+    assert torch.equal(found.values, 1 - share)
+    nothing = MassOutside()(PICTURES, x, 0 * maps, truth=on)
+    assert nothing.undefined["a map of zeros"].all()
+    assert MassOutside()(PICTURES, x, maps, truth=~(on | ~on)).undefined["no object"].all()
 
 
 def test_smoothing_lowers_the_noise() -> None:

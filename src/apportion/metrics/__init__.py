@@ -42,6 +42,7 @@ from apportion.metrics.localization.pointing import ExtendedPointingGame, Pointi
 from apportion.metrics.localization.region import Region
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, metric, names, register
 from apportion.metrics.noise.map_noise import MapNoise
+from apportion.metrics.noise.mass_outside import MassOutside
 from apportion.metrics.randomization.parameters import EffectiveRandomization, ParameterRandomization, RandomLogit
 from apportion.metrics.randomization.similarities import (
     GradientHistograms,
@@ -104,6 +105,7 @@ __all__ = [
     "LocalAccuracy",
     "LocalLipschitz",
     "MapNoise",
+    "MassOutside",
     "MaxSensitivity",
     "Metric",
     "MetricCard",

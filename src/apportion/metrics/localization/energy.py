@@ -20,7 +20,7 @@ from apportion.metrics.ranking import order
 from apportion.metrics.scores import Direction
 
 
-def _within(m: Tensor, on: Tensor, of: str) -> tuple[Tensor, Tensor]:
+def within(m: Tensor, on: Tensor, of: str) -> tuple[Tensor, Tensor]:
     """Give the share of the mass that lies on a mask, and where there is none."""
     mass = (m.abs() if of == "absolute" else m.clamp(min=0)).flatten(1)
     total = mass.sum(1)
@@ -70,7 +70,7 @@ class EnergyPointingGame(Metric):
         """Sum inside, and all."""
         m = picture_map(q, subject)
         on = masks(regions(truth, m), m)
-        values, none = _within(m, on, self.of)
+        values, none = within(m, on, self.of)
         missing = ~on.flatten(1).any(1)
         return Found(
             values.masked_fill(missing, torch.nan),
@@ -141,7 +141,7 @@ class GridPointingGame(Metric):
             )
         labels = torch.arange(n * n).reshape(n, n).repeat_interleave(high // n, 0).repeat_interleave(wide // n, 1)
         on = (labels == torch.tensor(cell)[:, None, None]).to(m.device)
-        values, none = _within(m, on, "positive")
+        values, none = within(m, on, "positive")
         return Found(values, undefined={"a map without positive mass": none})
 
     @classmethod

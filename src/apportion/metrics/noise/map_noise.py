@@ -36,6 +36,13 @@ CARD = MetricCard(
 )
 
 
+def beside(q: Question, m: Float[Tensor, "B H W"], sigma: float) -> dict[str, Float[Tensor, "B H W"]]:
+    """Make what noise is compared with: white noise of the maps' size, one for all maps of an example, and blurs."""
+    owner = torch.arange(len(m))
+    white = q.stream("white noise").normal(torch.zeros(m.shape), owner, 0 * owner).to(m)
+    return {"white": white, "blurred": blur(m[:, None], sigma)[:, 0]}
+
+
 @register(CARD)
 @dataclass(frozen=True)
 class MapNoise(Metric):
@@ -52,7 +59,7 @@ class MapNoise(Metric):
 
     Attributes:
         of: which one `values` has.
-        above: in cycles a pixel, at most .5.
+        above: in cycles a pixel: .5 is the finest along an axis, √½ along the diagonal.
         blur: standard deviation in pixels.
 
     Raises:
@@ -74,7 +81,7 @@ class MapNoise(Metric):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.above <= math.sqrt(0.5):
-            raise ConfigError(f"above={self.above}", "cycles a pixel: 0 to .5 along an axis", "write above=.25")
+            raise ConfigError(f"above={self.above}", "cycles a pixel: 0 to √½, the finest there is", "write above=.25")
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Measure the map, white noise of its size, and the map blurred."""
@@ -86,15 +93,15 @@ class MapNoise(Metric):
             )
         m = values.sum(1)
         found = self._all(m)
-        owner = torch.arange(len(m))
-        white = q.stream("white noise").normal(torch.zeros(m.shape), owner, 0 * owner).to(m)
-        found["white"] = self._all(white)[self.of]
-        found["blurred"] = self._all(blur(m[:, None], self.blur)[:, 0])[self.of]
+        for name, other in beside(q, m, self.blur).items():
+            found[name] = self._all(other)[self.of]
         none = (m == 0).flatten(1).all(1)
         value = found[self.of]
         return Found(value, parts=found, undefined={"a map of zeros": none, "a constant map": value.isnan() & ~none})
 
     def _all(self, m: Float[Tensor, "B H W"]) -> dict[str, Tensor]:
+        high = m.abs().amax((1, 2), keepdim=True)
+        m = m / torch.where(high > 0, high, 1)  # or squares of tiny values vanish, and of huge ones overflow
         mass = m.abs().sum((1, 2))
         down, across = m[:, 1:] - m[:, :-1], m[:, :, 1:] - m[:, :, :-1]
         rough = down.abs().sum((1, 2)) + across.abs().sum((1, 2))
