@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -125,6 +125,7 @@ class Runner:
         self.judged: dict[str, Judged] = {**methods, **controls}
         self.tensors: dict[str, Tensor] = {}
         self.configs = {n: _config(j, self.tensors) for n, j in self.judged.items()}
+        self._lasting: dict[Hashable, Any] = {}
 
     def settings(self, weighed: bool) -> dict[str, Json]:
         """Say what results depend on besides the data.
@@ -189,6 +190,8 @@ class Runner:
             times = len(self.judged)
             there, back = times * (p.forward + p.once), times * (p.backward + p.once_backward)
             title = f"{name}, {times} times" + (", besides asking methods again" if _asks(metric) else "")
+            if trainings := metric.trainings(q, [j for j in self.judged.values() if isinstance(j, Explainer)]):
+                title += f", and {trainings} training(s) in all"
             rows.append((title, there, back, "at least" if _asks(metric) else "" if p.exact and alone else "at most"))
         return Estimate(tuple(rows), examples)
 
@@ -269,6 +272,7 @@ class Runner:
             if target is None and isinstance(judged, Attribution) and judged.target is not None:
                 target = _of_rows(judged, batch.rows).target
         q = self.field.bind(batch.x, target=target, ids=batch.ids, seed=self.seed)
+        q.lasting = self._lasting
         for name, judged in self.methods.items():
             if isinstance(judged, Attribution) and judged.target is not None and isinstance(q.target, Tensor):
                 own = torch.as_tensor(_of_rows(judged, batch.rows).target).to(q.target.device).reshape(len(q), -1)

@@ -61,6 +61,7 @@ class Bound:
         self._under_rules: list[dict[str, Any]] = []
         self._reaching: dict[tuple[Site, ...], list[Site]] = {}
         self._memo: dict[Hashable, Any] = {}
+        self.lasting: dict[Hashable, Any] = {}
         self._common: Common | None = None
         self._ledger = Ledger("")
 
@@ -143,6 +144,20 @@ class Bound:
         if key not in root._memo:
             root._memo[key] = root.share(("once", key), lambda: make(root))
         return root._memo[key]
+
+    def for_all(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Make what does not depend on the examples, such as a trained network, once for all batches of an evaluation.
+
+        Args:
+            key: what it is, by value; it is made anew where that cannot be hashed.
+            make: makes it from the field and the seed alone.
+        """
+        kept = self._root.lasting
+        if not is_key(key):
+            return make()
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
 
     def share(self, key: Hashable, make: Callable[[], T]) -> T:
         """Make something that other methods of the same call ask for too, where they name the key in `asks`.

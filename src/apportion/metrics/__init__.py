@@ -5,7 +5,7 @@ from apportion.metrics.ablation.drops import AverageDrop, AverageDropInDeletion,
 from apportion.metrics.ablation.information import PNG, Information, MultiScaleSSIM, WebP, Zlib
 from apportion.metrics.ablation.pic import AIC, SIC
 from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
-from apportion.metrics.ablation.retraining import KAR, ROAR, SmallNetwork, TrainingSet, accuracy_table
+from apportion.metrics.ablation.retraining import KAR, ROAR, accuracy_table
 from apportion.metrics.ablation.road import ROAD
 from apportion.metrics.ablation.single_deletion import SingleDeletion
 from apportion.metrics.agreement.agreement import Agreement
@@ -43,6 +43,7 @@ from apportion.metrics.localization.region import Region
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, metric, names, register
 from apportion.metrics.noise.map_noise import MapNoise
 from apportion.metrics.noise.mass_outside import MassOutside
+from apportion.metrics.randomization.labels import LabelRandomization
 from apportion.metrics.randomization.parameters import EffectiveRandomization, ParameterRandomization, RandomLogit
 from apportion.metrics.randomization.similarities import (
     GradientHistograms,
@@ -53,6 +54,7 @@ from apportion.metrics.randomization.similarities import (
 from apportion.metrics.ranks import Ranks, rank_methods
 from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_category
 from apportion.metrics.statistics import Correlation, Pearson, Spearman
+from apportion.metrics.training import FromScratch, SmallNetwork, TrainingSet
 
 __all__ = [
     "ABPC",
@@ -87,6 +89,7 @@ __all__ = [
     "FaithfulnessCorrelation",
     "FineGrainedRecognition",
     "Found",
+    "FromScratch",
     "GaussianPerturbation",
     "GradientHistograms",
     "GridPointingGame",
@@ -100,6 +103,7 @@ __all__ = [
     "InsertionAUC",
     "InsertionDeletion",
     "Judges",
+    "LabelRandomization",
     "LeRF",
     "Linearity",
     "LocalAccuracy",

@@ -359,6 +359,10 @@ class Metric(Configurable):
         """Count how often the explainer is asked about each example, or points made of it; it says what that takes."""
         return 0
 
+    def trainings(self, q: Question, explainers: Sequence[Explainer]) -> int:
+        """Count the networks that are trained to judge some explainers, by however many batches; none unless told."""
+        return 0
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         """Configurations the conformance suite runs: small ones cover as much."""

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.card import Paper
-from apportion.core.config import Configurable, digest
-from apportion.core.errors import ConfigError, InputError, kind_of
+from apportion.core.errors import ConfigError, InputError
 from apportion.core.explainer import Explainer
 from apportion.core.progress import tick
 from apportion.core.question import Question
-from apportion.core.streams import key_of
 from apportion.metrics.ablation.curves import sizes
-from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
+from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, key_of, register
 from apportion.metrics.ranking import by_player, order
 from apportion.metrics.scores import Curve, Direction, Scores, counts
+from apportion.metrics.training import SmallNetwork, Training, TrainingSet
 from apportion.parts.controls import Edges, Random
 from apportion.parts.masks.groups import Elements, Pixels
-from apportion.parts.subsets.trainer import Trainer, perceptron
+from apportion.parts.subsets.trainer import Trainer
 
 _PAPER = Paper(
     "Hooker, Erhan, Kindermans, Kim",
@@ -40,127 +38,26 @@ _CAUTIONS = (
     "What a map takes out is a picture too: the shape of the hole can tell the class, most of all where the label is "
     "explained.",
     "Blurred maps do better (Song et al. 2023): look at the edges, and at the map blurred.",
-    "All examples are to be judged at once: each batch of them trains all models anew.",
+    "All models are kept until an evaluation ends, since each of its batches is tested on them.",
 )
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class TrainingSet(Configurable):
-    """What models are trained on.
-
-    Attributes:
-        x: [n, ...] as the examples to be judged.
-        y: [n] classes, whole numbers from 0.
-
-    Raises:
-        ConfigError: no tensors, no class for each example, or none at all.
-    """
-
-    x: Tensor
-    y: Tensor
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("x", "y"):
-            if not isinstance(given := getattr(self, name), Tensor):
-                raise ConfigError(f"{kind_of(given)} as {name} of a TrainingSet", "a tensor", "use torch.as_tensor")
-        if self.y.ndim != 1 or len(self.y) != len(self.x) or not len(self.y) or self.y.is_floating_point():
-            raise ConfigError(
-                f"classes {tuple(self.y.shape)} of {self.y.dtype} for {len(self.x)} example(s)",
-                "one whole number each, and an example at least",
-                "give class indices",
-            )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TrainingSet) and self._bits == other._bits
-
-    def __hash__(self) -> int:
-        return hash(self._bits)
-
-    @property
-    def _bits(self) -> tuple[str, str]:
-        return digest(self.x), digest(self.y)
-
-
-@dataclass(frozen=True)
-class SmallNetwork(Configurable):
-    """Trains a small network from scratch: two convolutions for pictures, two hidden layers for everything else.
-
-    Convolutions of 3 × 3 with `width` and 2 `width` channels, ReLUs, means over 4 × 4 fields of the picture and a
-    linear layer; or `width` times 4 units in each hidden layer. Inputs are standardized by channel.
-
-    Attributes:
-        trainer: of the weights; its seed is replaced by that asked for.
-        width: of the layers.
-
-    >>> x, y = torch.tensor([[-1.0], [1.0]]).repeat(8, 1), torch.tensor([0, 1]).repeat(8)
-    >>> SmallNetwork(Trainer(epochs=30, lr=0.05))(x, y, 0)(x[:2]).argmax(1)
-    tensor([0, 1])
-    """
-
-    _positive = ("width",)
-
-    trainer: Trainer = Trainer(epochs=20, lr=3e-3)
-    width: int = 16
-
-    def __call__(self, x: Float[Tensor, "n *shape"], y: Int[Tensor, " n"], seed: int) -> nn.Module:
-        """Train on examples and their classes."""
-        wide = x.double().transpose(0, 1).flatten(1)
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        std = wide.std(1, correction=0)
-        mean, std = (t.to(x.dtype).reshape(shape) for t in (wide.mean(1), torch.where(std > 0, std, 1)))
-        classes = 1 + int(y.max())
-
-        def make() -> nn.Module:
-            if x.ndim != 4:
-                return perceptron(x[0].numel(), classes, 4 * self.width)
-            first = nn.Conv2d(x.shape[1], self.width, 3, padding=1)
-            second = nn.Conv2d(self.width, 2 * self.width, 3, padding=1)
-            last = nn.Linear(32 * self.width, classes)
-            pool = nn.AdaptiveAvgPool2d(4)
-            return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), pool, nn.Flatten(), last)
-
-        weights = replace(self.trainer, seed=seed).run(
-            make, ((x - mean) / std, y), lambda net, batch, _: F.cross_entropy(net(batch[0]), batch[1]), "a network"
-        )
-        with torch.device("meta"):
-            net = make()
-        net.load_state_dict(weights, assign=True)
-        return nn.Sequential(_Standard(mean, std), net).eval()
-
-
-class _Standard(nn.Module):
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.get_buffer("mean")) / self.get_buffer("std")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Retraining(Metric):
+class Retraining(Training):
     """Base of the metrics that train models on data changed by maps.
 
     Attributes:
-        train: the data they are trained on.
-        trainer: takes examples, classes and a seed, and gives a trained module.
         fractions: shares of each example's players.
-        seeds: how often each model is trained.
         squared: whether values are squared before they are ranked.
         groups: the players; see `ROAR`.
         labels: whether maps are of each example's label, not of the class the model has highest.
         beside: whether random and edge rankings are done as well.
     """
 
-    _positive = ("seeds",)
     _keep: ClassVar[bool]
 
-    train: TrainingSet
-    trainer: Callable[[Tensor, Tensor, int], nn.Module] = field(default=SmallNetwork())
+    trainer: Callable[[Tensor, Tensor, int], nn.Module] | None = SmallNetwork()
     fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    seeds: int = 5
     squared: bool = True
     groups: Groups | None = None
     labels: bool = False
@@ -171,23 +68,16 @@ class Retraining(Metric):
         name = type(self).__name__
         if not self.fractions or not all(0 < f < 1 for f in self.fractions):
             raise ConfigError(f"{name}(fractions={self.fractions})", "shares between 0 and 1", "write (.1, .5, .9)")
-        if not callable(self.trainer):
-            raise ConfigError(
-                f"{kind_of(self.trainer)} as trainer", "a function of x, y and a seed", "leave it out for the supplied"
-            )
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Explain both sets, change them, train and test."""
         y = self._admitted(q, truth)
-        own = self._correct(q, subject.explainer, y)
-        same = ("retrained unmodified", self.train, self.trainer, self.seeds, tuple(y.tolist()))
-        whole = q.once(same, lambda root: self._tested(root, self.train.x, root.x, y, "unmodified data"))
-        parts = {"correct": own, "unmodified": whole}
-        if self.beside:
-            others = {"random": Random(), **({"edges": Edges()} if q.x.ndim == 4 else {})}
-            for name, other in others.items():
-                key = (f"retrained {name}", self, tuple(y.tolist()))
-                parts[name] = q.once(key, lambda root, other=other: self._correct(root, other, y))
+        parts = {"correct": self._correct(q, subject.explainer, y)}
+        whole = ("unmodified", self.train, self.trainer, self.seeds, q.seed, str(q.x.device))
+        nets = q.for_all(whole, lambda: self._trained(q, self.train.x.to(q.x.device), "unmodified data"))
+        parts["unmodified"] = torch.stack([self.right(net, q.x, y, "unmodified data") for net in nets], 1)
+        for name, other in self._others(q).items():
+            parts[name] = self._correct(q, other, y)
         shares = torch.tensor(self.fractions, dtype=torch.float64)
         what = "share of players kept, highest first" if self._keep else "share of players removed, highest first"
         curves = {
@@ -196,7 +86,16 @@ class Retraining(Metric):
             if p.ndim == 3
         }
         curves["retrained"] = curves.pop("correct")
-        return Found(own.mean((1, 2)), curves, parts)
+        return Found(parts["correct"].mean((1, 2)), curves, parts)
+
+    def _others(self, q: Question) -> dict[str, Explainer]:
+        edges = {"edges": Edges()} if isinstance(q.x, Tensor) and q.x.ndim == 4 else {}
+        return {"random": Random(), **edges} if self.beside else {}
+
+    def trainings(self, q: Question, explainers: Sequence[Explainer]) -> int:
+        """Count a training for each seed, and with each of them one for every fraction and ranking."""
+        rankings = {key_of(e) for e in (*explainers, *self._others(q).values())}
+        return self.seeds * (1 + len(self.fractions) * len(rankings))
 
     def _admitted(self, q: Question, truth: Any) -> Int[Tensor, " B"]:
         x, y = q.x, torch.as_tensor(truth)
@@ -212,25 +111,38 @@ class Retraining(Metric):
 
     def _correct(self, q: Question, explainer: Explainer, y: Tensor) -> Float[Tensor, "B K S"]:
         """Tell which examples models get right that were trained on what this explainer leaves."""
-        train, of_train = self.train.x, self.train.y
-        ids = [f"training {i}" for i in range(len(train))]
-        sets = [
-            self._ranked(q, explainer, train.to(q.x.device), of_train, ids),
-            self._ranked(q, explainer, q.x, y, q.ids),
-        ]
-        found = []
-        for i, share in enumerate(self.fractions):
-            before, after = (self._changed(one, share) for one in sets)
-            found.append(self._tested(q, before, after, y, f"{share:g} by {type(explainer).__name__}"))
-            tick("fractions retrained", i + 1, len(self.fractions))
+        key = (self, key_of(explainer), q.seed, str(q.x.device))
+        trained, told = q.for_all(key, lambda: self._retrained(q, explainer))
+        warnings = dict(told)
+        ranked, found = self._ranked(q, explainer, q.x, y, q.ids, warnings), []
+        for share, nets in zip(self.fractions, trained, strict=True):
+            after = self._changed(ranked, share)
+            found.append(torch.stack([self.right(net, after, y, _changed_by(explainer, share)) for net in nets], 1))
+        for warning in warnings:
+            q.warn(warning)
         return torch.stack(found, 1)
 
-    def _ranked(self, q: Question, explainer: Explainer, x: Tensor, y: Tensor, ids: Any) -> tuple[Tensor, ...]:
+    def _retrained(self, q: Question, explainer: Explainer) -> tuple[list[list[nn.Module]], dict[str, None]]:
+        """Train on what this explainer leaves of the training set, for each fraction and seed."""
+        warnings: dict[str, None] = {}
+        ids = [f"training {i}" for i in range(len(self.train.x))]
+        ranked = self._ranked(q, explainer, self.train.x.to(q.x.device), self.train.y, ids, warnings)
+        found = []
+        for i, share in enumerate(self.fractions):
+            found.append(self._trained(q, self._changed(ranked, share), _changed_by(explainer, share)))
+            tick("fractions retrained", i + 1, len(self.fractions))
+        return found, warnings
+
+    def _trained(self, q: Question, x: Tensor, what: str) -> list[nn.Module]:
+        return [self.fitted(q, x, self.train.y, ("retraining", i), what) for i in range(self.seeds)]
+
+    def _ranked(
+        self, q: Question, explainer: Explainer, x: Tensor, y: Tensor, ids: Any, warnings: dict[str, None]
+    ) -> tuple[Tensor, ...]:
         """Rank the players of a set of examples: the examples, ranks, counts of players, and players of elements."""
         bound = q.field.bind(x, target=y.tolist() if self.labels else None, ids=ids, seed=q.seed)
         values = Subject(explainer).map(bound)
-        for warning in bound.warnings:
-            q.warn(warning)
+        warnings.update(dict.fromkeys(bound.warnings))
         groups = self.groups or (Elements() if values.shape == x.shape or x.ndim < 4 else Pixels())
         value = by_player(bound, values.square() if self.squared else values, groups)
         many = sizes(bound, groups).to(x.device)
@@ -249,26 +161,6 @@ class Retraining(Metric):
         train = tree.wide(self.train.x)
         mean = train.mean([d for d in range(train.ndim) if d != 1], keepdim=True).to(x)
         return torch.where(at, mean, x)
-
-    def _tested(self, q: Question, train: Tensor, test: Tensor, y: Tensor, what: str) -> Float[Tensor, "B S"]:
-        """Train with each seed, from scratch, and tell which examples are classified rightly."""
-        of_train, out = self.train.y.to(test.device), []
-        devices = [test.device] if test.is_cuda else []
-        for i in range(self.seeds):
-            seed = key_of(q.seed, "retraining", i) % 2**31
-            with torch.random.fork_rng(devices), torch.enable_grad():
-                torch.manual_seed(seed)
-                net = self.trainer(train.to(test.device), of_train, seed)
-            if not isinstance(net, nn.Module):
-                raise ConfigError(f"{kind_of(net)} from the trainer on {what}", "a torch.nn.Module", "return the model")
-            with torch.no_grad():
-                seen = torch.cat([net.eval()(rows) for rows in test.split(512)])
-            if not isinstance(seen, Tensor) or seen.ndim != 2:
-                raise InputError(
-                    f"outputs {tuple(seen.shape)} of a model retrained on {what}", "[B, classes]", "train a classifier"
-                )
-            out.append((seen.argmax(1) == y).double())
-        return torch.stack(out, 1)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
@@ -319,7 +211,8 @@ class ROAR(Retraining):
     they explain the label, which is then told to the retrained model by the holes.
 
     The trainer is any function of (x, y, seed) that gives a module; torch's own random numbers are seeded before it is
-    called and put back afterwards. The one supplied, `SmallNetwork`, is for small pictures and tables.
+    called and put back afterwards. `SmallNetwork` is for small pictures and tables; `FromScratch(model)` has the
+    architecture of yours. `ap.evaluate` trains once for all batches; `trainings` says how often.
 
     Attributes:
         train: the data models are trained on.
@@ -394,6 +287,10 @@ class KAR(Retraining):
     """
 
     _keep = True
+
+
+def _changed_by(explainer: Explainer, share: float) -> str:
+    return f"{share:g} by {type(explainer).__name__}"
 
 
 def accuracy_table(scores: Scores) -> list[dict[str, Any]]:

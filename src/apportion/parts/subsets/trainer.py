@@ -125,6 +125,31 @@ class Trainer(Configurable):
         first = like if like is not None else next(iter(tree.tensors(data if not given else next(iter(data)))))
         net = network(make)
         weights = {k: w.requires_grad_() for k, w in started(make, self.seed, first).items()}
+        self.fit(weights, lambda *a: net(weights, *a), data, loss, what)
+        return {k: w.detach() for k, w in weights.items()}
+
+    def fit(
+        self,
+        weights: Weights,
+        net: Callable[..., Any],
+        data: Any,
+        loss: Callable[[Callable[..., Any], Any, torch.Generator], Tensor],
+        what: str,
+    ) -> None:
+        """Train weights where they are.
+
+        Args:
+            weights: by name; all of them require gradient.
+            net: what the loss is called with.
+            data: as for `run`.
+            loss: likewise.
+            what: is trained.
+
+        Raises:
+            InputError: as there.
+            NonFiniteError: as there.
+        """
+        given = not isinstance(data, Tensor | dict | tuple)
         optimizer = torch.optim.AdamW(list(weights.values()), lr=self.lr, weight_decay=self.weight_decay)
         generator = torch.Generator().manual_seed(self.seed)
         done, total = 0, 0 if given else self.epochs * -(-tree.rows(data) // self.batch)
@@ -132,7 +157,7 @@ class Trainer(Configurable):
             before = done
             for batch in data if given else self._batches(data, generator):
                 with torch.enable_grad():
-                    value = loss(lambda *a: net(weights, *a), batch, generator)
+                    value = loss(net, batch, generator)
                     grads = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
                 for w, g in zip(weights.values(), grads, strict=True):
                     w.grad = g
@@ -151,7 +176,6 @@ class Trainer(Configurable):
                 "a training that converges",
                 "lower the trainer's lr, or bring the data to a scale of about 1",
             )
-        return {k: w.detach() for k, w in weights.items()}
 
     def _batches(self, data: Tree, generator: torch.Generator) -> Iterator[Tree]:
         order = torch.randperm(tree.rows(data), generator=generator)
