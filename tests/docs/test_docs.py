@@ -225,7 +225,7 @@ def test_example_runs() -> None:
     ("name", "told"),
     [
         ("table", ["patients are classified rightly", "no warning: the linear", "warning: held-out R²", "than 6 of"]),
-        ("evaluate", ["416 forward", "12 finished pairs", "not better than Edges", "dominated by"]),
+        ("evaluate", ["417 forward", "12 finished pairs", "not better than Edges", "dominated by"]),
         ("text", ["100% of the reviews", "LIME: 250 passes", "exact, by all subsets: 255 passes"]),
     ],
 )

@@ -64,6 +64,8 @@ def test_sensitivity_finds_the_saturated_unit() -> None:
     found = {type(m).__name__: Sensitivity()(field, x, m) for m in methods}
     assert {k: s.values.item() for k, s in found.items()} == {"Gradient": 0, "IntegratedGradients": 1, "Occlusion": 1}
     assert found["Gradient"].parts["features"].tolist() == [1]  # the other one changes nothing
+    grouped = Sensitivity()(field, x, ap.Occlusion(ap.groups.Labels(torch.tensor([0, 1]))))
+    assert grouped.values.item() == 1  # values on groups are laid on their elements
     flat = Sensitivity()(ap.Field(lambda x: 0 * x.sum(1) + 1), x, ap.Occlusion())
     assert flat.undefined["no feature changes the score alone"].all()
 

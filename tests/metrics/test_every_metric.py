@@ -61,8 +61,7 @@ def test_the_record_rebuilds_the_metric_and_its_cost_is_declared(m: Metric) -> N
     found = judged(m, X, slice(None))
     assert from_config(found.metric, dict(found.tensors)) == m
     q = ap.Field(NET).bind(X, ids=IDS)
-    told, times = m.passes(q), m.explanations(q)
-    told = told._replace(forward=told.forward + times, backward=told.backward + times)  # a gradient is a row each way
+    told = m.passes_with(q, ap.Gradient().passes(q))
     spent = (int(found.cost.forward.max()), int(found.cost.backward.max()), int(found.cost.at_x.max()))
     limit = (told.forward + told.once, told.backward + told.once_backward, told.at_x)
     if told.exact:
@@ -74,6 +73,35 @@ def test_the_record_rebuilds_the_metric_and_its_cost_is_declared(m: Metric) -> N
     known = found.values[~found.values.isnan()]
     assert low is None or bool((known >= low - 1e-9).all())
     assert high is None or bool((known <= high + 1e-9).all())
+
+
+UNTRAINED = [
+    m for m in METRICS if type(m).__name__ not in ("ROAR", "KAR", "LabelRandomization")
+]  # those train networks, which is no pass
+
+
+@pytest.mark.parametrize("m", UNTRAINED, ids=lambda m: type(m).__name__)
+def test_an_evaluation_tells_its_passes_beforehand(m: Metric) -> None:
+    """Also those of a method of several steps and a baseline, which some metrics ask again."""
+    x, methods = X[:2], {"it": ap.IntegratedGradients(quadrature=ap.quadrature.Gauss(2))}
+    asked: dict[str, Any] = {"truth": m.example_truth(X)[:2] if m.card.truth else None, "ids": IDS[:2]}
+    told = ap.evaluate(methods, ap.Field(NET), x, {"m": m}, dry_run=True, **asked)
+    found = ap.evaluate(methods, ap.Field(NET), x, {"m": m}, quiet=True, **asked)
+    own = m.passes(ap.Field(NET).bind(x, ids=IDS[:2]))
+    s = found.scores["it"]["m"]
+    costs = [found.costs["it"], s.cost, *(c.cost for c in s.controls.values())]
+    alike = 0 if m.card.judges is Judges.EXPLAINER else own.once * len(s.controls)
+    spent = (
+        int(torch.stack([c.forward + c.at_x for c in costs]).sum(0).max()) - alike
+    )  # which stands on every bill and is sent once
+    back = int(torch.stack([c.backward for c in costs]).sum(0).max())
+    if told.bound:
+        assert told.bound == "at most"
+        assert spent <= told.forward
+        assert back <= told.backward
+    else:
+        assert (spent, back) == (told.forward, told.backward)
+    assert bool(told.bound) <= (not own.exact)
 
 
 @pytest.mark.parametrize("m", METRICS, ids=NAMES)

@@ -143,7 +143,7 @@ def test_noisy_copies_are_averaged_before_maps_are_compared() -> None:
     for model in (net, copied):
         made = []
         for draw in range(4):
-            n = q.stream("noise of randomization").normal(x, torch.arange(2), torch.full((2,), draw))
+            n = q.stream("noise").normal(x, torch.arange(2), torch.full((2,), draw))
             span = (x.amax(1) - x.amin(1))[:, None]
             made.append(ap.Gradient()(ap.Field(model), x + 3.0 * span * n, target=0).values)
         means.append(torch.stack(made).mean(0))

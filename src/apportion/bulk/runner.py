@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -25,8 +26,8 @@ from apportion.core.errors import (
     RuleError,
     SiteError,
 )
-from apportion.core.explainer import Explainer
-from apportion.core.external import GivenMap
+from apportion.core.explainer import Explainer, Passes
+from apportion.core.external import External, GivenMap
 from apportion.core.field import Field
 from apportion.core.progress import progress, tick
 from apportion.core.question import Question
@@ -172,28 +173,55 @@ class Runner:
         """
         one = first.part(slice(0, 1))
         q = self._bind(one)
-        rows: list[tuple[str, int, int, str]] = []
+        told: dict[str, Passes] = {}
         for name, judged in self.judged.items():
-            if isinstance(judged, Attribution):
-                continue
-            try:
-                p = _of_rows(judged, one.rows).passes(q)
-            except ApportionError:  # it comes again when the method is asked
-                continue
-            rows.append((name, p.forward + p.once, p.backward + p.once_backward, "" if p.exact else "at most"))
-        alone = len(self.metrics) == 1  # several may share passes
+            if not isinstance(judged, Attribution):
+                with suppress(ApportionError):  # it comes again when the method is asked
+                    told[name] = _of_rows(judged, one.rows).passes(q)
+        keys = [set(_asked(self.judged[name], q)) for name in told]
+        rows = []
+        for (name, p), mine in zip(told.items(), keys, strict=True):
+            bound = "" if p.exact and sum(bool(mine & k) for k in keys) < 2 else "at most"  # others may ask the same
+            bound = "at least" if isinstance(self.judged[name], External) else bound
+            rows.append((name, p.forward + p.once, p.backward + p.once_backward, bound))
+        at_x = [any(p.at_x for p in told.values())]
         for name, metric in self.metrics.items():
-            try:
-                p = metric.passes(q)
-            except ApportionError:
+            with suppress(ApportionError):
+                own = metric.passes(q)
+                at_x.append(own.at_x > 0)
+                there, back, bound = self._of_metric(metric, own, q)
+                title = f"{name}, {len(self.judged)} times"
+                if trainings := metric.trainings(q, [j for j in self.judged.values() if isinstance(j, Explainer)]):
+                    title, bound = f"{title}, and {trainings} training(s) in all", "at least"  # which takes more
+                rows.append((title, there, back, bound))
+        known = int(q.cost.at_x[0])
+        first_of_all = ("f(x)", known, 0, "") if known else ("f(x)", sum(at_x), 0, "at most" if any(at_x) else "")
+        return Estimate((first_of_all, *rows), examples)
+
+    def _of_metric(self, metric: Metric, own: Passes, q: Question) -> tuple[int, int, str]:
+        """Count what a metric sends for all methods, and say what bound that is; several metrics may share passes."""
+        asks = metric.card.judges is Judges.EXPLAINER
+        times = 1 if asks else 0  # what serves every map is sent once
+        each = Passes(own.forward + max(0, own.at_x - 1) + times * own.once, own.backward + times * own.once_backward)
+        there, back = (0, 0) if asks else (own.once, own.once_backward)
+        exact, anew = own.exact and len(self.metrics) == 1, 0
+        for judged in self.judged.values():
+            there, back = there + each.forward, back + each.backward
+            if not asks:
                 continue
-            times = len(self.judged)
-            there, back = times * (p.forward + p.once), times * (p.backward + p.once_backward)
-            title = f"{name}, {times} times" + (", besides asking methods again" if _asks(metric) else "")
-            if trainings := metric.trainings(q, [j for j in self.judged.values() if isinstance(j, Explainer)]):
-                title += f", and {trainings} training(s) in all"
-            rows.append((title, there, back, "at least" if _asks(metric) else "" if p.exact and alone else "at most"))
-        return Estimate(tuple(rows), examples)
+            try:
+                p = Subject(judged).explainer.passes(q)
+            except ApportionError:  # a map that nothing can be asked about
+                exact = False
+                continue
+            more = metric.passes_with(q, p)
+            there += more.forward - own.forward + more.once - own.once
+            back += more.backward - own.backward + more.once_backward - own.once_backward
+            exact, anew = (
+                exact and more.exact and not isinstance(judged, External),
+                anew + bool(p.once or p.once_backward),
+            )
+        return there, back, "at most" if (there or back) and not (exact and anew < 2) else ""
 
     def run(self, data: Iterator[Batch], examples: int | None, store: Store | None) -> Iterator[tuple[str, Found]]:
         """Judge everything, and give what is found of each batch by each method as it comes.
@@ -363,8 +391,12 @@ def _silent(what: str, done: int, total: int) -> None:
     """Keep the progress of single passes from what listens to the whole."""
 
 
-def _asks(metric: Metric) -> bool:
-    return metric.card.judges is Judges.EXPLAINER
+def _asked(judged: Judged, q: Question) -> list[Hashable]:
+    """List what a method shares with others of a call."""
+    try:
+        return list(judged.asks(q)) if isinstance(judged, Explainer) else []
+    except Exception:  # it comes again when the method is asked
+        return []
 
 
 def _config(judged: Judged, tensors: dict[str, Tensor]) -> Json:

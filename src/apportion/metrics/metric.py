@@ -363,6 +363,21 @@ class Metric(Configurable):
         """Count the networks that are trained to judge some explainers, by however many batches; none unless told."""
         return 0
 
+    def questions(self, q: Question) -> int:
+        """Count the models and targets it is asked about; for each it does anew what it does once, as at baselines."""
+        return min(1, self.explanations(q))
+
+    def passes_with(self, q: Question, explainer: Passes) -> Passes:
+        """Count the rows evaluated per example, those of the explainer included where it is asked again."""
+        own, times, anew = self.passes(q), self.explanations(q), self.questions(q)
+        return own._replace(
+            forward=own.forward + times * (explainer.forward + explainer.at_x),
+            backward=own.backward + times * explainer.backward,
+            once=own.once + anew * explainer.once,
+            once_backward=own.once_backward + anew * explainer.once_backward,
+            exact=own.exact and (explainer.exact or not times),
+        )
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         """Configurations the conformance suite runs: small ones cover as much."""

@@ -107,7 +107,8 @@ class SingleDeletion(Removing):
     def passes(self, q: Question) -> Passes:
         """Count the cells, and the example itself."""
         count = sizes(q, self.players(q))
-        passes = Passes(1 + self.fill.draws * int(count.max()), 0, exact=self.fill.exact and len(count.unique()) == 1)
+        rows, alike = 1 + self.fill.draws * int(count.max()), len(count.unique()) == 1
+        passes = Passes(0, 0, once=rows, exact=self.fill.exact and alike)
         return self.fill.base.added_to(passes, scored=False) if isinstance(self.fill, Baselines) else passes
 
     @classmethod

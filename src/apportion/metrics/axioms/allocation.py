@@ -125,12 +125,15 @@ class _OfEffects(Metric):
 
     def passes(self, q: Question) -> Passes:
         """Count f_S(x) for each effect, and the baseline's row."""
-        count = self.explanations(q)
-        return Passes(count, 0, count + 1, once=1, exact=False)
+        return Passes(0, 0, self.explanations(q) + 1, once=1, exact=False)
 
     def explanations(self, q: Question) -> int:
         """Once for each effect; rows of an effect are several of the network's."""
         return sum(1 for _ in self.effects.split(q, players(q, self.groups)))
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

@@ -224,13 +224,12 @@ class Consistency(Metric):
         groups = players(q, self.groups)
         model = _Added(q.field.model, one_baseline(q, self.baseline), self.weight) if self.other is None else self.other
         other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
-        owner = torch.arange(len(q), device=q.device)
         plays, values, own = [], [], None
         for one in (q, other):
             game = Game(one, groups, Baselines(self.baseline))
             few(game.players, self.most)
             plays.append(torch.cat([game.value(block) for block in AllSubsets(self.most).blocks(game)], 1).double())
-            made = explained(subject, one.at(one.x, owner, torch.zeros_like(owner)))
+            made = explained(subject, one.at(one.x, one.owners, torch.zeros_like(one.owners)))
             values.append(by_player(one, made, groups).double())
             own = game.own.to(q.device)
         q.charge(other.account)
@@ -262,6 +261,10 @@ class Consistency(Metric):
     def explanations(self, q: Question) -> int:
         """Once for each model."""
         return 2
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

@@ -157,8 +157,7 @@ def shares(q: Question, subject: Subject, effects: Effects, groups: Groups | Non
         values, sizes, members = [], [], []
         for model, inside in effects.split(q, chosen):
             other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
-            owner = torch.arange(len(q), device=q.device)
-            made = explained(subject, other.at(other.x, owner, torch.zeros_like(owner)))
+            made = explained(subject, other.at(other.x, other.owners, torch.zeros_like(other.owners)))
             values.append(by_player(other, made, chosen).double())
             sizes.append(other.fx.double())
             members.append(inside)

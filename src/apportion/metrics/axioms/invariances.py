@@ -18,8 +18,9 @@ from apportion.core.question import Question
 from apportion.core.score import Logit
 from apportion.core.streams import key_of
 from apportion.core.tree import Tree
+from apportion.metrics.fidelity.copies import at_examples, of_model
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, as_asked, register
-from apportion.metrics.randomization.parameters import at_examples, explained, of_class
+from apportion.metrics.randomization.parameters import of_class
 from apportion.metrics.scores import Direction
 from apportion.planted import variants as equal
 
@@ -93,8 +94,9 @@ class ImplementationInvariance(Metric):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Make the other networks, and explain each."""
-        own = at_examples(q, subject.for_any_model)
-        far = {name: apart(own, explained(q, m, subject.for_any_model)) for name, m in self._others(q).items()}
+        _ = subject.for_any_model  # refuses functions
+        own = at_examples(subject, q)
+        far = {name: apart(own, of_model(subject, q, m)) for name, m in self._others(q).items()}
         worst = torch.stack(list(far.values())).amax(0)
         return Found(
             torch.where(worst.isinf(), torch.nan, worst),
@@ -125,6 +127,10 @@ class ImplementationInvariance(Metric):
     def explanations(self, q: Question) -> int:
         """Once for each network."""
         return 1 + len(self._others(q))
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
 
 @register(
@@ -183,9 +189,10 @@ class InputInvariance(Metric):
                 "normalize x beforehand, and leave both out of the field",
             )
         other = equal.shifted(model, x, self.shift, 1e-4).other
-        own = at_examples(q, subject.for_any_model)
+        _ = subject.for_any_model  # refuses functions
+        own = at_examples(subject, q)
         moved = q.field.with_model(other).bind(x + self.shift, as_asked(q.target), q.ids, q.seed)
-        far = apart(own, at_examples(moved, subject.for_any_model))
+        far = apart(own, at_examples(subject, moved))
         q.charge(moved.account)
         return Found(
             torch.where(far.isinf(), torch.nan, far), undefined={"a map of zeros beside one that is not": far.isinf()}
@@ -194,6 +201,10 @@ class InputInvariance(Metric):
     def explanations(self, q: Question) -> int:
         """Once for each network."""
         return 2
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
 
 @register(
@@ -254,11 +265,12 @@ class Linearity(Metric):
             )
         a, b = self.weights
         model, _ = _module(q, "Linearity")
-        own = at_examples(q, subject.for_any_model)
+        _ = subject.for_any_model  # refuses functions
+        own = at_examples(subject, q)
         second = of_class(q, (target[:, 0] + 1) % outputs.shape[1])
-        other = at_examples(second, subject.for_any_model)
+        other = at_examples(subject, second)
         q.charge(second.account)
-        mixed = explained(q, _Mixed(model, a, b), subject.for_any_model)
+        mixed = of_model(subject, q, _Mixed(model, a, b))
         far = apart(mixed, tree.apply(lambda u, v: a * u + b * v, own, other))
         return Found(
             torch.where(far.isinf(), torch.nan, far), undefined={"a map of zeros beside one that is not": far.isinf()}
@@ -267,6 +279,10 @@ class Linearity(Metric):
     def explanations(self, q: Question) -> int:
         """Once for each class, and for the sum."""
         return 3
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
 
 class _Mixed(nn.Module):
@@ -325,6 +341,7 @@ class Symmetry(Metric):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Draw pairs, make networks that are symmetric in them, and explain."""
+        _ = subject.for_any_model  # refuses functions
         model, x = _module(q, "Symmetry")
         count = x[0].numel()
         if count < 2:
@@ -338,7 +355,7 @@ class Symmetry(Metric):
             flat[:, [i, j]] = flat[:, [i, j]].mean(1, keepdim=True)
             both = q.field.with_model(_Exchanged(model, i, j))
             at = both.bind(flat.reshape(x.shape), as_asked(q.target), q.ids, q.seed)
-            values = fitted(at_examples(at, subject.for_any_model), x, subject.name)
+            values = fitted(at_examples(subject, at), x, subject.name)
             q.charge(at.account)
             v = values.expand(x.shape).flatten(1).double()
             size = v.abs().amax(1)
@@ -349,6 +366,10 @@ class Symmetry(Metric):
     def explanations(self, q: Question) -> int:
         """Once for each pair; each row is two of the network's own."""
         return self.pairs
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

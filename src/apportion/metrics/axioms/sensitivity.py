@@ -12,9 +12,9 @@ from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.card import Paper
 from apportion.core.explainer import Passes
-from apportion.core.external import fitted
 from apportion.core.game import Block, Fill, Game
 from apportion.core.question import Question
+from apportion.metrics.fidelity.copies import explained
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
 from apportion.metrics.ranking import by_player, players
 from apportion.metrics.scores import Direction
@@ -101,9 +101,7 @@ class Sensitivity(Metric):
             masks[torch.arange(len(owner)), chosen[owner.cpu(), column.cpu()]] = True
             points = tree.apply(lambda r: r[:, 0], game.rows(masks, owner, torch.zeros_like(column)))
             there_q = q.at(points, owner, column)
-            made = subject.explainer.explain(there_q).values
-            shaped = tree.apply(lambda v, r: fitted(v, r, subject.name), made, points)
-            part = by_player(there_q, shaped, groups).abs()
+            part = by_player(there_q, explained(subject, there_q), groups).abs()
             there = part.gather(1, chosen[owner.cpu(), column.cpu()].to(part.device)[:, None])[:, 0]
             got[owner, column] = there > self.least * part.amax(1)
         total = works.sum(1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,19 +15,35 @@ from apportion.core.external import fitted
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.metrics.metric import Subject
+from apportion.metrics.metric import Subject, as_asked
 from apportion.parts.noise import NoiseModel
 
 PURPOSE = "copies"
 """Of the random stream, which no method uses for noise of its own."""
 
 
-def explained(subject: Subject, q: Question) -> Tree:
-    """Ask the explainer about other rows: a map of each, shaped as those of the examples."""
+def asked(subject: Subject, q: Question) -> Tree:
+    """Ask the explainer about other rows: a map of each, where its elements are."""
     a = subject.explainer.explain(q)
-    if a.domain is Domain.GROUPS and a.groups is not None:
-        a = a.spread()
-    return tree.apply(lambda v, x: fitted(v, x, subject.name), a.values, q.x)
+    return a.spread().values if a.domain is Domain.GROUPS and a.groups is not None else a.values
+
+
+def explained(subject: Subject, q: Question) -> Tree:
+    """Ask about other rows, for maps shaped as those of the examples."""
+    return tree.apply(lambda v, x: fitted(v, x, subject.name), asked(subject, q), q.x)
+
+
+def at_examples(subject: Subject, q: Question) -> Tree:
+    """Ask about the examples themselves, on the account of the question."""
+    return asked(subject, q.at(q.x, q.owners, torch.zeros_like(q.owners)))
+
+
+def of_model(subject: Subject, q: Question, model: Any, ask: Callable[..., Tree] = at_examples) -> Tree:
+    """Ask about the same examples and classes of another model, on the same account."""
+    other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
+    values = ask(subject, other)
+    q.charge(other.account)
+    return values
 
 
 def copies(

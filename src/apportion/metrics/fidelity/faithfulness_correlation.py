@@ -93,7 +93,7 @@ class FaithfulnessCorrelation(Metric):
 
     def passes(self, q: Question) -> Passes:
         """Each subset once, at most."""
-        return self.fill.added_to(Passes(self.samples * self.fill.draws, 0, 0, exact=False))
+        return self.fill.added_to(Passes(0, 0, once=self.samples * self.fill.draws, exact=False))
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

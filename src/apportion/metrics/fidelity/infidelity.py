@@ -107,8 +107,8 @@ class Infidelity(Metric):
         )
 
     def passes(self, q: Question) -> Passes:
-        """Each perturbation once."""
-        return self.perturbation.baseline.added_to(Passes(self.perturbation.count(q), 0, 1), scored=False)
+        """Each perturbation once, whatever the number of maps."""
+        return self.perturbation.baseline.added_to(Passes(0, 0, 1, once=self.perturbation.count(q)), scored=False)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

@@ -118,7 +118,7 @@ class SensitivityN(Metric):
         """Each subset once, at most."""
         _, first = sizes(game(q, self.groups, self.fill).sizes, self.fractions)
         rows = int(first.sum(1).max()) * self.samples * self.fill.draws
-        return self.fill.added_to(Passes(rows, 0, 0, exact=False))
+        return self.fill.added_to(Passes(0, 0, once=rows, exact=False))
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

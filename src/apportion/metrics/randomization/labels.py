@@ -17,8 +17,8 @@ from apportion.core.explainer import Explainer
 from apportion.core.question import Question
 from apportion.core.streams import key_of
 from apportion.core.tree import Tree
+from apportion.metrics.fidelity.copies import at_examples, of_model
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
-from apportion.metrics.randomization.parameters import at_examples, explained
 from apportion.metrics.randomization.similarities import RankSimilarity, Similarity
 from apportion.metrics.scores import Direction
 from apportion.metrics.training import SmallNetwork, Training, TrainingSet
@@ -104,15 +104,15 @@ class LabelRandomization(Training):
                 f"[B, ...] as {tuple(self.train.x.shape)}",
                 "judge examples of the same kind",
             )
-        explainer = subject.for_any_model
+        _ = subject.for_any_model  # refuses functions
         if self.other:
-            own = [at_examples(q, explainer)] * len(self.other)
+            own = [at_examples(subject, q)] * len(self.other)
             nets, accuracies = self.other, {}
         else:
             key = ("labels", self.train, self.trainer, self.seeds, q.seed, str(q.inputs.device))
             true, nets, accuracies = q.for_all(key, lambda: self._trained(q))
-            own = [explained(q, net, explainer) for net in true]
-        made = [explained(q, net, explainer) for net in nets]
+            own = [of_model(subject, q, net) for net in true]
+        made = [of_model(subject, q, net) for net in nets]
         if self.other:
             accuracies = q.for_all(("labels", self.train, self.other), lambda: self._accuracy(q))
         parts = {
@@ -160,6 +160,10 @@ class LabelRandomization(Training):
     def explanations(self, q: Question) -> int:
         """Once for each network."""
         return 1 + len(self.other) if self.other else 2 * self.seeds
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

@@ -12,47 +12,18 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.card import Paper
 from apportion.core.errors import InputError, kind_of
-from apportion.core.explainer import Explainer, Passes
+from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, as_asked, register
+from apportion.metrics.fidelity.copies import at_examples, of_model
+from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
 from apportion.metrics.randomization.layers import Draw, randomize, restore, with_layers
 from apportion.metrics.randomization.similarities import RankSimilarity, Similarity
 from apportion.metrics.scores import Curve, Direction
+from apportion.parts.copies import moments
+from apportion.parts.noise import Gaussian
 
 _PAPER = Paper("Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim", 2018, "Sanity checks for saliency maps", "NeurIPS")
-
-
-def _noisy(q: Question, explainer: Explainer, samples: int, noise: float) -> Tree:
-    """Explain the examples, or the mean over noisy copies of them; noise as a share of each example's range."""
-    if not samples:
-        return explainer.explain(q.at(q.x, q.owners, torch.zeros(len(q), dtype=torch.long))).values
-    sums: Tree = None
-    for draw in range(samples):
-        at = torch.full((len(q),), draw, dtype=torch.long)
-
-        def add(x: Tensor, n: Tensor) -> Tensor:
-            flat = x.flatten(1)
-            span = (flat.amax(1) - flat.amin(1)).reshape(-1, *[1] * (x.ndim - 1))
-            return x + noise * span * n
-
-        copies = tree.apply(add, q.x, q.stream("noise of randomization").normal(q.x, torch.arange(len(q)), at))
-        made = explainer.explain(q.at(copies, q.owners, at)).values
-        sums = made if sums is None else tree.apply(torch.add, sums, made)
-    return tree.apply(lambda v: v / samples, sums)
-
-
-def at_examples(q: Question, explainer: Explainer) -> Tree:
-    """Explain the examples, on the account of the question."""
-    return _noisy(q, explainer, 0, 0.0)
-
-
-def explained(q: Question, model: Any, explainer: Explainer, samples: int = 0, noise: float = 0.0) -> Tree:
-    """Explain the same examples and classes of another model, on the same account."""
-    other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
-    values = _noisy(other, explainer, samples, noise)
-    q.charge(other.account)
-    return values
 
 
 def of_class(q: Question, target: Tensor) -> Question:
@@ -122,21 +93,22 @@ class ParameterRandomization(Metric):
     samples: int = 0
     noise: float = 0.1
 
-    _not_negative = ("samples", "noise")
+    _not_negative = ("samples",)
+    _positive = ("noise",)
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Explain the network, randomize a stage, explain again, and so on."""
-        explainer = subject.for_any_model
+        _ = subject.for_any_model  # refuses functions
         model, layers = with_layers(q.field)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         parts = self._stages(layers)
-        own = _noisy(q, explainer, self.samples, self.noise)
+        own = self._maps(subject, q)
         found = []
         for stage in parts:
             if self.order == "independent":
                 restore(model, learned)
             randomize(model, stage, self.draw, q.seed, learned)
-            made = explained(q, model, explainer, self.samples, self.noise)
+            made = of_model(subject, q, model, self._maps)
             found.append(self.similarity(own, made))
         y = torch.stack(found, 1)
         none = y.isnan().any(1)
@@ -145,6 +117,11 @@ class ParameterRandomization(Metric):
             curves={"similarity": Curve(torch.arange(1.0, len(parts) + 1, device=y.device), y, "stage", "similarity")},
             undefined={"a constant map": none},
         )
+
+    def _maps(self, subject: Subject, q: Question) -> Tree:
+        if not self.samples:
+            return at_examples(subject, q)
+        return moments(q, subject.explainer, Gaussian(self.noise), self.samples, "noisy copies").mean
 
     def _stages(self, layers: list[tuple[str, list[str]]]) -> list[list[str]]:
         names = [own for _, own in layers]
@@ -155,7 +132,11 @@ class ParameterRandomization(Metric):
 
     def explanations(self, q: Question) -> int:
         """Once for the network and once for each stage, each time all noisy copies."""
-        return (1 + len(self._stages(with_layers(q.field)[1]))) * (self.samples or 1)
+        return self.questions(q) * (self.samples or 1)
+
+    def questions(self, q: Question) -> int:
+        """Count the network, and that of each stage."""
+        return 1 + len(self._stages(with_layers(q.field)[1]))
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
@@ -211,11 +192,12 @@ class EffectiveRandomization(Metric):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Explain both networks, and count."""
+        _ = subject.for_any_model  # refuses functions
         model, layers = with_layers(q.field)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
-        before = _entropy(at_examples(q, subject.for_any_model), self.bins)
-        after = _entropy(explained(q, model, subject.for_any_model), self.bins)
+        before = _entropy(at_examples(subject, q), self.bins)
+        after = _entropy(of_model(subject, q, model), self.bins)
         none = before == 0
         return Found(
             torch.where(none, torch.nan, (after - before) / before),
@@ -226,6 +208,10 @@ class EffectiveRandomization(Metric):
     def explanations(self, q: Question) -> int:
         """Once for each network."""
         return 2
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
@@ -294,12 +280,12 @@ class RandomLogit(Metric):
         others = outputs.shape[1] - 1
         owner = torch.arange(len(q))
         drawn = q.stream("other classes").uniform(torch.zeros(len(q), others), owner, 0 * owner).argsort(1)
-        own = at_examples(q, subject.explainer)
+        own = at_examples(subject, q)
         found = []
         for k in range(min(self.classes or others, others)):
             rank = drawn[:, k].to(target.device)
             other = of_class(q, rank + (rank >= target[:, 0]))
-            found.append(self.similarity(own, at_examples(other, subject.explainer)))
+            found.append(self.similarity(own, at_examples(subject, other)))
             q.charge(other.account)
         y = torch.stack(found, 1)
         return Found(y.mean(1), parts={"each": y}, undefined={"a constant map": y.isnan().any(1)})
@@ -313,6 +299,10 @@ class RandomLogit(Metric):
         with q.uncounted():
             outputs = q.outputs(q.x[:1], q.owners[:1])  # pyright: ignore[reportArgumentType, reportIndexIssue]
         return 1 + min(self.classes or outputs.shape[1], outputs.shape[1] - 1)
+
+    def questions(self, q: Question) -> int:
+        """As many."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
