@@ -4,7 +4,7 @@ from apportion.metrics.ablation.deletion import DeletionAUC, InsertionAUC, Inser
 from apportion.metrics.ablation.drops import AverageDrop, AverageDropInDeletion, AverageGain, IncreaseInConfidence
 from apportion.metrics.ablation.information import PNG, Information, MultiScaleSSIM, WebP, Zlib
 from apportion.metrics.ablation.pic import AIC, SIC
-from apportion.metrics.ablation.regions import ABPC, AOPC, LeRF, MoRF
+from apportion.metrics.ablation.regions import ABPC, AOPC, Degradation, LeRF, MoRF, rescaled
 from apportion.metrics.ablation.retraining import KAR, ROAR, accuracy_table
 from apportion.metrics.ablation.road import ROAD
 from apportion.metrics.ablation.single_deletion import SingleDeletion
@@ -78,6 +78,7 @@ __all__ = [
     "Continuity",
     "Correlation",
     "Curve",
+    "Degradation",
     "DeletionAUC",
     "Direction",
     "Dummy",
@@ -156,4 +157,5 @@ __all__ = [
     "names",
     "rank_methods",
     "register",
+    "rescaled",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,12 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.card import Paper
+from apportion.core.errors import ConfigError, InputError
 from apportion.core.question import Question
-from apportion.metrics.ablation.curves import Counts, Stepwise, drawn, height, new
+from apportion.metrics.ablation.curves import Counts, Stepwise, area, drawn, height, new
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.ranking import players
-from apportion.metrics.scores import Curve, Direction
+from apportion.metrics.scores import Curve, Direction, Scores
 from apportion.parts.baselines import NetworkZero, UniformNoise
 from apportion.parts.masks.fills import Baselines, Fill
 from apportion.parts.masks.groups import Squares
@@ -45,13 +46,15 @@ class RegionPerturbation(Stepwise):
         limit: L, the regions that go at most; None for all.
     """
 
+    _side: ClassVar[int] = 9
+
     fill: Fill = Baselines(UniformNoise())
     limit: int | None = 100
 
     def players(self, q: Question) -> Groups:
         """Choose the regions."""
         if self.groups is None and isinstance(q.x, Tensor) and q.x.ndim == 4:
-            return Squares(9)
+            return Squares(self._side)
         return players(q, self.groups)
 
     def stride(self, q: Question) -> int:
@@ -65,6 +68,10 @@ class RegionPerturbation(Stepwise):
     @abstractmethod
     def combined(self, *heights: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Make one number of the score at x and of each curve's mean height."""
+
+    def level(self, gone: Counts, y: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+        """Make one number of a curve."""
+        return height(gone, y)
 
     def counts(self, q: Question) -> tuple[Counts, bool]:
         """Lay out the points."""
@@ -82,7 +89,7 @@ class RegionPerturbation(Stepwise):
         for lowest in self.orders():
             y = removals(gone, lowest)
             name, first = ("LeRF", "lowest") if lowest else ("MoRF", "highest")
-            heights.append(height(gone, y))
+            heights.append(self.level(gone, y))
             y, what = y.masked_fill(~new(gone, y), torch.nan), f"share of players removed, {first} first"
             curves[name] = drawn(removals.share(gone, y), y, what, self.score)
         at_x = tree.wide(removals(gone[:, :1])[:, 0])  # known by now
@@ -234,3 +241,130 @@ class ABPC(RegionPerturbation):
     def combined(self, *heights: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         _, morf, lerf = heights
         return lerf - morf
+
+
+@register(
+    MetricCard(
+        title="Degradation",
+        paper=Paper(
+            "Schulz, Sixt, Tombari, Landgraf",
+            2020,
+            "Restricting the flow: information bottlenecks for attribution",
+            "ICLR",
+        ),
+        intent="The area between the curves for the least and the most relevant tiles, of what there is to lose.",
+        direction=Direction.HIGHER,
+        chance="0",
+        cost="2 rows a tile: one for each order, and both ends",
+        cautions=("Tiles of one color take pictures away from the data; judge a random map beside.",),
+    )
+)
+@dataclass(frozen=True)
+class Degradation(RegionPerturbation):
+    """The integral between both curves of tiles replaced, rescaled by what the data's pictures have to lose.
+
+    ∫ [s(least first) - s(most first)] over the share of tiles gone, by trapezoids, with s = (f - b) / (t₁ - b): t₁ is
+    the mean score of the pictures and b that of pictures without any tile, both over the data. They are not known
+    while examples are judged one by one, so values are in units of f; `ap.metrics.rescaled` of all scores brings them
+    to those of the source, and so do `full` and `empty` from the start. As t₁ and b know nothing of maps, the order of
+    methods is the same. Both curves have the same ends, so this is `ABPC` (L + 1) / L at the same settings.
+
+    `parts` has each example's score before and after, `full` and `empty`.
+
+    Attributes:
+        groups: the tiles; squares of 8 × 8 pixels unless given, and `Squares(14)` for the source's other setting.
+        fill: what stands in their place; the mean color, zeros where the network reads, as in code for the source.
+        full: t₁, if known.
+        empty: b, if known.
+        limit: None, since b is the score when all is gone.
+
+    Raises:
+        ConfigError: one of `full` and `empty` alone, nothing to lose between them, or a limit.
+
+    Source: Schulz et al. (2020), section 4.
+
+    >>> import apportion as ap, torch
+    >>> field, x = ap.Field(lambda x: x.sum(1)), torch.tensor([[1.0, 2.0, 3.0]])
+    >>> found = Degradation(fill=ap.fills.Baselines(ap.baselines.Zero()), score=ap.Logit())(field, x, x)
+    >>> round(found.values.item(), 3), round(ap.metrics.rescaled(found).values.item(), 3)
+    (1.333, 0.222)
+    """
+
+    _side = 8
+
+    fill: Fill = Baselines(NetworkZero())
+    limit: int | None = None
+    full: float | None = None
+    empty: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None:
+            raise ConfigError(f"Degradation(limit={self.limit})", "None, since b is the score of nothing", "use ABPC")
+        if (self.full is None) != (self.empty is None):
+            raise ConfigError("one of full and empty alone", "both, or none", "give both, or use ap.metrics.rescaled")
+        if self.full is not None and self.empty is not None and self.full <= self.empty:
+            raise ConfigError(
+                f"Degradation(full={self.full}, empty={self.empty})", "something to lose", "give full above empty"
+            )
+
+    def orders(self) -> tuple[bool, ...]:
+        return (False, True)
+
+    def combined(self, *heights: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        _, morf, lerf = heights
+        return lerf - morf
+
+    def level(self, gone: Counts, y: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+        return area(gone.to(y.device, torch.float64), y)
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        """Remove tile by tile, and note both ends."""
+        found, gone = super().measure(q, subject, truth), self.until(q)
+        ends = tree.wide(self.removals(q, subject)(gone[:, [0, -1]]))
+        parts = {**found.parts, "full": ends[:, 0], "empty": ends[:, 1]}
+        if self.full is None or self.empty is None:
+            return replace(found, parts=parts)
+        return replace(found, **_in_units(found, self.full, self.empty), parts=parts)
+
+    @classmethod
+    def variants(cls) -> tuple[Metric, ...]:
+        """Give small squares, and pixels in known units."""
+        return cls(groups=Squares(2)), cls(Squares(1), step=7, full=0.9, empty=0.1)
+
+
+def _in_units(found: Found | Scores, full: float, empty: float) -> dict[str, Any]:
+    """Give values and curves in units of what there is to lose."""
+    lost = full - empty
+    curves = {
+        name: replace(c, y=(c.y - empty) / lost, y_label=f"{c.y_label}, rescaled") for name, c in found.curves.items()
+    }
+    return {"values": found.values / lost, "curves": curves}
+
+
+def rescaled(scores: Scores) -> Scores:
+    """Bring scores of `Degradation` to the source's units, by t₁ and b of the examples judged, those of controls alike.
+
+    Intervals of the result take both as known.
+
+    Args:
+        scores: of all examples.
+
+    Returns:
+        What `Degradation(full=t₁, empty=b)` would have found.
+
+    Raises:
+        InputError: scores of another metric, or rescaled already; pictures that have nothing to lose.
+    """
+    if not {"full", "empty"} <= scores.parts.keys() or scores.metric.get("full") is not None:
+        raise InputError(f"scores of {scores.name}", "those of Degradation() without full and empty", "judge by it")
+    full, empty = (float(scores.parts[name].nanmean()) for name in ("full", "empty"))
+    if not full > empty:
+        raise InputError(
+            f"a mean score of {full:g} that is {empty:g} with all tiles gone",
+            "something to lose",
+            "choose another fill",
+        )
+    config = scores.metric | {"full": full, "empty": empty}
+    controls = {name: replace(c, metric=config, **_in_units(c, full, empty)) for name, c in scores.controls.items()}
+    return replace(scores, metric=config, controls=controls, **_in_units(scores, full, empty))
