@@ -128,3 +128,30 @@ def test_architectures_that_cannot_start_anew_are_refused() -> None:
     with pytest.raises((ConfigError, TypeError), match="network"):
         FromScratch("net")  # pyright: ignore
     assert SmallNetwork() == SmallNetwork()
+
+
+def test_without_a_trainer_the_architecture_is_that_of_the_model_explained() -> None:
+    net = nn.Linear(4, 2).double().eval()
+    small = {"train": TrainingSet(X, Y), "trainer": None, "fractions": (0.5,), "seeds": 1, "beside": False}
+    q = ap.Field(net).bind(X[:3])
+    found = ROAR(**small).judge(q, ap.metrics.Subject(ap.Gradient()), Y[:3])
+    trained = [m for held in q.lasting.values() for m in (held[0][0] if isinstance(held, tuple) else held)]
+    assert [type(m) for m in trained] == [nn.Linear] * 2
+    assert all(m is not net for m in trained)
+    assert len(found) == 3
+    with pytest.raises(ConfigError, match="trained anew"):
+        ROAR(**small)(FIELD, X[:3], ap.Gradient(), truth=Y[:3])
+
+
+def test_an_evaluation_that_goes_on_finds_what_it_would_have_found(tmp_path: Any) -> None:
+    m = ROAR(train=TrainingSet(X, Y), trainer=(count := Counting()), fractions=(0.5,), seeds=1, beside=False)
+    options: dict[str, Any] = {"truth": Y[:6], "batch": 3, "quiet": True, "ids": range(6), "controls": []}
+    whole = ap.evaluate(["gradient"], FIELD, X[:6], {"m": m}, **options)
+    ap.evaluate(["gradient"], FIELD, X[:6], {"m": m}, **options, out=tmp_path)
+    last = sorted(p for p in tmp_path.rglob("*") if p.is_file() and "1" in p.name)
+    assert last
+    last[-1].unlink()
+    again = ap.evaluate(["gradient"], FIELD, X[:6], {"m": m}, **options, out=tmp_path)
+    assert torch.equal(whole.scores["gradient"]["m"].values, again.scores["gradient"]["m"].values)
+    assert len(count.seeds) == 3 * 2  # it trains again, by the same seeds
+    assert len(set(count.seeds)) == 1
