@@ -74,6 +74,7 @@ def evaluate(
     Raises:
         ConfigError: what is no method or metric; two of one name; a truth that is missing or not needed; a folder
             of other settings or other data.
+        BaselineError: a metric that removes features to noise between bounds, as `aopc` does, of a field without.
         InputError: no data, or a number of entries that is not that of the examples.
 
     >>> import torch, apportion as ap
@@ -99,6 +100,7 @@ def evaluate(
     if isinstance(truth, Mapping) and not set(truth) <= set(by):
         raise ConfigError(f"truth for {sorted(set(truth) - set(by))}", f"of {sorted(by)}", "name the metrics")
     runner = Runner(field, judged, by, beside, number, strict)
+    runner.check()
     batches = examples(data, size, target, truth, ids)
     first = next(batches, None)
     if first is None:

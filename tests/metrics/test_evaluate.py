@@ -20,11 +20,12 @@ from apportion.bulk import runner as runners
 from apportion.bulk.store import Store
 from apportion.core.attribution import Attribution
 from apportion.core.config import from_config
-from apportion.core.errors import ConfigError, InputError, RegistryError, RuleError
+from apportion.core.errors import BaselineError, ConfigError, InputError, RegistryError, RuleError
 from apportion.core.external import Unregistered
 from apportion.core.question import Question
 from apportion.metrics import Curve, Direction, Found, Judges, Metric, MetricCard, Scores, Subject
 from apportion.metrics.ranking import order
+from apportion.metrics.scores import told_once
 
 PAPER = ap.Paper("Nobody", 2020, "For tests", "none")
 
@@ -512,6 +513,36 @@ def test_the_passes_are_told_beforehand(capsys: pytest.CaptureFixture[str]) -> N
     assert estimate.forward == int(spent) + int(found.costs["ig"].at_x[0])
     assert estimate.backward == int(found.costs["ig"].backward[0])
     assert f"{7 * estimate.forward} + {7 * estimate.backward} for 7 example(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "metric", ["aopc", ap.metrics.InsertionDeletion(ap.metrics.InsertionAUC(fill=ap.metrics.AOPC().fill))]
+)
+def test_noise_between_bounds_that_no_one_declared_is_an_error_before_anything_runs(metric: Any) -> None:
+    def never(x: Tensor) -> Tensor:
+        raise AssertionError
+
+    name = metric if isinstance(metric, str) else "InsertionDeletion"
+    with pytest.raises(BaselineError, match=rf"{name}: UniformNoise[\s\S]*bounds=\(0, 1\)[\s\S]*another fill"):
+        ap.evaluate(["gradient"], ap.Field(never), X, [metric])
+    known = run(X[:2], ["gradient"], [metric], field=ap.Field(NET, bounds=(0, 1)))
+    assert not bool(known.scores["gradient"][name].values.isnan().any())
+
+
+def test_warnings_do_not_depend_on_batches() -> None:
+    """Nor do they come once for each batch."""
+    flat = X.clone()
+    flat[1:, :, :4] = 0
+
+    def warned(batch: int) -> tuple[str, ...]:
+        found = run(flat, ["gradient_times_input"], [ap.metrics.DeletionAUC()], batch=batch)
+        return found.scores["gradient_times_input"]["DeletionAUC"].warnings
+
+    assert warned(1) == warned(3) == warned(7)
+    assert len(warned(7)) == 1
+    told = told_once(["2 of 3 fail", "1 of 4 fail", "2 of 3 fail", "other"])
+    assert told == told_once([*told, "7 of 8 fail"])
+    assert told == ("2 of 3 fail (and the like of other examples)", "other")
 
 
 def test_progress_counts_examples_times_methods() -> None:

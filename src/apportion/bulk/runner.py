@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -16,9 +16,10 @@ from apportion.bulk.examples import Batch, mark, taken
 from apportion.bulk.store import Store
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Cost
-from apportion.core.config import Json, digest, to_config
+from apportion.core.config import Configurable, Json, digest, to_config
 from apportion.core.errors import (
     ApportionError,
+    BaselineError,
     ConfigError,
     InputError,
     ModelError,
@@ -33,7 +34,8 @@ from apportion.core.progress import progress, tick
 from apportion.core.question import Question
 from apportion.core.together import answered, named
 from apportion.metrics.metric import Judges, Metric, Subject, as_asked, in_common
-from apportion.metrics.scores import Scores
+from apportion.metrics.scores import Scores, told_once
+from apportion.parts.baselines import Baseline
 
 _OF_THE_MODEL = (ConfigError, ModelError, NoGradientPathError, RuleError, SiteError)
 """Errors that no other example would be spared."""
@@ -127,6 +129,21 @@ class Runner:
         self.tensors: dict[str, Tensor] = {}
         self.configs = {n: _config(j, self.tensors) for n, j in self.judged.items()}
         self._lasting: dict[Hashable, Any] = {}
+
+    def check(self) -> None:
+        """Refuse metrics that no example could be judged by.
+
+        Raises:
+            BaselineError: what stands for removed features needs bounds that the field does not declare.
+        """
+        for name, metric in self.metrics.items():
+            for part in _parts(metric):
+                if isinstance(part, Baseline):
+                    try:
+                        part.check(self.field)
+                    except BaselineError as error:
+                        told = f"{name}: {error.given}"
+                        raise BaselineError(told, error.expected, f"{error.do}, or give {name} another fill") from error
 
     def settings(self, weighed: bool) -> dict[str, Json]:
         """Say what results depend on besides the data.
@@ -373,7 +390,7 @@ def join(found: Sequence[Found]) -> Found:
     return Found(
         {n: Scores.join([f.scores[n] for f in found]) for n in found[0].scores},
         Cost(forward, backward, at_x),
-        tuple(dict.fromkeys(w for f in found for w in f.warnings)),
+        told_once(w for f in found for w in f.warnings),
     )
 
 
@@ -389,6 +406,15 @@ def _digests(config: Json) -> Iterator[str]:
 
 def _silent(what: str, done: int, total: int) -> None:
     """Keep the progress of single passes from what listens to the whole."""
+
+
+def _parts(made: Any) -> Iterator[Configurable]:
+    """Go over what something is made of, at any depth."""
+    for held in (getattr(made, f.name) for f in fields(made)):
+        for part in held if isinstance(held, tuple) else (held,):
+            if isinstance(part, Configurable) and is_dataclass(part):
+                yield part
+                yield from _parts(part)
 
 
 def _asked(judged: Judged, q: Question) -> list[Hashable]:

@@ -380,7 +380,7 @@ class Game:
         q, out, start = self.question, [], 0
         inner = masks.bool().any(1) & ~(masks == self.own[owner]).all(1)
         self.evaluated += torch.bincount(owner[inner], minlength=len(q))
-        draw = torch.from_numpy(_hashed(masks))
+        draw = torch.from_numpy(hashed(masks))
         self._expect(_gone(masks), owner)
         while start < len(owner):
             size = max(1, q.field.chunk // int(getattr(self.fill, "draws", 1)))
@@ -627,7 +627,7 @@ def _gone(mask: Tensor) -> Tensor:
     return ~mask if mask.dtype == torch.bool else mask < 0.5
 
 
-def _hashed(masks: Tensor) -> np.ndarray:
+def hashed(masks: Tensor) -> np.ndarray:
     """Number coalitions by what they are; absent players behind the last one present change nothing."""
     raw = masks.numpy()
     raw = np.packbits(raw, axis=1) if raw.dtype == bool else np.ascontiguousarray(raw, "<f4").view(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -285,7 +286,7 @@ class Scores:
                 for w in sorted(reasons)
             },
             controls={k: Scores.join([p.controls[k] for p in parts]) for k in first.controls if k in shared},
-            warnings=tuple(dict.fromkeys(w for p in parts for w in p.warnings)),
+            warnings=told_once(w for p in parts for w in p.warnings),
             tensors={k: t for p in parts for k, t in p.tensors.items()},
         )
 
@@ -370,3 +371,12 @@ def _joined_curve(found: Sequence[Curve | None], parts: Sequence[Scores]) -> Cur
 
 
 __all__ = ["Curve", "Direction", "Scores", "Summary", "by_category", "counts"]
+
+
+def told_once(warnings: Iterable[str]) -> tuple[str, ...]:
+    """Give each warning once; of those of several batches that differ in numbers alone, the first."""
+    more = " (and the like of other examples)"
+    found: dict[str, list[str]] = {}
+    for warning in dict.fromkeys(warnings):
+        found.setdefault(re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", warning.removesuffix(more)), []).append(warning)
+    return tuple(w[0].removesuffix(more) + more if len(w) > 1 else w[0] for w in found.values())

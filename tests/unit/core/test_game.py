@@ -391,15 +391,15 @@ def test_masks_that_are_none(x: Tensor, masks: Any, where: Any, told: str) -> No
 def test_coalitions_draw_by_numbers_of_their_own() -> None:
     """No two of 2^16 coalitions, nor of those with two of 300 players absent, have the same number."""
     small = torch.tensor([[s >> i & 1 for i in range(16)] for s in range(1 << 16)]).bool()
-    assert len(set(core_game._hashed(small).tolist())) == 1 << 16
+    assert len(set(core_game.hashed(small).tolist())) == 1 << 16
     i, j = torch.triu_indices(300, 300, 1)
     wide = torch.ones(len(i), 300, dtype=torch.bool)
     wide[torch.arange(len(i)), i] = False
     wide[torch.arange(len(i)), j] = False
-    assert len(set(core_game._hashed(wide).tolist())) == len(i)
-    assert len(set(core_game._hashed(wide[:2000].float() / 3).tolist())) == 2000
+    assert len(set(core_game.hashed(wide).tolist())) == len(i)
+    assert len(set(core_game.hashed(wide[:2000].float() / 3).tolist())) == 2000
     longer = torch.cat([small[:99], torch.zeros(99, 200, dtype=torch.bool)], 1)
-    assert (core_game._hashed(longer) == core_game._hashed(small[:99])).all()
+    assert (core_game.hashed(longer) == core_game.hashed(small[:99])).all()
 
 
 def test_windows_of_a_fixed_fill_are_told_before_they_are_played() -> None:

@@ -100,8 +100,8 @@ class Removals:
             q.warn("a single player: there is nothing to rank, and every map gets the same curve")
         if bool((self.ties > 0.5).any()):
             q.warn(
-                f"more than half of the players of {int((self.ties > 0.5).sum())} example(s) have the value of another "
-                "one; they are ranked at random"
+                "more than half of the players of an example have the value of another one; they are ranked at random: "
+                "see parts['ties']"
             )
 
     def __call__(self, gone: Counts, lowest: bool = False) -> Float[Tensor, "B K"]:

@@ -191,7 +191,7 @@ def reveal(q: Question, values: Tree, thresholds: tuple[float, ...], fraction: f
         tick("pictures revealed", i + 1, len(images))
     some = ties(value)
     if bool((some > 0.5).any()):
-        q.warn(f"more than half of the pixels of {int((some > 0.5).sum())} example(s) have the value of another one")
+        q.warn("more than half of the pixels of an example have the value of another one: see parts['ties']")
     made = torch.from_numpy(np.stack(pictures)).permute(0, 1, 4, 2, 3)
     return Revealed(made, shown.double().mean(2), some)
 

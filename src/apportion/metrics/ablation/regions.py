@@ -40,7 +40,8 @@ class RegionPerturbation(Stepwise):
 
     Attributes:
         groups: the regions; squares of 9 × 9 pixels of pictures, else single elements, unless given.
-        fill: what they are replaced with; noise needs `Field(bounds=...)`.
+        fill: what they are replaced with; noise between the bounds, which only the user knows: `Field(bounds=...)`
+            declares them, and the range of a batch would make scores depend on it.
         score: what is watched, at every point of the curve.
         step: regions at a time; one unless given.
         limit: L, the regions that go at most; None for all.

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.errors import BaselineError
+from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.parts.baselines.simple import Baseline, needed_bounds
+from apportion.parts.baselines.simple import Baseline, needed_bounds, no_bounds
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class _Ends(Baseline):
                 "both with low < high, or neither",
                 "give both ends, or leave both out to take the field's bounds",
             )
+
+    def check(self, field: Field) -> None:
+        if self.low is None and field.bounds is None:
+            raise no_bounds(field, type(self).__name__, "give low and high")
 
     def ends(self, q: Question) -> tuple[float, float]:
         """Give the ends: one's own, or else the field's bounds."""

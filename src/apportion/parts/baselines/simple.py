@@ -14,6 +14,7 @@ from apportion.core import tree
 from apportion.core.config import Configurable
 from apportion.core.errors import BaselineError, kind_of
 from apportion.core.explainer import Passes
+from apportion.core.field import Field
 from apportion.core.question import Question
 from apportion.core.site import Input
 from apportion.core.tree import Tree
@@ -58,6 +59,13 @@ class Baseline(Configurable):
             exact=passes.exact and self.exact,
         )
 
+    def check(self, field: Field) -> None:
+        """Refuse a field on which no example could have these baselines, before anything is asked.
+
+        Raises:
+            BaselineError: with what to declare.
+        """
+
     @abstractmethod
     def __call__(self, q: Question) -> Tree:
         """Make the baselines for the examples of the question."""
@@ -90,13 +98,18 @@ def needed_bounds(q: Question, name: str, fix: str) -> tuple[float, float]:
     """
     found = bounds_of(q)
     if found is None:
-        given = "no bounds" if q.field.bounds is None else f"bounds of the input only, at site {q.field.site}"
-        raise BaselineError(
-            f"{name} on a field with {given}",
-            "the lowest and highest admissible value",
-            f"declare Field(..., bounds=(0, 1)), or {fix}",
-        )
+        raise no_bounds(q.field, name, fix)
     return found
+
+
+def no_bounds(field: Field, name: str, fix: str) -> BaselineError:
+    """Say what a baseline between bounds misses; arguments as for `needed_bounds`."""
+    given = "no bounds" if field.bounds is None else f"bounds of the input only, at site {field.site}"
+    return BaselineError(
+        f"{name} on a field with {given}",
+        "the lowest and highest admissible value",
+        f"declare Field(..., bounds=(0, 1)), or {fix}",
+    )
 
 
 def _one(fn, q: Question) -> Tree:

@@ -16,7 +16,7 @@ from apportion.core.card import Kind
 from apportion.core.errors import ConfigError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.field import Field
-from apportion.core.game import Game, _hashed
+from apportion.core.game import Game, hashed
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.parts.masks.explainer import GameMethod
@@ -265,7 +265,7 @@ class Coalitions(Local):
         return self.same
 
     def numbered(self, drawn: Drawn, run: int) -> Int[Tensor, "B N"]:
-        number = _hashed((drawn.z > 0.5).flatten(0, 1).cpu())
+        number = hashed((drawn.z > 0.5).flatten(0, 1).cpu())
         return torch.from_numpy(number).to(drawn.z.device).reshape(drawn.v.shape)
 
     def answer(self, explainer: Explainer, coefficients: Tensor, error: Tensor, parts: Mapping[str, Tree]) -> Any:
