@@ -18,6 +18,7 @@ import pytest
 
 import apportion as ap
 from apportion.core import config, errors, registry
+from apportion.metrics import names as metric_names
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "apportion"
@@ -80,6 +81,8 @@ def run_session(text: str, page: Path) -> list[str]:
 def own_registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let a page register methods and write files without leaving a trace."""
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    known = sys.modules[metric_names.__module__]
+    monkeypatch.setattr(known, "_METRICS", dict(known._METRICS))
     monkeypatch.setattr(config.Configurable, "_known", dict(config.Configurable._known))
     monkeypatch.chdir(tmp_path)
 

@@ -156,7 +156,8 @@ class MultiScaleSSIM(Information):
     """Likeness to the original by MS-SSIM (Wang et al. 2003): products of structure over scales, 1 for the original.
 
     Windows of 11 pixels with σ = 1.5, K = (.01, .03), means over 2 × 2 pixels between scales, and the paper's exponents
-    for five scales. Five need 176 pixels a side; smaller pictures have as many as fit, with the exponents' sum kept 1.
+    for five scales. Five need 176 pixels a side; smaller pictures have as many as fit, with the exponents' sum kept 1,
+    and colors are averaged; both are ours. Code of papers that put it on the axis of these curves was not compared.
 
     Raises:
         InputError: pictures smaller than a window.

@@ -260,7 +260,8 @@ class ROAR(Retraining):
 class KAR(Retraining):
     """The accuracy of models trained from scratch on what ranks highest; all else is removed. High is good.
 
-    As `ROAR`, with the fraction t that ranks highest kept and the rest set to the mean.
+    As `ROAR`, with the fraction t that ranks highest kept and the rest set to the mean. The fractions are ROAR's; those
+    that the source kept were not compared.
 
     Attributes:
         train: as for ROAR.

@@ -41,8 +41,8 @@ class FaithfulnessCorrelation(Metric):
 
     Attributes:
         size: of a subset, in players; or None for `fraction`.
-        fraction: of the players, rounded, where no size is given; the paper leaves it open.
-        samples: subsets.
+        fraction: of the players, rounded, where no size is given; the definition leaves it open, and a quarter is ours.
+        samples: subsets; a hundred is ours too, as at `SensitivityN`.
         correlation: `Pearson()` in the paper.
         groups: the players; unless given, pixels of pictures and elements of all else, such as rows of a table.
         fill: x̄, what absent players become.

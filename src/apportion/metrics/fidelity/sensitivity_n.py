@@ -77,9 +77,10 @@ class SensitivityN(Metric):
     Raises:
         ConfigError: fractions that do not ascend within (0, 1].
 
-    Source: Ancona et al. (2018). The paper takes about sixteen sizes from one player to 80 % of them,
-    a hundred subsets each. Other code differs in more than settings: subsets shared by a whole batch, or nested in the
-    order of the map, or correlated across examples, none of which is this quantity.
+    Source: Ancona et al. (2018). The settings are second-hand: code that cites the paper draws a hundred subsets of
+    each size, up to 80 % of the players; which sizes lie between is ours. Other code differs in more than settings:
+    subsets shared by a whole batch, or nested in the order of the map, or correlated across examples, none of which
+    is this quantity.
 
     >>> import apportion as ap
     >>> field, x = ap.Field(lambda x: x @ torch.tensor([1.0, -2.0, 3.0, 1.0])), torch.ones(1, 4)
