@@ -285,3 +285,22 @@ def test_quartiles_of_any_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(bins.edges[:, :3].numpy(), want, rtol=1e-12)
     first = data[:, 0][data[:, 0] <= want[0, 0]]
     assert float(bins.deviation[0, 0]) == pytest.approx(float(first.std(unbiased=False)))
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_ridge_of_more_features_than_samples_is_the_same_by_way_of_the_samples(intercept: bool) -> None:
+    """(ZᵀWZ + α)⁻¹ ZᵀWv, written out with all pairs of features, columns left out and a sample without weight too."""
+    g = torch.Generator().manual_seed(0)
+    z, v, w = (torch.rand(n, generator=g, dtype=torch.float64) for n in ((9, 25), (9,), (9,)))
+    w[2], kept = 0.0, torch.arange(25) != 3
+    found = Ridge(0.3, intercept)(z, v, w, kept)
+    mean = (lambda t: w @ t / w.sum()) if intercept else (lambda t: 0 * t[0])
+    zc, vc = (z - mean(z)) * kept, v - mean(v)
+    inverse = torch.linalg.inv(zc.T * w @ zc + 0.3 * torch.eye(25, dtype=z.dtype))
+    b = inverse @ zc.T @ (w * vc)
+    torch.testing.assert_close(found.coefficients, b, rtol=1e-10, atol=1e-12)
+    pull = zc @ inverse
+    leverage = w * ((pull * zc).sum(1) + (1 / w.sum() if intercept else 0))
+    error = ((w * (vc - zc @ b) / (1 - leverage))[:, None] * pull).square().sum(0).sqrt()
+    torch.testing.assert_close(found.standard_error, error, rtol=1e-9, atol=1e-12)
+    assert float(found.coefficients[3]) == 0

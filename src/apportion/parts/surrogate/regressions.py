@@ -169,14 +169,22 @@ class Ridge(Regression):
 
     def __call__(self, z: Samples, v: Values, w: Weights, kept: Kept) -> Fit:
         c = Centered.of(z, v, w, kept, self.intercept)
-        inverse = inverse_of(c.gram, self.alpha, kept)
-        coefficients = (inverse @ c.cross[..., None]).squeeze(-1)
+        pull = self._pull(c, kept)  # what a unit of weighted residual adds to each coefficient
+        coefficients = (pull.mT @ (c.w * c.v)[..., None]).squeeze(-1)
         left = c.v - (c.z @ coefficients[..., None]).squeeze(-1)
-        pull = c.z @ inverse  # what a unit of weighted residual adds to each coefficient
         leverage = c.w * ((pull * c.z).sum(-1) + (1 / c.w.sum(-1, keepdim=True) if self.intercept else 0))
         left = left / (1 - leverage).clamp(min=1e-6)
         error = ((c.w * left).square()[..., None] * pull.square()).sum(-2).sqrt()
         return c.fit(coefficients, error)
+
+    def _pull(self, c: Centered, kept: Kept) -> Samples:
+        """Give Z (ZᵀWZ + α)⁻¹, by way of the pairs of samples where they are fewer than those of features."""
+        samples, features = c.z.shape[-2:]
+        steep = float((c.w[..., None] * c.z.square()).sum(-2).max()) if samples < features <= _MOST else torch.inf
+        if self.alpha <= _SINGULAR * steep:
+            return c.z @ inverse_of(c.gram, self.alpha, kept)
+        pairs = c.z @ c.z.mT * c.w[..., None, :]
+        return torch.linalg.solve(pairs + self.alpha * torch.eye(samples).to(pairs), c.z)
 
 
 def inverse_of(gram: Float[Tensor, "*b P P"], alpha: float, kept: Kept) -> Float[Tensor, "*b P P"]:
