@@ -171,6 +171,16 @@ def test_the_taylor_series_of_a_polynomial_is_itself() -> None:
     close(torch.tensor([g.terms[tuple(int(i == j) for j in range(3))] for i in range(3)]), slope.tolist())
 
 
+def test_interactions_that_cancel_to_rounding_are_judged() -> None:
+    """A linear network has none: in float32 their rows differ by rounding alone, whatever the batch."""
+    for seed in range(3):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net, x = nn.Linear(4, 2), torch.rand(3, 4)
+        for metric in (AllocationCorrectness(), AllocationCompleteness()):
+            assert bool((metric(ap.Field(net), x, ap.GradientTimesInput()).values < 1e-4).all())
+
+
 def test_errors() -> None:
     field = ap.Field(lambda x: x.sum(1))
     wide = torch.ones(1, 13)

@@ -66,6 +66,9 @@ def test_sensitivity_finds_the_saturated_unit() -> None:
     assert found["Gradient"].parts["features"].tolist() == [1]  # the other one changes nothing
     grouped = Sensitivity()(field, x, ap.Occlusion(ap.groups.Labels(torch.tensor([0, 1]))))
     assert grouped.values.item() == 1  # values on groups are laid on their elements
+    net = torch.nn.Linear(2, 1).double()
+    halves = ap.Occlusion(ap.groups.Labels(torch.tensor([0, 1])))
+    assert Symmetry(pairs=1)(ap.Field(net), x.double(), halves).values.item() < 1e-9
     flat = Sensitivity()(ap.Field(lambda x: 0 * x.sum(1) + 1), x, ap.Occlusion())
     assert flat.undefined["no feature changes the score alone"].all()
 

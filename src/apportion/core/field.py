@@ -203,6 +203,7 @@ class Field:
         self.lowered: Any = precision if isinstance(precision, str) else None
         self.allow_unused, self.fast, self.compile = allow_unused, fast, compile
         self._batch_size: int | Literal["auto"] = "auto" if number is None else number
+        self._rowwise = False
         self._chunk = number
         self._fits: dict[Any, int] = {}
         self._present: Any = None
@@ -217,8 +218,13 @@ class Field:
         vars(self).update(state)
         self._local = threading.local()
 
-    def with_model(self, model: Any) -> Field:
+    def with_model(self, model: Any, *, rowwise: bool = False) -> Field:
         """Ask the same of another model: score, site, extra arguments and all options stay.
+
+        Args:
+            model: the other one.
+            rowwise: do not look whether its rows depend on each other, as of sums of calls of a model that was looked
+                at: where those cancel, rounding that changes with the batch is all there is.
 
         >>> Field(lambda x: x.sum(1), batch_size=3).with_model(lambda x: 2 * x.sum(1)).bind(torch.ones(1, 2)).fx
         tensor([4.])
@@ -227,6 +233,7 @@ class Field:
             check_ready(model)
         new = type(self).__new__(type(self))
         new.__setstate__(self.__getstate__() | {"model": unwrap(model)})
+        new._rowwise = rowwise
         return new
 
     def __repr__(self) -> str:
@@ -375,6 +382,7 @@ class Field:
             self.fast,
             self.compile,
             self._batch_size == 1,
+            self._rowwise,
             self.lowered,
             self.site,
             self.normalize,
@@ -583,7 +591,7 @@ class Field:
             kept.forget(self.model, held)
             spent += 2 * self._forgets(q)
         pair, read_pair = torch.tensor([0, min(1, len(q) - 1)]), None
-        if self._batch_size != 1:
+        if self._batch_size != 1 and not self._rowwise:
             both, read_pair = q.look(pair, companion=True)
             second, _ = q.look(pair, companion=True, only=1)
             spent += 3

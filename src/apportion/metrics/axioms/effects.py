@@ -156,7 +156,7 @@ def shares(q: Question, subject: Subject, effects: Effects, groups: Groups | Non
     def make() -> Shares:
         values, sizes, members = [], [], []
         for model, inside in effects.split(q, chosen):
-            other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
+            other = q.field.with_model(model, rowwise=True).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
             made = explained(subject, other.at(other.x, other.owners, torch.zeros_like(other.owners)))
             values.append(by_player(other, made, chosen).double())
             sizes.append(other.fx.double())
