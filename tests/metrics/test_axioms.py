@@ -20,7 +20,10 @@ from apportion.metrics import (
     Linearity,
     Sensitivity,
     Symmetry,
+    WeakDependence,
 )
+
+INVARIANCES = [Linearity(), ImplementationInvariance(), InputInvariance(), Symmetry(pairs=2), WeakDependence()]
 
 
 def some(*shape: int, seed: int = 1) -> Tensor:
@@ -71,6 +74,17 @@ def test_sensitivity_finds_the_saturated_unit() -> None:
     assert Symmetry(pairs=1)(ap.Field(net), x.double(), halves).values.item() < 1e-9
     flat = Sensitivity()(ap.Field(lambda x: 0 * x.sum(1) + 1), x, ap.Occlusion())
     assert flat.undefined["no feature changes the score alone"].all()
+
+
+@pytest.mark.parametrize("metric", INVARIANCES, ids=lambda m: type(m).__name__)
+def test_rounding_is_no_violation(metric: ap.metrics.Metric) -> None:
+    """In float32 the gradient keeps every invariance but for rounding, by which methods must not be ranked."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, x = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 3)), torch.randn(6, 40)
+    explainer = ap.IntegratedGradients() if isinstance(metric, Symmetry) else ap.Gradient()
+    values = metric(ap.Field(net), x, explainer, ids=range(6)).values
+    assert values.tolist() == [0.0] * 6
 
 
 def test_sensitivity_counts_each_feature_once() -> None:

@@ -275,6 +275,9 @@ class WeakDependence(Metric):
         fx, slope = q.value_and_grad(q.x, at)
         phi, inside, far = subject.map(q), [], []
         steep, size, width = norm(slope), norm(phi), norm(q.x)
+        rounding = 64 * max(
+            torch.finfo(t.dtype).eps for t in tree.leaves(phi) if t.is_floating_point()
+        )  # another one in every batch
         for rows, owner, _, again in copies(q, subject, self.noise, self.samples):
             value, there = q.value_and_grad(rows, owner)
             moves = minus(rows, q.x, owner)
@@ -284,7 +287,8 @@ class WeakDependence(Metric):
             inside.append(
                 (same & (rest <= self.least * (fx.double()[owner].abs() + steep[owner] * norm(moves)))).double()
             )
-            far.append(norm(minus(again, phi, owner)) / norm(moves))
+            change = norm(minus(again, phi, owner))
+            far.append(torch.where(change <= rounding * size[owner], 0.0, change / norm(moves)))
         counts, moved = by_example(inside, len(q)) > 0, by_example(far, len(q))
         worst = torch.where(counts, moved, 0.0).amax(1)
         values = torch.where(worst == 0, 0.0, worst * width / size)

@@ -28,10 +28,15 @@ _PAPER = Paper("Sundararajan, Taly, Yan", 2017, "Axiomatic attribution for deep 
 
 
 def apart(a: Tree, b: Tree) -> Float[Tensor, " B"]:
-    """Give ‖a - b‖ / ‖a‖ by example, by Euclid's norm; 0 where both are zero, infinite where only a is."""
+    """Give ‖a - b‖ / ‖a‖ by example, by Euclid's norm; 0 where both are zero, infinite where only a is.
+
+    What is below the root of the precision of a and b counts as 0: such numbers are of rounding, which is another one
+    in every batch, and methods would be ranked by it.
+    """
+    least = max(torch.finfo(t.dtype).eps for t in (*tree.leaves(a), *tree.leaves(b)) if t.is_floating_point()) ** 0.5
     far = tree.total(tree.apply(lambda u, v: (u.double() - v.double()).square(), a, b)).sqrt()
     size = tree.total(tree.apply(lambda u: u.double().square(), a)).sqrt()
-    return torch.where(far == 0, 0.0, far / size)
+    return torch.where(far <= least * size, 0.0, far / size)
 
 
 def _module(q: Question, who: str) -> tuple[nn.Module, Tensor]:
@@ -360,7 +365,8 @@ class Symmetry(Metric):
             v = values.expand(x.shape).flatten(1).double()
             size = v.abs().amax(1)
             none |= size == 0
-            worst = torch.maximum(worst, torch.where(size > 0, (v[:, i] - v[:, j]).abs() / size, 0.0))
+            far = torch.where(size > 0, (v[:, i] - v[:, j]).abs() / size, 0.0)
+            worst = torch.maximum(worst, torch.where(far <= torch.finfo(values.dtype).eps ** 0.5, 0.0, far))
         return Found(torch.where(none, torch.nan, worst), undefined={"a map of zeros": none})
 
     def explanations(self, q: Question) -> int:
