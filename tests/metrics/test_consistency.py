@@ -34,6 +34,16 @@ def test_local_accuracy_counts_from_the_fill() -> None:
     close(LocalAccuracy()(field, X, torch.zeros_like(X)).values, 1.0)
 
 
+def test_one_channel_for_all_adds_up_to_itself_whatever_the_players() -> None:
+    """Spread over single elements it would count once for each channel."""
+    w = torch.linspace(-1, 2, 12, dtype=torch.float64).reshape(3, 2, 2)
+    field, x = ap.Field(lambda x: (x * w).sum((1, 2, 3))), torch.ones(2, 3, 2, 2, dtype=torch.float64)
+    maps = (x * w).sum(1, keepdim=True)
+    for groups in (None, ap.groups.Elements(), ap.groups.Pixels()):
+        for metric in (LocalAccuracy(groups=groups), ap.metrics.EffectCompleteness(groups=groups)):
+            assert bool((metric(field, x, maps).values < 1e-12).all())
+
+
 def test_local_accuracy_of_products() -> None:
     close(LocalAccuracy()(ap.Field(PRODUCT), X, ap.IntegratedGradients()).values, 0.0)
     close(LocalAccuracy()(ap.Field(PRODUCT), X, ap.Occlusion()).values, 1.0)

@@ -52,11 +52,11 @@ def odd() -> Odd:
 
 
 def test_layers_in_order_with_bare_and_tied_parameters() -> None:
-    model, layers = with_layers(ap.Field(odd()))
+    model, layers = with_layers(ap.Field(odd()).bind(some(2, 6)))
     names = [(name, sorted(own)) for name, own in layers]
     assert names == [
-        ("(itself)", ["gain"]),
         ("first", ["first.bias", "first.weight", "norm.bias", "norm.weight"]),
+        ("(itself)", ["gain"]),
         ("second", ["second.bias"]),
         ("head", ["head.bias", "head.weight"]),
     ]
@@ -82,6 +82,46 @@ def test_parameters_get_new_numbers_of_the_same_size(draw: Any) -> None:
     assert torch.equal(layers[0].weight, learned["0.weight"])
 
 
+def test_layers_are_met_in_the_order_in_which_they_run() -> None:
+    """Whichever is defined first: the head is the output's layer."""
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.head, self.body = nn.Linear(2, 2), nn.Linear(5, 3), nn.Linear(6, 5)
+            self.shift = nn.Parameter(torch.ones(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.body(x) + self.shift).tanh())
+
+    q = ap.Field(Backwards().double()).bind(some(2, 6))
+    before = q.cost.forward.tolist()
+    assert [name for name, _ in with_layers(q)[1]] == ["body", "(itself)", "head", "unused"]
+    assert q.cost.forward.tolist() == before  # it is a look at the model
+    assert not q.warnings
+    q = ap.Field(Backwards().double(), precision=torch.float32).bind(some(2, 6))  # runs with other tensors
+    with_layers(q)
+    assert any("order of definition" in w for w in q.warnings)
+
+
+def test_initialization_is_drawn_as_modules_do() -> None:
+    net = nn.Sequential(nn.Linear(50, 40), nn.LayerNorm(40), nn.Linear(40, 40)).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(10).add_(0.3)
+    learned = {n: p.detach().clone() for n, p in net.named_parameters()}
+    state = torch.random.get_rng_state()
+    randomize(net, list(learned), "initialized", 0, learned)
+    assert torch.equal(state, torch.random.get_rng_state())
+    for layer in (net[0], net[2]):
+        bound = layer.in_features**-0.5
+        for p in (layer.weight.detach(), layer.bias.detach()):
+            assert float(p.abs().max()) <= bound
+        assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert not torch.equal(net[0].weight[:, :40], net[2].weight)
+    assert not torch.equal(net[1].weight, torch.ones(40).double())
+
+
 def test_constant_parameters_change_too() -> None:
     """Quantus resets normalizations to ones and zeros, and leaves bare parameters as they are."""
     norm = nn.LayerNorm(3)
@@ -102,8 +142,8 @@ def test_stage_by_stage_as_written_down() -> None:
     found = ParameterRandomization()(ap.Field(net), x, ap.Gradient(), target=[0, 1, 2], seed=3)
     own = ap.Gradient()(ap.Field(net), x, target=[0, 1, 2]).values
     copied, learned = copy.deepcopy(net), {n: p.detach().clone() for n, p in net.named_parameters()}
-    stages = [["head.weight", "head.bias"], ["second.bias"], ["first.weight", "first.bias", "norm.weight", "norm.bias"]]
-    stages.append(["gain"])
+    stages = [["head.weight", "head.bias"], ["second.bias"], ["gain"]]
+    stages.append(["first.weight", "first.bias", "norm.weight", "norm.bias"])
     for i, names in enumerate(stages):
         randomize(copied, names, "redrawn", 3, learned)
         made = ap.Gradient()(ap.Field(copied), x, target=[0, 1, 2]).values

@@ -25,7 +25,7 @@ def by_player(q: Question, values: Tree, groups: Groups) -> Float[Tensor, "B P"]
 
     Args:
         q: the examples.
-        values: a map, shaped as the input; or with one channel, which then says the same of all channels.
+        values: a map, shaped as the input; or with one channel, which is what all channels have together.
         groups: the players, as of the input.
 
     Returns:
@@ -44,7 +44,7 @@ def by_player(q: Question, values: Tree, groups: Groups) -> Float[Tensor, "B P"]
         if v.shape != x.shape and bool((label == label[:, :1]).all()):
             label = label[:, :1]  # one channel for all
         elif v.shape != x.shape:
-            v = v.expand_as(x)
+            v = v.expand_as(x) / x.shape[1]
         flat = label.to(v.device).expand(batch, *label.shape[1:]).expand(v.shape).flatten(1)
         part = v.new_zeros(batch, players + 1).scatter_add_(1, flat.masked_fill(flat < 0, players), v.flatten(1))
         sums = part if sums is None else sums + part

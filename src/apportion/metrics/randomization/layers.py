@@ -4,47 +4,93 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from apportion.core.errors import ModelError, kind_of
-from apportion.core.field import Field
+from apportion.core.question import Question
 from apportion.core.streams import key_of
+from apportion.metrics.metric import as_asked
 
-Draw = Literal["redrawn", "shuffled"]
+Draw = Literal["redrawn", "shuffled", "initialized"]
 
 
-def with_layers(field: Field) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
-    """Copy the field's model, and list its layers from input to output: names, and those of their parameters.
+def with_layers(q: Question) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
+    """Copy the question's model, and list its layers from input to output: names, and those of their parameters.
 
-    A layer is a module with parameters of its own, bare ones included, in the order of definition. Scales and shifts of
-    normalizations belong to the layer before them: alone, `reset_parameters` would make them ones and zeros, which is
-    no draw.
+    A layer is a module with parameters of its own, bare ones included, in the order in which a forward pass first meets
+    them, whatever the order of definition; what it does not meet comes last. Scales and shifts of normalizations belong
+    to the layer before them: alone, `reset_parameters` would make them ones and zeros, which is no draw.
 
     Raises:
         ModelError: a function, or a model without parameters.
     """
-    if not isinstance(field.model, nn.Module):
+    if not isinstance(q.field.model, nn.Module):
         raise ModelError(
-            f"{kind_of(field.model)} whose parameters are to be randomized", "an nn.Module", "wrap it in a module"
+            f"{kind_of(q.field.model)} whose parameters are to be randomized", "an nn.Module", "wrap it in a module"
         )
-    model = copy.deepcopy(field.model)
-    known = {name for name, _ in model.named_parameters()}  # those of tied layers stand under their first name
-    found: list[tuple[str, list[str]]] = []
+    model = copy.deepcopy(q.field.model)
+    known = {name: p.data_ptr() for name, p in model.named_parameters()}  # tied ones stand under their first name
+    met = _met(q, model)
+    if known and not met.keys() & set(known.values()):
+        q.warn("layers are randomized in the order of definition: a forward pass does not show where it meets them")
+    layers: list[tuple[float, str, list[str], bool]] = []
     for name, module in model.named_modules():
         own = [f"{name}.{p}" if name else p for p, _ in module.named_parameters(recurse=False)]
         own = [p for p in own if p in known]
-        if not own:
-            continue
-        if _is_normalization(module) and found:
+        if own:
+            place = min(met.get(known[p], math.inf) for p in own)
+            layers.append((place, name or "(itself)", own, _is_normalization(module)))
+    found: list[tuple[str, list[str]]] = []
+    for _, name, own, norm in sorted(layers, key=lambda one: one[0]):
+        if norm and found:
             found[-1][1].extend(own)
         else:
-            found.append((name or "(itself)", own))
+            found.append((name, own))
     if not found:
         raise ModelError("a model without parameters", "parameters to randomize", "judge another model")
     return model, found
+
+
+def _met(q: Question, model: nn.Module) -> dict[int, int]:
+    """Tell where each tensor is first met in a forward pass, by its address."""
+    met: dict[int, int] = {}
+    field = q.field.with_model(_Watched(model, lambda: _Noting(met)), rowwise=True)
+    field.fast = field.compile = False  # folded weights would stand elsewhere
+    other = field.bind(q.inputs, as_asked(q.target), q.ids, q.seed)
+    q.looked(other.cost.checks)
+    return met
+
+
+class _Watched(nn.Module):
+    """A model that runs within a context."""
+
+    def __init__(self, model: nn.Module, within: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model, self.within = model, within
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self.within():
+            return self.model(*args, **kwargs)
+
+
+class _Noting(TorchFunctionMode):
+    """Notes which tensors functions take, in order."""
+
+    def __init__(self, met: dict[int, int]) -> None:
+        super().__init__()
+        self.met = met
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for held in (*args, *(kwargs or {}).values()):
+            for t in held if isinstance(held, list | tuple) else (held,):
+                if isinstance(t, Tensor):
+                    self.met.setdefault(t.data_ptr(), len(self.met))
+        return func(*args, **(kwargs or {}))
 
 
 def _is_normalization(module: nn.Module) -> bool:
@@ -58,9 +104,10 @@ def randomize(model: nn.Module, parameters: list[str], draw: Draw, seed: int, li
     Args:
         model: the copy.
         parameters: their names.
-        draw: "redrawn" from a normal distribution with mean and spread of the learned ones, which every kind of
-            parameter has, also bare ones and those whose module knows no initialization; "shuffled" puts the learned
-            numbers in another order. Both keep the scale of every layer, so that maps do not change by scale alone.
+        draw: "redrawn" from a normal distribution with the spread of the learned ones, and for vectors their mean,
+            which every kind of parameter has, also bare ones and those whose module knows no initialization;
+            "shuffled" puts the learned numbers in another order; "initialized" draws as the module's own
+            `reset_parameters` does, and redraws where it has none, or is a normalization.
         seed: of the numbers; each parameter has its own.
         like: the learned numbers.
     """
@@ -69,7 +116,10 @@ def randomize(model: nn.Module, parameters: list[str], draw: Draw, seed: int, li
         learned = like[name]
         g = torch.Generator().manual_seed(key_of(seed, "randomized", name) >> 1)
         flat = learned.detach().flatten().cpu()
-        if draw == "shuffled" and not bool((flat == flat[:1]).all()):
+        new = _initialized(model, name, seed) if draw == "initialized" else None
+        if new is not None:
+            pass
+        elif draw == "shuffled" and not bool((flat == flat[:1]).all()):
             new = flat[torch.randperm(len(flat), generator=g)]
         else:  # constant ones, as of a fresh normalization, have no other order
             spread = float(flat.double().std(correction=0)) if len(flat) > 1 else 0.0
@@ -77,6 +127,19 @@ def randomize(model: nn.Module, parameters: list[str], draw: Draw, seed: int, li
             scale = spread or abs(mean) or 1 / math.sqrt(max(1, len(flat)))
             new = mean + scale * torch.randn(len(flat), generator=g)
         table[name].copy_(new.reshape(learned.shape).to(learned))
+
+
+def _initialized(model: nn.Module, parameter: str, seed: int) -> Tensor | None:
+    """Draw a parameter as its module does, by a seed that parameters of one module share."""
+    path, _, leaf = parameter.rpartition(".")
+    module = model.get_submodule(path)
+    if _is_normalization(module) or not callable(getattr(module, "reset_parameters", None)):
+        return None
+    fresh: Any = copy.deepcopy(module).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_of(seed, "initialized", path) >> 1)
+        fresh.reset_parameters()
+    return dict(fresh.named_parameters(recurse=False))[leaf].detach()
 
 
 @torch.no_grad()

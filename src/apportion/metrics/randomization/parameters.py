@@ -57,14 +57,16 @@ class ParameterRandomization(Metric):
     """The mean similarity of the map to those of networks with randomized layers, stage by stage.
 
     "top_down" randomizes the layers one after the other from the output on and keeps those before randomized,
-    "bottom_up" from the input on, "independent" one at a time. The class explained stays that of the learned network.
-    The mean is over the randomized stages; the network itself, whose similarity is 1, is not among them.
+    "bottom_up" from the input on, in the order in which a forward pass meets them, "independent" one at a time. The
+    class explained stays that of the learned network. The mean is over the randomized stages; the network itself,
+    whose similarity is 1, is not among them.
 
     Undefined where a map is constant.
 
     Attributes:
         order: of the layers.
-        draw: new numbers with the spread of each parameter's own, or its own in another order; buffers stay.
+        draw: new numbers with the spread of each parameter's own, or its own in another order; "initialized" as modules
+            draw before training, which is the source's, and changes the scale of maps as well. Buffers stay.
         similarity: `RankSimilarity` (Spearman, signed), `StructuralSimilarity` or `GradientHistograms`, each also of
             magnitudes.
         stages: layers are put together into so many stages at most; all of them alone if None.
@@ -99,7 +101,7 @@ class ParameterRandomization(Metric):
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Explain the network, randomize a stage, explain again, and so on."""
         _ = subject.for_any_model  # refuses functions
-        model, layers = with_layers(q.field)
+        model, layers = with_layers(q)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         parts = self._stages(layers)
         own = self._maps(subject, q)
@@ -136,7 +138,7 @@ class ParameterRandomization(Metric):
 
     def questions(self, q: Question) -> int:
         """Count the network, and that of each stage."""
-        return 1 + len(self._stages(with_layers(q.field)[1]))
+        return 1 + len(self._stages(with_layers(q)[1]))
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
@@ -193,7 +195,7 @@ class EffectiveRandomization(Metric):
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Explain both networks, and count."""
         _ = subject.for_any_model  # refuses functions
-        model, layers = with_layers(q.field)
+        model, layers = with_layers(q)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
         before = _entropy(at_examples(subject, q), self.bins)
