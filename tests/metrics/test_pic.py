@@ -107,7 +107,7 @@ def test_it_is_the_authors_definition(metric: SIC | AIC, decide: bool) -> None:
     wanted = [by_the_book(one, m, id=i, decide=decide) for one, m, i in zip(x, knowing(x), "ab", strict=True)]
     assert all(0.5 < w < 1 for w in wanted)
     torch.testing.assert_close(found.values, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
-    assert found.statistic == "median"
+    assert found.statistic == "median curve"
     assert found.curves["pic"].y.shape == (2, 1001)
     assert "libwebp" in found.curves["pic"].x_label
 
@@ -273,3 +273,18 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.interpolate", None)
     with pytest.raises(ConfigError, match="SciPy is not installed"):
         SIC()(ap.Field(rough), x, knowing(x))
+
+
+def test_pictures_are_summed_up_by_the_curve_of_medians() -> None:
+    """Not by the median of areas; written out, within its interval, without what is undefined."""
+    x = torch.cat([pictures(), pictures().flip(3), pictures().flip(2)])
+    g = torch.Generator().manual_seed(5)
+    maps = knowing(x) + 0.5 * torch.randn(knowing(x).shape, generator=g)
+    found = SIC()(ap.Field(rough), x, maps, ids=range(len(x)))
+    curve = found.curves["pic"]
+    known = ~found.values.isnan()
+    wanted = np.trapezoid(np.median(curve.y[known].numpy(), 0), curve.x.numpy())
+    center, low, high = found.median()
+    assert center == pytest.approx(wanted)
+    assert low <= center <= high
+    assert center != pytest.approx(np.median(found.values[known].numpy()), abs=1e-6)

@@ -162,7 +162,7 @@ class Evaluation:
             held = self.of(metric)
             beside = next(iter(held.values())).controls
             for name, s in (*held.items(), *beside.items()):
-                if s.statistic == "median":
+                if s.statistic != "mean":
                     center, low, high = s.median(level)
                 else:
                     total = s.summary(level)

@@ -55,7 +55,7 @@ class MetricCard:
         judges: what it must have.
         truth: what it compares with, in words; empty for nothing.
         range: least and greatest value, None where there is no bound.
-        statistic: how the source sums up examples, "mean" or "median".
+        statistic: how the source sums up examples, "mean", "median" or "median curve".
         chance: what a random map gets, in words.
         cost: its rows per example in words; `metric.passes(q)` gives the numbers.
         kind: the only kind of map it is made for; None for any.

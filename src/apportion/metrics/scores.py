@@ -118,6 +118,15 @@ class Summary:
         return f"{self.mean:.4g} [{low:.4g}, {high:.4g}] ({self.n} example(s){missing})"
 
 
+def _medians(v: Float[Tensor, " B"], times: Float[Tensor, "B R"]) -> Float[Tensor, " R"]:
+    """Give the median of values of which each counts so many times."""
+    v, order = v.sort()
+    total = times[order].cumsum(0)
+    half = total[-1] / 2
+    first, next_ = (total >= half).int().argmax(0), (total > half).int().argmax(0)  # two where counts are even
+    return (v[first] + v[next_]) / 2
+
+
 def counts(ids: Sequence[Any], seed: int = 0, replicates: int = REPLICATES) -> Float[Tensor, "B R"]:
     """Draw how often each example counts in each bootstrap replicate: Poisson(1), by its id alone."""
     if not ids:
@@ -148,7 +157,7 @@ class Scores:
         undefined: reasons, and for each the examples it holds for.
         controls: what the same metric gives maps that know nothing of the model, by name.
         warnings: what deserves a look.
-        statistic: how the source sums up examples: "mean" or "median".
+        statistic: how the source sums up examples: "mean", "median" or "median curve".
         tensors: tensors that configurations name by digest.
     """
 
@@ -183,19 +192,25 @@ class Scores:
         return Summary.of(self.values, self.ids, self.seed, level)
 
     def median(self, level: float = 0.95) -> tuple[float, float, float]:
-        """Sum up the examples by their median, with a bootstrap interval: median, low, high; NaN without a value."""
+        """Sum up the examples by their median, with a bootstrap interval: median, low, high; NaN without a value.
+
+        Where `statistic` is "median curve", it is the area under the curve of medians, which is not the median area.
+        """
         known = ~self.values.isnan()
-        v, order = self.values[known].detach().cpu().double().sort()
-        if not len(v):
+        if not bool(known.any()):
             return math.nan, math.nan, math.nan
         named = [i for i, k in zip(self.ids, known.tolist(), strict=True) if k]
-        times = torch.cat([torch.ones(len(v), 1, dtype=torch.float64), counts(named, self.seed)], 1)[order.cpu()]
-        total = times.cumsum(0)
-        half = total[-1] / 2
-        first, next_ = (total >= half).int().argmax(0), (total > half).int().argmax(0)  # two where counts are even
-        found = ((v[first] + v[next_]) / 2)[half > 0]
+        times = torch.cat([torch.ones(len(named), 1, dtype=torch.float64), counts(named, self.seed)], 1)
+        drawn = times.sum(0) > 0
+        if self.statistic == "median curve":
+            (curve,) = self.curves.values()
+            y = curve.y[known].detach().cpu().double()
+            found = torch.trapezoid(torch.stack([_medians(v, times) for v in y.T]), curve.x.cpu().double(), dim=0)
+        else:
+            found = _medians(self.values[known].detach().cpu().double(), times)
+        found = found[drawn]
         ends = found.new_tensor([(1 - level) / 2, (1 + level) / 2])
-        low, high = torch.quantile(found[1:], ends).tolist() if len(v) > 1 else (-math.inf, math.inf)
+        low, high = torch.quantile(found[1:], ends).tolist() if len(named) > 1 else (-math.inf, math.inf)
         return float(found[0]), low, high
 
     def against(self, other: Scores) -> Summary:

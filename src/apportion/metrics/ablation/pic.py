@@ -279,7 +279,7 @@ def _curve(x: Float[Tensor, "B K"], y: Float[Tensor, "B K"], points: int) -> tup
         intent="How soon the class's probability comes back while a blurred picture regains its information.",
         direction=Direction.HIGHER,
         range=(0, 1),
-        statistic="median",
+        statistic="median curve",
         chance=_CHANCE,
         cost="15 rows: the picture, it blurred, and 13 in between",
         cautions=_CAUTIONS,
@@ -297,7 +297,7 @@ class SIC(Revealing):
     anything is asked about them, the whole one too.
 
     Examples with p_1 below .8, a blurred picture that scores no less, or one that takes no fewer bytes are undefined.
-    The source sums up by the median: `scores.median()`.
+    The source takes the median of the curves at each position and integrates that: `scores.median()`.
 
     Which pixels are known is drawn for the example, and the same for every map of it. Tied pixels are revealed in an
     order drawn at random, as many as a map without ties would reveal. The authors' code takes all pixels at or above a
@@ -342,7 +342,7 @@ class SIC(Revealing):
         intent="How soon the decision comes back while a blurred picture regains its information.",
         direction=Direction.HIGHER,
         range=(0, 1),
-        statistic="median",
+        statistic="median curve",
         chance=_CHANCE,
         cost="15 rows: the picture, it blurred, and 13 in between",
         cautions=_CAUTIONS,
