@@ -21,7 +21,7 @@ from apportion.core.config import Configurable, whole
 from apportion.core.errors import ConfigError, InputError, ModelError, NonFiniteError, ScoreError, kind_of
 from apportion.core.fast import Plan, digest, is_alike
 from apportion.core.kept import Held
-from apportion.core.memory import budget
+from apportion.core.memory import CLOSE, budget
 from apportion.core.precision import Precision, check_device, check_precision, complaint, deviation
 from apportion.core.score import Logit, Score, Target, as_score
 from apportion.core.sharing import is_key
@@ -36,6 +36,7 @@ else:
     Question = Any  # questions import fields; shapes are checked at run time in tests
 
 _LARGEST_CHUNK = 1 << 14
+_LEAST_CHUNK = 16
 _FUNCTORCH = cast(Any, torch._C)._functorch
 
 
@@ -762,5 +763,12 @@ def _kept_rng() -> Iterator[Callable[[], bool]]:
 
 
 def _fitting_rows(row_bytes: int, device: torch.device) -> int:
-    """Choose rows per pass so that what the backward pass keeps fits into a share of free memory."""
-    return max(1, min(_LARGEST_CHUNK, budget(device) // max(1, row_bytes)))
+    """Choose rows per pass so that what the backward pass keeps fits into a share of free memory.
+
+    On a CPU it also stays near the cache, and within what its allocator holds on to, unless that leaves few rows.
+    """
+    row_bytes = max(1, row_bytes)
+    most = budget(device) // row_bytes
+    if device.type == "cpu":
+        most = min(most, max(_LEAST_CHUNK, CLOSE * torch.get_num_threads() // row_bytes))
+    return max(1, min(_LARGEST_CHUNK, most))

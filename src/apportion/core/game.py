@@ -613,7 +613,7 @@ class Game:
 def _blend(x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
     """Keep x where the mask is 1, [R, k, ...]."""
     if mask.dtype == torch.bool:
-        return torch.where(mask[:, None], x[:, None], other)
+        return tree.either(mask[:, None], x[:, None], other)
     return torch.lerp(other, x[:, None], mask[:, None].to(x.dtype))
 
 

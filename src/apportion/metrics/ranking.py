@@ -10,6 +10,7 @@ from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.question import Question
 from apportion.core.tree import Tree
+from apportion.metrics.statistics import argsort
 from apportion.parts.masks.groups import Elements, Pixels
 
 
@@ -63,15 +64,20 @@ def order(q: Question, scores: Float[Tensor, "B P"]) -> Int[Tensor, "B P"]:
     >>> order(q, torch.tensor([[1.0, 3.0, 2.0]]))
     tensor([[1, 2, 0]])
     """
-    owner = torch.arange(len(scores))
-    drawn = q.stream("ties").uniform(torch.zeros_like(scores, device="cpu", dtype=torch.float32), owner, 0 * owner)
-    first = drawn.argsort(1).to(scores.device)
-    return first.gather(1, scores.gather(1, first).argsort(dim=1, descending=True, stable=True))
+    first = argsort(-scores)
+    ordered = scores.gather(1, first)
+    tied = (ordered[:, 1:] == ordered[:, :-1]).any(1).nonzero()[:, 0]
+    if len(tied):
+        owner, some = tied.cpu(), scores[tied]
+        drawn = q.stream("ties").uniform(torch.zeros_like(some, device="cpu", dtype=torch.float32), owner, 0 * owner)
+        by_chance = drawn.argsort(1).to(scores.device)
+        first[tied] = by_chance.gather(1, some.gather(1, by_chance).argsort(dim=1, descending=True, stable=True))
+    return first
 
 
 def ties(scores: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
     """Give the share of players whose score another one has too: 1 for a constant map, whose ranking says nothing."""
-    ordered = scores.sort(1).values
+    ordered = scores.gather(1, argsort(scores))
     same = ordered[:, 1:] == ordered[:, :-1]
     edge = torch.zeros_like(same[:, :1])
     return (torch.cat([edge, same], 1) | torch.cat([same, edge], 1)).double().mean(1)

@@ -6,8 +6,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from apportion.core import tree
@@ -35,10 +36,27 @@ def ranks(values: Float[Tensor, "*b N"]) -> Float[Tensor, "*b N"]:
     >>> ranks(torch.tensor([3.0, 1.0, 3.0, 2.0]))
     tensor([3.5000, 1.0000, 3.5000, 2.0000], dtype=torch.float64)
     """
-    values = values.contiguous()
-    ordered = values.sort(-1).values
-    below = torch.searchsorted(ordered, values)
-    return (below + torch.searchsorted(ordered, values, right=True) + 1) / tree.wide(values.new_tensor(2.0))
+    order = argsort(values)
+    ordered, at = values.gather(-1, order), torch.arange(values.shape[-1], device=values.device)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    place = at.expand(values.shape) + tree.wide(values.new_tensor(1.0))
+    if not bool(new.all()):
+        first = (at * new).cummax(-1).values
+        last = (at + len(at) * ~new.roll(-1, -1)).flip(-1).cummin(-1).values.flip(-1)
+        place = (first + last) / tree.wide(values.new_tensor(2.0)) + 1
+    return torch.zeros_like(place).scatter_(-1, order, place)
+
+
+def argsort(values: Float[Tensor, "*b N"]) -> Int[Tensor, "*b N"]:
+    """Sort in ascending order, equal numbers anyhow; on a CPU by NumPy, which takes a quarter of torch's time.
+
+    >>> argsort(torch.tensor([3.0, 1.0, 2.0]))
+    tensor([1, 2, 0])
+    """
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return values.argsort(-1)
+    return torch.from_numpy(np.argsort(values.detach().numpy(), axis=-1))
 
 
 @dataclass(frozen=True)
@@ -88,4 +106,4 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return ((a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()).clamp(-1, 1)
 
 
-__all__ = ["Correlation", "Pearson", "Spearman", "is_constant", "ranks"]
+__all__ = ["Correlation", "Pearson", "Spearman", "argsort", "is_constant", "ranks"]

@@ -145,3 +145,23 @@ def test_ordinary() -> None:
     assert x.is_inference()
     assert not y.is_inference()
     assert tree.ordinary(y) is y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_either_is_where(dtype: torch.dtype) -> None:
+    """Bit by bit, whatever the numbers are and however they lie."""
+    odd = torch.tensor([0.0, -0.0, torch.inf, torch.nan, 3e38, -3e38]).to(dtype)
+    x = odd[torch.randint(6, (5, 1, 3, 4, 4))].to(memory_format=torch.preserve_format)
+    other = odd[torch.randint(6, (1, 2, 3, 4, 4))].expand(5, -1, -1, -1, -1)
+    mask = (torch.rand(5, 1, 1, 4, 4) > 0.5).expand(-1, -1, 3, -1, -1)
+    found, plain = tree.either(mask, x, other), torch.where(mask, x, other)
+    same = (found == plain) | (found.isnan() & plain.isnan()) if dtype.is_floating_point else found == plain
+    assert found.dtype == dtype and bool(same.all())
+    assert not dtype.is_floating_point or torch.equal(found.signbit(), plain.signbit())
+    assert found.is_contiguous()
+
+
+def test_either_keeps_graphs() -> None:
+    x = torch.ones(1, 3, requires_grad=True)
+    tree.either(torch.tensor([[True, False, True]]), x, torch.zeros(1, 3)).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [[1, 0, 1]]
