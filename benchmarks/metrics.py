@@ -1,7 +1,8 @@
 """Metrics against step-by-step loops and, where it is installed, Quantus; writes results/metrics.{json,md}.
 
 The variants of a row have equal settings and run in interleaved rounds; of each round the ratio of their times is
-taken. Rows of the model are counted, and what the variants find is compared. A metric is added as one more `Row`.
+taken. Rows of the model are counted, and what the variants find is compared. The floor is what the model alone takes
+for the rows of ours, ready-made and in the fastest batches. A metric is added as one more `Row`.
 
     python -m benchmarks.metrics                     # some minutes on one core
     python -m benchmarks.metrics --only region       # rows whose name contains it; nothing is written
@@ -15,7 +16,8 @@ import importlib
 import json
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,11 +30,11 @@ from torch import Tensor, nn
 import apportion as ap
 from apportion.metrics import Scores
 from benchmarks import models
-from benchmarks.harness import Clock, counted, first_line, interleave, quartiles, versions
+from benchmarks.harness import Clock, first_line, interleave, quartiles, versions
 from benchmarks.networks import pictures
 
 M, G = ap.metrics, ap.groups
-OURS = "apportion"
+OURS, FLOOR = "apportion", "floor"
 BLACK = ap.fills.Baselines(ap.baselines.Zero())
 RESULTS = Path(__file__).parent / "results"
 
@@ -98,6 +100,8 @@ class Row:
         variants: by name, ours first: set up on a case. What cannot be set up is reported with its error.
         goals: by variant, the ratio of its time to ours to be reached.
         note: what to know of it.
+        backward: whether rows also go back, as for explainers that are asked again.
+        together: how many rows of a picture one set of weights can take; all unless given.
     """
 
     name: str
@@ -105,19 +109,61 @@ class Row:
     variants: Mapping[str, Callable[[Case], Variant]]
     goals: Mapping[str, float]
     note: str = ""
+    backward: bool = False
+    together: int | None = None
 
 
 # -- what is compared -----------------------------------------------------------------------------
 
 
-def ours(metric: ap.metrics.Metric) -> Callable[[Case], Variant]:
-    """Judge the maps with one of our metrics; the field is made once, as users do."""
+def ours(metric: ap.metrics.Metric, explainer: ap.Explainer | None = None) -> Callable[[Case], Variant]:
+    """Judge the maps, or an explainer, with one of our metrics; the field is made once, as users do."""
 
     def make(case: Case) -> Variant:
         field = ap.Field(case.net)
-        return lambda: metric(field, case.x, case.maps, target=case.target)
+        return lambda: metric(field, case.x, case.maps if explainer is None else explainer, target=case.target)
 
     return make
+
+
+def floor(case: Case, rows: int, backward: bool, most: int | None) -> tuple[Variant, str]:
+    """Send rows through the network and do nothing else, in the fastest way found: as it is, or as a field does.
+
+    Args:
+        case: the network.
+        rows: how many.
+        backward: whether gradients are taken, too.
+        most: rows that may go together.
+    """
+    owner = torch.arange(rows) % len(case.x)
+    q = ap.Field(case.net).bind(case.x, target=case.target)
+    x = case.x[owner].clone()
+
+    def bare(x: Tensor, owner: Tensor) -> None:
+        leaf = x.requires_grad_(backward)
+        with torch.set_grad_enabled(backward):
+            score = case.net(leaf).gather(1, case.target[owner][:, None]).sum()
+        if backward:
+            torch.autograd.grad(score, leaf)
+
+    def send(x: Tensor, size: int, each: Callable[[Tensor, Tensor], Any]) -> Variant:
+        parts = list(zip(x.split(size), owner.split(size), strict=True))
+
+        def run() -> None:
+            for part, own in parts:
+                each(part.detach(), own)
+
+        return run
+
+    ways: dict[str, Variant] = {}
+    for size in sorted({min(s, rows, most or rows) for s in (4, 16, 64, 256)}):
+        last = x.contiguous(memory_format=torch.channels_last)
+        ways[f"{size} rows at a time"] = send(x, size, bare)
+        ways[f"{size} rows at a time, channels last"] = send(last, size, bare)
+        ways[f"{size} rows at a time, by a field"] = send(x, size, q.value_and_grad if backward else q.value)
+    clock = Clock(case.x.device)
+    best = min(ways, key=lambda name: min(clock(ways[name]) for _ in range(2)))
+    return ways[best], best
 
 
 def together(*metrics: ap.metrics.Metric, shared: bool = True) -> Callable[[Case], Variant]:
@@ -193,7 +239,7 @@ def loop(side: int, step: int, summed: bool = True) -> Callable[[Case], Variant]
 
 
 def quantus(metric: str, falls: bool = False, **options: Any) -> Callable[[Case], Variant]:
-    """Run a metric of Quantus on the same maps.
+    """Run a metric of Quantus on the same maps, or on `gradient`; all examples are one of its batches (64 by default).
 
     Args:
         metric: its class.
@@ -204,18 +250,30 @@ def quantus(metric: str, falls: bool = False, **options: Any) -> Callable[[Case]
     def make(case: Case) -> Variant:
         library = importlib.import_module("quantus")
         plain: dict[str, Any] = {"abs": False, "normalise": False, "disable_warnings": True, "return_aggregate": False}
-        judge = getattr(library, metric)(perturb_baseline=0.0, **plain, **options)
-        arrays = {"x_batch": case.x.numpy(), "y_batch": case.target.numpy(), "a_batch": case.maps.numpy()}
+        if metric not in ("MaxSensitivity", "MPRT"):
+            plain["perturb_baseline"] = 0.0
+        judge = getattr(library, metric)(**plain, **options)
+        arrays: dict[str, Any] = {"x_batch": case.x.numpy(), "y_batch": case.target.numpy()}
+        arrays |= {"explain_func": gradient} if metric in ("MaxSensitivity", "MPRT") else {"a_batch": case.maps.numpy()}
         at_x = case.net(case.x).softmax(1).gather(1, case.target[:, None]) if falls else None
 
-        def run() -> Tensor:
+        def run() -> Found:
             found = judge(model=case.net, channel_first=True, softmax=True, device="cpu", **arrays)
+            if metric not in ("PixelFlipping", "RegionPerturbation"):
+                return None
             curves = torch.as_tensor(np.asarray(found, dtype=np.float64))
             return curves if at_x is None else at_x - curves
 
         return run
 
     return make
+
+
+def gradient(model: nn.Module, inputs: Any, targets: Any, **_: Any) -> np.ndarray:
+    """Explain by the gradient of the logit, in one pass each way, as functions for Quantus do."""
+    x = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).requires_grad_()
+    score = model(x).gather(1, torch.as_tensor(np.asarray(targets))[:, None]).sum()
+    return torch.autograd.grad(score, x)[0].numpy()
 
 
 def rows() -> list[Row]:
@@ -240,6 +298,45 @@ def rows() -> list[Row]:
         note = f"64 squares of {side} × {side}, one at a time, to 0"
         return Row(f"region perturbation/{name}", case, variants, {"Quantus": 5.0, "loop": 5.0}, note)
 
+    def infidelity(case: Callable[[], Case], name: str, side: int) -> Row:
+        variants = {
+            OURS: ours(M.Infidelity(M.SquareRemoval((side,), samples=64))),
+            "Quantus": quantus("Infidelity", perturb_patch_sizes=[side], n_perturb_samples=1),
+        }
+        note = (
+            f"64 squares of {side} × {side} to 0: random ones of all places here; there the squares of one grid, which "
+            "stay removed, so that it goes through them once (by default ten times, with the same result each time)"
+        )
+        return Row(f"infidelity/{name}", case, variants, {"Quantus": 5.0}, note)
+
+    def sensitivity_n(case: Callable[[], Case], name: str, step: int, sizes: tuple[float, ...], samples: int) -> Row:
+        variants = {
+            OURS: ours(M.SensitivityN(sizes, samples, groups=G.Elements(), fill=BLACK)),
+            "Quantus": quantus("SensitivityN", features_in_step=step),
+        }
+        note = (
+            f"{len(sizes) * samples} subsets of single values of channels: random ones here, correlated for each "
+            "example; there one series in the order of the map, correlated over examples, which is another quantity"
+        )
+        return Row(f"sensitivity-n/{name}", case, variants, {"Quantus": 5.0}, note)
+
+    def max_sensitivity(case: Callable[[], Case], name: str, samples: int) -> Row:
+        variants = {
+            OURS: ours(M.MaxSensitivity(samples=samples), ap.Gradient()),
+            "Quantus": quantus("MaxSensitivity", nr_samples=samples),
+        }
+        note = f"{samples} gradients of noisy copies, uniform within ±0.2; both make the map first, which ours do not count"
+        return Row(f"max-sensitivity/{name}", case, variants, {"Quantus": 5.0}, note, backward=True)
+
+    def randomization(case: Callable[[], Case], name: str) -> Row:
+        variants = {OURS: ours(M.ParameterRandomization(), ap.Gradient()), "Quantus": quantus("MPRT")}
+        note = (
+            "gradients of the network and of every stage, from the output on, rank correlation; a layer and its "
+            "normalization are one stage here and two there, and there the map is made twice: times are per gradient"
+        )
+        return Row(f"MPRT/{name}", case, variants, {"Quantus": 5.0}, note, backward=True, together=1)
+
+    few = (0.1, 0.2, 0.4, 0.8)
     seven = [make(groups=G.Squares(4), step=1, **values) for make in (M.MoRF, M.LeRF, M.AOPC, M.ABPC)]
     squares: dict[str, Any] = {"groups": G.Squares(4), "step": 1, "fill": BLACK}
     seven += [M.DeletionAUC(**squares), M.InsertionAUC(**squares)]
@@ -251,6 +348,18 @@ def rows() -> list[Row]:
         perturbation(one, "CNN 32², 1 picture", 4),
         flipping(lite0, "Lite0, 2 pictures", 7168),
         perturbation(lite0, "Lite0, 2 pictures", 28),
+        infidelity(cnn, "CNN 32², 16 pictures", 4),
+        infidelity(one, "CNN 32², 1 picture", 4),
+        infidelity(lite0, "Lite0, 2 pictures", 28),
+        sensitivity_n(cnn, "CNN 32², 16 pictures", 32, few, 24),
+        sensitivity_n(one, "CNN 32², 1 picture", 32, few, 24),
+        sensitivity_n(lite0, "Lite0, 2 pictures", 7168, few[:3], 7),
+        max_sensitivity(cnn, "CNN 32², 16 pictures", 50),
+        max_sensitivity(one, "CNN 32², 1 picture", 50),
+        max_sensitivity(lite0, "Lite0, 2 pictures", 16),
+        randomization(cnn, "CNN 32², 16 pictures"),
+        randomization(one, "CNN 32², 1 picture"),
+        randomization(lite0, "Lite0, 2 pictures"),
         Row(
             "deletion/Lite0, 2 pictures",
             lite0,
@@ -276,18 +385,19 @@ def rows() -> list[Row]:
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def curve(found: Found) -> tuple[Tensor | None, float | None]:
-    """Read what a variant gave: its curves after the start, and the rows forward per example where it counts them."""
+def curve(found: Found) -> tuple[Tensor | None, tuple[float, float] | None]:
+    """Read what a variant gave: its curves after the start, and rows forward and backward per example if it counts."""
     if not isinstance(found, Scores):
         return found, None
-    first = next(iter(found.curves.values()), None)
-    return None if first is None else first.y[:, 1:], float(found.cost.forward.double().mean())
+    first, cost = next(iter(found.curves.values()), None), found.cost
+    counts = float((cost.forward + cost.at_x).double().mean()), float(cost.backward.double().mean())
+    return None if first is None else first.y[:, 1:], counts
 
 
 def measure(row: Row, rounds: int, seconds: float) -> dict[str, Any]:
     """Time the variants of a row, count their rows and compare what they find."""
     case, out = row.case(), {"name": row.name, "note": row.note, "examples": 0}
-    out["examples"] = len(case.x)
+    out["examples"] = batch = len(case.x)
     ready: dict[str, tuple[Variant, int]] = {}
     out["variants"], seen = {}, {}
     for name, make in row.variants.items():
@@ -295,45 +405,88 @@ def measure(row: Row, rounds: int, seconds: float) -> dict[str, Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 run = make(case)
-                with counted(nn.Identity() if name == OURS else case.net) as forward:  # ours counts itself
+                with watched(case.net if name != OURS else nn.Identity()) as sent:  # ours counts itself
                     found = run()
         except Exception as error:
             out["variants"][name] = {"failed": first_line(error)}
             continue
         seen[name], told = curve(found)
         ready[name] = run, 1
-        out["variants"][name] = {"rows": forward[0] / len(case.x) if told is None else told}
+        forward, backward = (n / batch for n in sent) if told is None else told
+        out["variants"][name] = {"rows": forward, "backward": backward}
+    if OURS in ready and name != "loop, nine curves":
+        count = round(out["variants"][OURS]["rows"] * batch)
+        run, how = floor(case, count, row.backward, None if row.together is None else row.together * batch)
+        ready[FLOOR] = run, 1
+        out["variants"][FLOOR] = {"rows": count / batch, "backward": count / batch * row.backward, "how": how}
     times, _ = interleave(ready, Clock(case.x.device), rounds=rounds, seconds=seconds)
     for name, taken in times.items():
         entry = out["variants"][name]
-        entry["ms"] = 1e3 * statistics.median(taken) / len(case.x)
+        entry["ms"] = 1e3 * statistics.median(taken) / batch
         if name == OURS:
             continue
-        low, middle, high = quartiles([a / b for a, b in zip(taken, times[OURS], strict=True)])
+        work = 1.0
+        if row.together is not None:
+            work = entry["backward"] / out["variants"][OURS]["backward"]
+        low, middle, high = quartiles([a / b / work for a, b in zip(taken, times[OURS], strict=True)])
         entry |= {"ratio": middle, "low": low, "high": high, "goal": row.goals.get(name)}
+        if name == FLOOR:
+            continue
         a, b = seen[name], seen[OURS]
         if a is not None and b is not None and a.shape == b.shape:
             entry["apart"] = float((a.double() - b.double()).abs().max())
+        if FLOOR in times:
+            each = zip(taken, times[FLOOR], strict=True)
+            entry["at most"] = statistics.median([a / b / work for a, b in each])
     return out
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[float]]:
+    """Count rows through a module and its copies, which some libraries make, forward and backward."""
+    rows = [0.0, 0.0]
+    COUNTS.append(rows)
+
+    def back(grad: Tensor) -> None:
+        COUNTS[-1][1] += len(grad)
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        COUNTS[-1][0] += len(output)
+        if output.requires_grad:
+            output.register_hook(back)
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+        COUNTS.pop()
+
+
+COUNTS: list[list[float]] = []
+"""Rows that are being counted; hooks of copied modules find them here."""
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Write the rows as a table."""
     lines = [
-        "| metric/network | variant | rows an example | ms an example | times ours | curves apart |",
-        "|---|---|---|---|---|---|",
+        "| metric/network | variant | rows an example, backward | ms an example | times ours | at most | curves apart |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found:
         for name, v in row["variants"].items():
             if "failed" in v:
-                lines.append(f"| {row['name']} | {name} | {v['failed']} | | | |")
+                lines.append(f"| {row['name']} | {name} | {v['failed']} | | | | |")
                 continue
-            ratio = f"{v['ratio']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" if "ratio" in v else "1"
+            digits = 2 if name == FLOOR else 1
+            ratio = f"{v['ratio']:.{digits}f} [{v['low']:.{digits}f}, {v['high']:.{digits}f}]" if "ratio" in v else "1"
             goal = v.get("goal")
             if goal is not None:
                 ratio += f", goal {goal:g}: " + ("met" if v["ratio"] >= goal else "**missed**")
             apart = f"{v['apart']:.0e}" if "apart" in v else ""
-            lines.append(f"| {row['name']} | {name} | {v['rows']:g} | {v['ms']:.3g} | {ratio} | {apart} |")
+            most = f"{v['at most']:.1f}" if "at most" in v else ""
+            rows = f"{v['rows']:g}" + (f", {v['backward']:g}" if v.get("backward") else "")
+            lines.append(f"| {row['name']} | {name} | {rows} | {v['ms']:.3g} | {ratio} | {most} | {apart} |")
     return "\n".join(lines)
 
 

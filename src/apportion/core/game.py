@@ -301,8 +301,9 @@ class Game:
         asked = torch.ones(batch, count, dtype=torch.bool) if where is None else where
         self.asked += asked.sum(1)
         owner, step = asked.nonzero(as_tuple=True)
-        flat = masks[owner, step]
-        flat = flat & self.own[owner] if flat.dtype == torch.bool else flat.masked_fill(~self.own[owner], 0)
+        flat = masks.flatten(0, 1) if len(owner) == batch * count else masks[owner, step]
+        if self.is_ragged:
+            flat = flat & self.own[owner] if flat.dtype == torch.bool else flat.masked_fill(~self.own[owner], 0)
         found = self._remembered(flat, owner) if flat.dtype == torch.bool else self._mixed(flat, owner)
         if where is None:
             return found.reshape(batch, count)
@@ -324,6 +325,8 @@ class Game:
         """Give the values of coalitions, evaluating those not met before."""
         packed = np.packbits(masks.numpy(), axis=1)
         keys = np.concatenate([owner.numpy().astype("<u4")[:, None].view(np.uint8), packed], 1)
+        full = torch.from_numpy((packed == np.packbits(self.own.numpy(), axis=1)[owner.numpy()]).all(1))
+        empty = torch.from_numpy(~packed.any(1))
         raw, width = keys.tobytes(), keys.shape[1]
         base = len(self._place)
         fresh: dict[bytes, int] = {}
@@ -338,7 +341,9 @@ class Game:
             place.append(at)
         pool = self._known
         if first:
-            new = self._new(masks[first], owner[first])
+            if len(first) < len(masks):
+                masks, owner, full, empty = (t[first] for t in (masks, owner, full, empty))
+            new = self._new(masks, owner, full, empty)
             pool = new if pool is None else torch.cat([pool, new])
             room = max(0, _REMEMBERED - self._held) // (width + 100)  # what a dict takes for one
             self._place.update(list(fresh.items())[:room])
@@ -350,9 +355,8 @@ class Game:
             else pool[torch.tensor(place, dtype=torch.long, device=pool.device)]
         )
 
-    def _new(self, masks: Tensor, owner: Tensor) -> Tensor:
+    def _new(self, masks: Tensor, owner: Tensor, full: Tensor, empty: Tensor) -> Tensor:
         """Evaluate coalitions; what all of the players give is known, and often what none does."""
-        full, empty = (masks == self.own[owner]).all(1), ~masks.any(1)
         known = empty & ~full if bool(empty.any()) and self.known_empty is not None else torch.zeros_like(full)
         rest = ~(full | known)
         q, found, order = self.question, [], []
@@ -362,8 +366,10 @@ class Game:
                 assert values is not None
                 found.append(values[owner[at].to(q.device)])
                 order.append(at.nonzero()[:, 0])
+        if bool(rest.all()):
+            return self._played(masks, owner, ~empty)
         if bool(rest.any()):
-            found.append(self._played(masks[rest], owner[rest]))
+            found.append(self._played(masks[rest], owner[rest], ~empty[rest]))
             order.append(rest.nonzero()[:, 0])
         return torch.cat(found)[torch.cat(order).argsort().to(q.device)]
 
@@ -375,10 +381,17 @@ class Game:
             return None
         return known.value.mean(1)
 
-    def _played(self, masks: Tensor, owner: Tensor) -> Tensor:
-        """Run the model on coalitions, a pass of rows at a time."""
+    def _played(self, masks: Tensor, owner: Tensor, inner: Tensor | None = None) -> Tensor:
+        """Run the model on coalitions, a pass of rows at a time.
+
+        Args:
+            masks: [R, P].
+            owner: the example of each.
+            inner: which are neither empty nor full, where that is known.
+        """
         q, out, start = self.question, [], 0
-        inner = masks.bool().any(1) & ~(masks == self.own[owner]).all(1)
+        if inner is None:
+            inner = masks.bool().any(1) & ~(masks == self.own[owner]).all(1)
         self.evaluated += torch.bincount(owner[inner], minlength=len(q))
         draw = torch.from_numpy(hashed(masks))
         self._expect(_gone(masks), owner)
@@ -412,9 +425,10 @@ class Game:
         return tree.apply(lambda kept, x: kept.expand(-1, *x.shape[1:]), self.groups.kept(mask, q.x), q.x)
 
     def _kept(self, mask: Tensor, owner: Owner) -> Tree:
-        absent = ~self.own.to(mask.device)[owner]
         mask = mask if mask.dtype == torch.bool else mask.to(tree.leaves(self.question.x)[0].dtype)
-        return self.elements(mask.masked_fill(absent, 1), owner)
+        if self.is_ragged:
+            mask = mask.masked_fill(~self.own.to(mask.device)[owner], 1)
+        return self.elements(mask, owner)
 
     def _filled(self, element: Tree, owner: Owner, draw: Tensor) -> tuple[Tree, Tree, Tensor | None]:
         """Give the examples, what else stands where they are not kept, and the weights of its draws."""

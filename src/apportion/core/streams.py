@@ -35,6 +35,14 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z
 
 
+def _between(bits: np.ndarray) -> np.ndarray:
+    """Turn numbers of 23 bits into U(0, 1), ends excluded."""
+    out = bits.astype(np.float32)
+    out += np.float32(0.5)
+    out *= np.float32(2.0**-23)
+    return out
+
+
 def key_of(*words: object) -> int:
     """Hash words to a 64-bit key.
 
@@ -117,15 +125,12 @@ class Stream:
                 out[i : i + high, j : j + width] = _mix(_mix(block) ^ np.uint64(0x2545F4914F6CDD1D))
         return out
 
-    def _uniform_pairs(self, owner: Tensor, draw: Tensor, count: int, leaf: int) -> tuple[Tensor, Tensor]:
+    def _pairs(self, owner: Tensor, draw: Tensor, count: int, leaf: int) -> np.ndarray:
+        """Give 64 random bits for each two numbers, [R, count]."""
         keys = self._row_keys(owner, draw)
         if leaf:
             keys = _mix(keys + np.array([leaf], dtype=np.uint64) * _GOLDEN)  # arrays wrap around silently
-        bits = self._bits(keys, count)
-        scale = np.float32(2.0**-23)
-        low = ((bits & np.uint64(0x7FFFFF)).astype(np.float32) + np.float32(0.5)) * scale
-        high = ((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * scale
-        return torch.from_numpy(low), torch.from_numpy(high)
+        return self._bits(keys, count)
 
     def uniform(self, like: Tree, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"]) -> Tree:
         """Fill rows shaped as those of `like` with U(0, 1), ends excluded.
@@ -137,17 +142,19 @@ class Stream:
         True
         """
 
-        def fill(pair: tuple[Tensor, Tensor], n: int) -> Tensor:
-            return torch.stack(pair, -1).reshape(len(owner), -1)[:, :n]
+        def fill(bits: np.ndarray, n: int) -> Tensor:
+            words = (bits & np.uint64(0x7FFFFF)) | (bits >> np.uint64(41) << np.uint64(32))  # two numbers of 23 bits
+            return torch.from_numpy(_between(words.astype("<u8", copy=False).view("<u4"))[:, :n])
 
         return self._fill(like, owner, draw, fill)
 
     def normal(self, like: Tree, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"]) -> Tree:
         """Fill rows shaped as those of `like` with N(0, 1), by the Box-Muller transform."""
 
-        def fill(pair: tuple[Tensor, Tensor], n: int) -> Tensor:
-            radius = pair[0].log_().mul_(-2).sqrt_()
-            angle = pair[1].mul_(2 * torch.pi)
+        def fill(bits: np.ndarray, n: int) -> Tensor:
+            low, high = (_between(b) for b in (bits & np.uint64(0x7FFFFF), bits >> np.uint64(41)))
+            radius = torch.from_numpy(low).log_().mul_(-2).sqrt_()
+            angle = torch.from_numpy(high).mul_(2 * torch.pi)
             return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n]
 
         return self._fill(like, owner, draw, fill)
@@ -156,7 +163,7 @@ class Stream:
         flat = []
         for i, leaf in enumerate(tree.leaves(like)):
             n = leaf[0].numel()
-            values = fill(self._uniform_pairs(owner, draw, (n + 1) // 2, i), n)
+            values = fill(self._pairs(owner, draw, (n + 1) // 2, i), n)
             flat.append(sent(values.reshape(len(owner), *leaf.shape[1:]), leaf))
         return tree.rebuild(like, flat)
 

@@ -49,16 +49,17 @@ def sizes(among: Int[Tensor, " B"], fractions: tuple[float, ...]) -> tuple[Int[T
 def subsets(
     q: Question, own: Bool[Tensor, "B P"], n: Int[Tensor, "B K"], samples: int
 ) -> Iterator[tuple[Int[Tensor, " s"], Bool[Tensor, "B s P"]]]:
-    """Draw subsets of each size for each example, some at a time: which of the K·samples, and who is in them."""
+    """Draw subsets of each size for each example, a pass at a time: which of the K·samples, and who is in them."""
     batch, count = own.shape
-    step = max(1, _AT_ONCE // (batch * count))
+    step = max(1, min(_AT_ONCE // count, q.field.chunk) // batch)
     stream = q.stream("subsets")
     for start in range(0, n.shape[1] * samples, step):
         at = torch.arange(start, min(start + step, n.shape[1] * samples))
         owner = torch.arange(batch).repeat_interleave(len(at))
         key: Tensor = stream.uniform(torch.zeros(1, count), owner, at.repeat(batch))
-        key = key.reshape(batch, len(at), count).masked_fill(~own[:, None], 2)
-        yield at, lowest(key.flatten(0, 1), n[:, at // samples].flatten()).reshape(key.shape)
+        if not bool(own.all()):
+            key = key.masked_fill(~own[owner], 2)
+        yield at, lowest(key, n[:, at // samples].flatten()).reshape(batch, len(at), count)
 
 
 def lowest(key: Float[Tensor, "R P"], n: Int[Tensor, " R"]) -> Bool[Tensor, "R P"]:
@@ -67,13 +68,14 @@ def lowest(key: Float[Tensor, "R P"], n: Int[Tensor, " R"]) -> Bool[Tensor, "R P
     >>> lowest(torch.tensor([[0.3, 0.1, 0.1, 0.2]]), torch.tensor([2])).tolist()
     [[False, True, True, False]]
     """
-    out = torch.zeros_like(key, dtype=torch.bool)
+    limit, many = torch.empty_like(key[:, :1]), torch.zeros(len(key), dtype=torch.bool)
     for size in n.unique().tolist():
-        row = (n == size).nonzero()[:, 0]
-        some = key[row]
-        limit = torch.from_numpy(np.partition(some.numpy(), size - 1, axis=1)[:, size - 1 : size])
-        out[row] = some <= limit
-    many = (out.sum(1) != n).nonzero()[:, 0]  # of equal numbers at the limit, the first ones
+        row = n == size
+        parted = np.partition(key[row].numpy(), size - 1, axis=1)
+        limit[row] = torch.from_numpy(parted[:, size - 1 : size])
+        many[row] = torch.from_numpy(parted[:, size:].min(axis=1, initial=np.inf) == parted[:, size - 1])
+    out = key <= limit
+    many = many.nonzero()[:, 0]  # of equal numbers at the limit, the first ones
     if len(many):
         place = key[many].argsort(dim=1, stable=True).argsort(1)
         out[many] = place < n[many, None]
@@ -108,18 +110,21 @@ def correlated(
     asked = first.repeat_interleave(samples, 1)
     told: list[Tensor] = []
 
+    def claim(removed: Tensor) -> Tensor:
+        return (removed.to(phi.dtype) @ phi[:, :, None])[..., 0]
+
     def left(_: Question) -> Tensor:
         """Score what is left, and sum the map on the way, as the subsets are at hand."""
         scores = []
         for at, removed in subsets(q, play.own, n, samples):
-            told.append((removed * phi[:, None]).sum(-1))
+            told.append(claim(removed))
             scores.append(play.value(~removed, asked[:, at]).detach())
         return torch.cat(scores, 1).cpu()
 
     key = ("scores without subsets", key_of(play.groups), key_of(play.fill), samples, tuple(map(tuple, n.tolist())))
     score = q.once(key, left).unflatten(1, (-1, samples))
     if not told:  # the scores are there, by another map
-        told = [(removed * phi[:, None]).sum(-1) for _, removed in subsets(q, play.own, n, samples)]
+        told = [claim(removed) for _, removed in subsets(q, play.own, n, samples)]
     claimed = torch.cat(told, 1).unflatten(1, (-1, samples))
     # f(x) - f(x without S) and -f(x without S) correlate alike; whether the score moved at all shows in the latter
     found = by(claimed, -score).masked_fill(~first, torch.nan)
