@@ -48,12 +48,12 @@ class Gaussian(NoiseModel):
         def add(x: Tensor, noise: Tensor) -> Tensor:
             rows = x[owner]
             if not self.relative:
-                return rows + self.sigma * noise
+                return noise.mul_(self.sigma).add_(rows)
             flat = rows.reshape(len(rows), -1)
             width = flat.amax(1) - flat.amin(1)
             if not bool(width.all()):
                 q.warn("an example is constant: noise relative to its range is 0 there")
-            return rows + tree.per_row(self.sigma * width, rows) * noise
+            return noise.mul_(tree.per_row(self.sigma * width, rows)).add_(rows)
 
         return _told(q, tree.apply(add, q.x, n))
 
@@ -78,7 +78,7 @@ class UniformBox(NoiseModel):
 
     def __call__(self, q: Question, owner: Owner, draw: Int[Tensor, " R"], purpose: str = "noise") -> Tree:
         u = q.stream(purpose).uniform(q.x, owner, draw)
-        return _told(q, tree.apply(lambda x, n: x[owner] + self.radius * (2 * n - 1), q.x, u))
+        return _told(q, tree.apply(lambda x, n: n.mul_(2).sub_(1).mul_(self.radius).add_(x[owner]), q.x, u))
 
 
 def _told(q: Question, rows: Tree) -> Tree:

@@ -156,7 +156,8 @@ def test_either_is_where(dtype: torch.dtype) -> None:
     mask = (torch.rand(5, 1, 1, 4, 4) > 0.5).expand(-1, -1, 3, -1, -1)
     found, plain = tree.either(mask, x, other), torch.where(mask, x, other)
     same = (found == plain) | (found.isnan() & plain.isnan()) if dtype.is_floating_point else found == plain
-    assert found.dtype == dtype and bool(same.all())
+    assert found.dtype == dtype
+    assert bool(same.all())
     assert not dtype.is_floating_point or torch.equal(found.signbit(), plain.signbit())
     assert found.is_contiguous()
 
@@ -164,4 +165,5 @@ def test_either_is_where(dtype: torch.dtype) -> None:
 def test_either_keeps_graphs() -> None:
     x = torch.ones(1, 3, requires_grad=True)
     tree.either(torch.tensor([[True, False, True]]), x, torch.zeros(1, 3)).sum().backward()
-    assert x.grad is not None and x.grad.tolist() == [[1, 0, 1]]
+    assert x.grad is not None
+    assert x.grad.tolist() == [[1, 0, 1]]

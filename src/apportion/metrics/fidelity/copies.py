@@ -12,6 +12,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.attribution import Domain
 from apportion.core.external import fitted
+from apportion.core.field import Field
 from apportion.core.protocols import Owner
 from apportion.core.question import Question
 from apportion.core.tree import Tree
@@ -38,9 +39,22 @@ def at_examples(subject: Subject, q: Question) -> Tree:
     return asked(subject, q.at(q.x, q.owners, torch.zeros_like(q.owners)))
 
 
-def of_model(subject: Subject, q: Question, model: Any, ask: Callable[..., Tree] = at_examples) -> Tree:
+def of_model(subject: Subject, q: Question, model: Any) -> Tree:
     """Ask about the same examples and classes of another model, on the same account."""
-    other = q.field.with_model(model).bind(q.inputs, as_asked(q.target), q.ids, q.seed)
+    return of_field(subject, q, q.field.with_model(model))
+
+
+def of_field(subject: Subject, q: Question, field: Field, ask: Callable[..., Tree] = at_examples) -> Tree:
+    """Ask about the same examples and classes of a field of another model, whose weights may change between calls.
+
+    How a model behaves does not depend on the numbers in its weights: it is checked in the first call.
+    """
+    known = dict(field.prepared.checked)
+    held = field.prepare()
+    if held.twin.plan is not None:
+        held.twin.plan.refresh()
+    held.checked.update(known)
+    other = field.bind(q.inputs, as_asked(q.target), q.ids, q.seed)
     values = ask(subject, other)
     q.charge(other.account)
     return values

@@ -125,6 +125,6 @@ def _forecast(weights: Tree, phi: Tree, owner: Owner, salience: bool) -> Float[T
     def meet(weight: Tensor, values: Tensor) -> Tensor:
         if values.shape[1:] != weight.shape[1:]:  # one channel for all
             weight = weight.mean(1, keepdim=True) if salience else weight.sum(1, keepdim=True)
-        return (weight * values[owner]).flatten(1).sum(1, dtype=tree.wide(values[:0]).dtype)
+        return tree.wide((weight * values[owner]).flatten(1)).sum(1)
 
     return tree.total(tree.apply(meet, weights, phi))

@@ -57,17 +57,21 @@ class Perturbation(Configurable):
 
     def _baselines(self, q: Question, owner: Tensor, draw: Tensor) -> Tree:
         rows = q.baseline_rows(self.baseline)
+        first = tree.leaves(rows)[0]
+        if first.shape[1] == 1:
+            return tree.of_owners(tree.apply(lambda r: r[:, 0], rows), owner)
         return tree.apply(lambda r: r[owner, draw % r.shape[1]], rows)
 
     def _taken(self, q: Question, rows: Tree, owner: Tensor, draw: Tensor, shares: bool) -> Taken:
-        step = tree.apply(lambda x, r: x[owner] - r, q.x, rows)
+        step = tree.apply(lambda x, r: x[owner].sub_(r), q.x, rows)
         if not shares:
             return Taken(rows, step)
 
         def part(i: Tensor, x: Tensor, base: Tensor) -> Tensor:
             way = x[:, None] - base
             per_unit = torch.where(way == 0, 0, 1 / torch.where(way == 0, 1, way))
-            return i * per_unit[owner, draw % base.shape[1]]
+            per_unit = per_unit[:, 0][owner] if base.shape[1] == 1 else per_unit[owner, draw % base.shape[1]]
+            return per_unit.mul_(i)
 
         return Taken(rows, tree.apply(part, step, q.x, q.baseline_rows(self.baseline)))
 
@@ -107,7 +111,7 @@ class NoisyBaseline(Perturbation):
         start = self._baselines(q, owner, draw)
         noise = q.stream("infidelity").normal(q.x, owner, draw)
         low, high = bounds_of(q) or (None, None)
-        rows = tree.apply(lambda s, n: s + self.sigma * n, start, noise)
+        rows = tree.apply(lambda s, n: n.mul_(self.sigma).add_(s), start, noise)
         rows = rows if low is None else tree.apply(lambda r: r.clamp(low, high), rows)
         return self._taken(q, rows, owner, draw, shares)
 

@@ -15,7 +15,7 @@ from apportion.core.errors import InputError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.metrics.fidelity.copies import at_examples, of_model
+from apportion.metrics.fidelity.copies import at_examples, of_field, of_model
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
 from apportion.metrics.randomization.layers import Draw, randomize, restore, with_layers
 from apportion.metrics.randomization.similarities import RankSimilarity, Similarity
@@ -104,13 +104,13 @@ class ParameterRandomization(Metric):
         model, layers = with_layers(q)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         parts = self._stages(layers)
-        own = self._maps(subject, q)
+        own, random = self._maps(subject, q), q.field.with_model(model)
         found = []
         for stage in parts:
             if self.order == "independent":
                 restore(model, learned)
             randomize(model, stage, self.draw, q.seed, learned)
-            made = of_model(subject, q, model, self._maps)
+            made = of_field(subject, q, random, self._maps)
             found.append(self.similarity(own, made))
         y = torch.stack(found, 1)
         none = y.isnan().any(1)
