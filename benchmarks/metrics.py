@@ -521,15 +521,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for the rounds of one row, three at least")
     options = parser.parse_args()
     chosen = [row for row in rows() if not options.only or options.only in row.name]
+    about = models.machine() | {"threads": torch.get_num_threads()} | versions(["torch", "quantus"])
     found = []
     for row in chosen:
         found.append(measure(row, options.rounds, options.seconds))
         print(table(found[-1:]), flush=True)
-    if options.only:
-        return
-    about = models.machine() | {"threads": torch.get_num_threads()} | versions(["torch", "quantus"])
-    (RESULTS / "metrics.json").write_text(json.dumps({"about": about, "rows": found}, indent=1) + "\n")
-    (RESULTS / "metrics.md").write_text(page(found, about))
+        if not options.only:  # row by row, so that a run that is cut short leaves what it has
+            (RESULTS / "metrics.json").write_text(json.dumps({"about": about, "rows": found}, indent=1) + "\n")
+            (RESULTS / "metrics.md").write_text(page(found, about))
 
 
 if __name__ == "__main__":
