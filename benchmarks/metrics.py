@@ -5,7 +5,7 @@ taken. Rows of the model are counted, and what the variants find is compared. Th
 for the rows of ours, ready-made and in the fastest batches. A metric is added as one more `Row`.
 
     python -m benchmarks.metrics                     # some minutes on one core
-    python -m benchmarks.metrics --only region       # rows whose name contains it; nothing is written
+    python -m benchmarks.metrics --only region       # rows whose name contains it; the rest of the record stays
     pip install --no-deps quantus pandas opencv-python-headless cachetools && python -m benchmarks.metrics
 """
 
@@ -516,19 +516,20 @@ def page(found: list[dict[str, Any]], about: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="rows whose name contains it; nothing is written")
+    parser.add_argument("--only", help="rows whose name contains it; the rest of the record stays")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0, help="for the rounds of one row, three at least")
     options = parser.parse_args()
     chosen = [row for row in rows() if not options.only or options.only in row.name]
     about = models.machine() | {"threads": torch.get_num_threads()} | versions(["torch", "quantus"])
-    found = []
+    record = RESULTS / "metrics.json"
+    held = {r["name"]: r for r in json.loads(record.read_text())["rows"]} if record.exists() else {}
     for row in chosen:
-        found.append(measure(row, options.rounds, options.seconds))
-        print(table(found[-1:]), flush=True)
-        if not options.only:  # row by row, so that a run that is cut short leaves what it has
-            (RESULTS / "metrics.json").write_text(json.dumps({"about": about, "rows": found}, indent=1) + "\n")
-            (RESULTS / "metrics.md").write_text(page(found, about))
+        held[row.name] = measure(row, options.rounds, options.seconds)
+        print(table([held[row.name]]), flush=True)
+        found = [held[r.name] for r in rows() if r.name in held]  # a run that is cut short leaves what it has
+        record.write_text(json.dumps({"about": about, "rows": found}, indent=1) + "\n")
+        (RESULTS / "metrics.md").write_text(page(found, about))
 
 
 if __name__ == "__main__":
