@@ -1,6 +1,6 @@
 """Denoising methods beside what they denoise: how noisy maps look, and what is left in them; results/noise.{json,md}.
 
-On EfficientNet-Lite0 with the ten bundled pictures whose objects are marked, and on the digits' network. About 25
+On EfficientNet-Lite0 with the ten bundled pictures whose objects are marked, and on the digits' network. About 20
 minutes on one core, training included; with `--out` and `--weights` what is finished is read.
 
     python -m benchmarks.noise
@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,10 +155,13 @@ CONTROLS = {
 
 NOISE = ("variation", "frequency", "flips", "outside")
 """How noisy a map looks, each with what white noise and a blur of the map have."""
+LEFT = ("insertion - deletion", "infidelity", "other class")
+"""What is left of it."""
+BLURRED = ", blurred by "
 
 
-def metrics(grey: Any, coming: Any, step: int, side: int, squares: int) -> dict[str, Any]:
-    """Give how maps are judged."""
+def metrics(grey: Any, coming: Any, step: int) -> dict[str, Any]:
+    """Give how maps are judged on either network."""
     return {
         "variation": M.MapNoise("variation"),
         "frequency": M.MapNoise("frequency"),
@@ -168,24 +170,23 @@ def metrics(grey: Any, coming: Any, step: int, side: int, squares: int) -> dict[
         "insertion - deletion": M.InsertionDeletion(
             M.InsertionAUC(fill=coming, step=step), M.DeletionAUC(fill=F.Baselines(grey), step=step)
         ),
-        "infidelity": M.Infidelity(M.SquareRemoval(baseline=grey, sides=(side,), samples=squares), optimal_scale=True),
         "other class": M.RandomLogit(),
     }
 
 
-def lite0() -> Setting:
-    """EfficientNet-Lite0 with folded batch-norms, on the bundled pictures with a marked object; others as baselines."""
+def lite0(names: list[str]) -> Setting:
+    """EfficientNet-Lite0 with folded batch-norms, on pictures with a marked object; other ones are baselines."""
     model = zoo.load("efficientnet_lite0")
-    plain, names = model.field(), list(bundled.drawn())
+    plain = model.field()
     field = ap.Field(folded(model.model), normalize=plain.normalize, bounds=(0, 1), batch_size=16)
     x = model.see(*(bundled.picture(n) for n in names)).contiguous(memory_format=torch.channels_last)
     masks = []
     for name in names:
         height, width = bundled.picture(name).pixels.shape[1:]
         masks.append(bundled.truth(name).through(model.crop, height, width).mask(*x.shape[2:]))
-    others = model.see(*(bundled.picture(n) for n in bundled.bundled(installed=True) if n not in names))
+    others = model.see(*(bundled.picture(n) for n in bundled.bundled(installed=True) if n not in bundled.drawn()))
     grey = B.NetworkZero()
-    judged = metrics(grey, F.Baselines(B.RISEBlur()), 224 * 16, 28, 24)
+    judged = metrics(grey, F.Baselines(B.RISEBlur()), 224 * 22)
     return Setting(
         f"EfficientNet-Lite0, {len(x)} bundled pictures", field, x, masks, names, others, grey, judged, 2
     )  # fmt: skip
@@ -197,7 +198,9 @@ def of_digits(weights: Path | None, count: int) -> Setting:
     test = right_ones(model, count)
     field = ap.Field(model, bounds=(0, 1), batch_size=128)
     grey = B.Constant(0.5)
-    judged = metrics(grey, F.Baselines(B.Blurred(8.0)), 96, 6, 64)
+    judged = metrics(grey, F.Baselines(B.Blurred(8.0)), 96)
+    squares = M.SquareRemoval(baseline=grey, sides=(6,), samples=64)
+    judged["infidelity"] = M.Infidelity(squares, optimal_scale=True)
     judged["random network"] = M.ParameterRandomization(stages=1)
     title = f"Digits on texture, {len(test)} pictures; accuracy {accuracy:.3f}"
     ids = [f"digit {i}" for i in range(len(test))]
@@ -214,10 +217,24 @@ def told(s: Summary) -> dict[str, float]:
     return {"mean": s.mean, "low": low, "high": high}
 
 
+def as_quiet(name: str, group: list[str], scores: Mapping[str, Mapping[str, Scores]]) -> str | None:
+    """Find the least blur of the same map that varies no more than a denoised one; none for the first and for blurs."""
+    if name == group[0] or BLURRED in name:
+        return None
+    varies = {n: scores[n]["variation"].summary().mean for n in group if BLURRED in n or n == name}
+    quieter = {n: v for n, v in varies.items() if n != name and v <= varies[name]}
+    return max(quieter, key=lambda n: quieter[n]) if quieter else None
+
+
+def apart(metric: str, s: Scores, other: Scores) -> Summary:
+    """Sum up the paired differences of two methods."""
+    return shares(s).against(shares(other)) if metric == "infidelity" else s.against(other)
+
+
 def cell(name: str, s: Scores, before: Scores | None) -> dict[str, Any]:
     """Sum up a method's scores by a metric, with what stands beside, and the paired difference to before."""
     if name == "infidelity":  # over that of zeros: the share of what squares do that is not forecast
-        s, before = shares(s), None if before is None else shares(before)
+        s, before = shares(s), before and shares(before)
     out: dict[str, Any] = told(s.summary())
     if name in NOISE:
         for part in ("white", "blurred"):
@@ -235,7 +252,7 @@ def shares(s: Scores) -> Scores:
 
 def run(s: Setting, out: Path) -> dict[str, Any]:
     """Judge every method before and after."""
-    start, groups = time.process_time(), methods(s)
+    groups = methods(s)
     flat = {n: m for group in groups.values() for n, m in group.items()}
     found = ap.evaluate(
         flat, s.field, s.x, s.metrics, controls=CONTROLS, truth={"outside": s.masks}, ids=s.ids, batch=s.batch, out=out
@@ -246,6 +263,10 @@ def run(s: Setting, out: Path) -> dict[str, Any]:
         for name in group:
             own = found.scores[name]
             row = {m: cell(m, own[m], None if own is first else first[m]) for m in s.metrics}
+            if (blurred := as_quiet(name, list(group), found.scores)) is not None:
+                row["as quiet"] = {"by": blurred} | {
+                    m: told(apart(m, own[m], found.scores[blurred][m])) for m in LEFT if m in own
+                }
             table[title][name] = row | {"passes": float(found.costs[name].backward.double().mean())}
     one = found.scores[next(iter(flat))]
     return {
@@ -256,7 +277,6 @@ def run(s: Setting, out: Path) -> dict[str, Any]:
         "controls": {c: {m: cell(m, one[m].controls[c], None) for m in s.metrics} for c in CONTROLS},
         "area": float(torch.stack(s.masks).double().mean()),
         "notes": found.notes(),
-        "seconds": round(time.process_time() - start),
     }
 
 
@@ -277,12 +297,12 @@ HEAD = f"""# Noise before and after
 
 Made by `python -m benchmarks.noise`. Of each group the first row is what the others denoise. Means over pictures with
 95 % bootstrap intervals; an arrow says which way a score went from the first row, where the interval of the paired
-difference leaves out 0.
+difference leaves out 0 and the difference shows in two digits.
 
 - *variation*: total variation over mass. *fine structure*: share of energy above a quarter of a cycle a pixel. *flips*:
   neighbours of different sign. *mass outside*: of magnitude, outside the marked object. After the bar: the same map
   after a Gaussian blur of 2 pixels. White noise has a row of its own.
-- *insertion - deletion*: of the class's probability, in 14 steps (digits: 24), from and to what the record says; higher
+- *insertion - deletion*: of the class's probability, in 11 steps (digits: 24), from and to what the record says; higher
   is better. *not forecast*: infidelity with the best scale
   over that of a map of zeros: the share of what removing a square does to the logit that the map does not tell; lower
   is better, and 1 is a map that says nothing.
@@ -301,7 +321,8 @@ def number(c: Mapping[str, Any], digits: int = 2) -> str:
     text = f"{c['mean']:.{digits}f} [{c['low']:.{digits}f}, {c['high']:.{digits}f}]"
     change = c.get("change")
     if change is not None:
-        text += " ↓" if change["high"] < 0 else " ↑" if change["low"] > 0 else ""
+        seen = abs(change["mean"]) >= 0.5 * 10**-digits
+        text += " ↓" if seen and change["high"] < 0 else " ↑" if seen and change["low"] > 0 else ""
     return text + (f" \\| {c['blurred']['mean']:.{digits}f}" if "blurred" in c else "")
 
 
@@ -311,8 +332,7 @@ def lines(part: Mapping[str, Any]) -> list[str]:
     out = [
         f"## {part['title']}",
         "",
-        f"Objects have {part['area']:.2f} of the area. {part['seconds']} s of processor time on one thread; "
-        f"{part['machine']['cpu']}, torch {part['machine']['torch']}.",
+        f"Objects have {part['area']:.2f} of the area. {part['machine']['cpu']}, torch {part['machine']['torch']}.",
         "",
         "| | " + " | ".join(HEADS[n] for n in names) + " | passes |",
         "|---|" + "---|" * (len(names) + 1),
@@ -323,6 +343,14 @@ def lines(part: Mapping[str, Any]) -> list[str]:
             out.append(f"| {label} | " + " | ".join(number(row[n]) for n in names) + f" | {row['passes']:.0f} |")
     for name, row in part["controls"].items():
         out.append(f"| *{name}* | " + " | ".join(number(row[n]) for n in names) + " | |")
+    left = [n for n in LEFT if n in names]
+    out += ["", "Paired differences to the least blur of the same map that varies no more:", ""]
+    out += ["| | beside | " + " | ".join(HEADS[n] for n in left) + " |", "|---|---|" + "---|" * len(left)]
+    for group in part["table"].values():
+        for name, row in group.items():
+            if (beside := row.get("as quiet")) is not None:
+                cells = " | ".join(number({**beside[n], "change": beside[n]}) for n in left)
+                out.append(f"| {name} | {beside['by']} | {cells} |")
     return [*out, ""]
 
 
@@ -349,10 +377,8 @@ def draw(s: Setting, index: int, file: Path) -> None:
     x, groups = s.x[index : index + 1], methods(s)
     columns = max(map(len, groups.values())) + 1
     figure, axes = plt.subplots(len(groups), columns, figsize=(1.5 * columns, 1.75 * len(groups)), layout="constrained")
-    names = list(dict.fromkeys(n for group in groups.values() for n in group))
     flat = {n: m for group in groups.values() for n, m in group.items()}
-    made = ap.explain(s.field, x, [flat[n] for n in names], ids=s.ids[index : index + 1])
-    maps = {n: a.values[0].sum(0) for n, a in zip(names, made, strict=True)}
+    maps = {n: m(s.field, x, ids=s.ids[index : index + 1]).values[0].sum(0) for n, m in flat.items()}
     for axis in axes.flat:
         axis.axis("off")
     for row, group in zip(axes, groups.values(), strict=True):
@@ -361,7 +387,7 @@ def draw(s: Setting, index: int, file: Path) -> None:
             high = float(maps[name].abs().flatten().quantile(0.99)) or 1.0
             axis.imshow(maps[name], cmap="seismic", vmin=-high, vmax=high, interpolation="nearest")
             axis.set_title(name.replace(", ", ",\n").replace(" of ", "\nof "), fontsize=7)
-    figure.savefig(file, dpi=100, pil_kwargs={"quality": 75, "optimize": True})
+    figure.savefig(file, dpi=90, pil_kwargs={"quality": 65, "optimize": True})
     plt.close(figure)
 
 
@@ -369,6 +395,7 @@ def main() -> None:
     """Run the stages asked for; write record, tables and sheets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=STAGES, default=STAGES)
+    parser.add_argument("--pictures", nargs="*", default=list(bundled.drawn()), help="for EfficientNet-Lite0")
     parser.add_argument("--count", type=int, default=100, help="digits")
     parser.add_argument("--weights", type=Path, help="file for the digits' network, read where it is there")
     parser.add_argument("--out", type=Path, help="folder that keeps what is finished")
@@ -378,13 +405,13 @@ def main() -> None:
     kept = options.out or Path(tempfile.mkdtemp())
     shown = {"lite0": ("chelsea", 0), "digits": ("digit", 0)}
     for stage in options.only:
-        s = lite0() if stage == "lite0" else of_digits(options.weights, options.count)
+        s = lite0(options.pictures) if stage == "lite0" else of_digits(options.weights, options.count)
         found = run(s, kept / stage)
-        draw(s, shown[stage][1], RESULTS / f"noise_{shown[stage][0]}.jpg")
         record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}  # also of the other stage
-        record[stage] = found
+        record[stage] = json.loads(json.dumps(found), parse_float=lambda t: round(float(t), 4))
         record["pictures"] = [shown[st][0] for st in STAGES if st in record]
         file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        draw(s, shown[stage][1], RESULTS / f"noise_{shown[stage][0]}.jpg")
     (RESULTS / "noise.md").write_text(page(json.loads(file.read_text())))
 
 
