@@ -272,6 +272,7 @@ def run(s: Setting, out: Path) -> dict[str, Any]:
     return {
         "title": s.title,
         "machine": machine(),
+        "methods": found.settings["methods"],
         "metrics": found.settings["metrics"],
         "table": table,
         "controls": {c: {m: cell(m, one[m].controls[c], None) for m in s.metrics} for c in CONTROLS},
