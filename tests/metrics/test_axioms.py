@@ -87,6 +87,17 @@ def test_rounding_is_no_violation(metric: ap.metrics.Metric) -> None:
     assert values.tolist() == [0.0] * 6
 
 
+def test_maps_that_know_nothing_win_some_metrics_which_says_nothing() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double(), some(8, 4)
+    for metric in (ImplementationInvariance(), InputInvariance(), ap.metrics.Consistency()):
+        s = metric(ap.Field(net), x, ap.GradientTimesInput(), controls=[ap.controls.Random()], ids=range(8))
+        assert s.controls["Random"].values.tolist() == [0] * 8
+        assert s.beats("Random") is None
+        assert "Random: 0" in repr(s)
+    blind = Linearity()(ap.Field(net), x, ap.controls.Random())
+    assert blind.values.tolist() == pytest.approx([2] * 8)
+
+
 def test_sensitivity_counts_each_feature_once() -> None:
     field = ap.Field(lambda x: (x * torch.arange(6)).sum(1))
     blind = ap.External(lambda x, target: x * (torch.arange(6) != 3), "blind to one")

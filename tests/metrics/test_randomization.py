@@ -204,6 +204,24 @@ def test_the_complexity_of_a_random_networks_map() -> None:
     assert flat.undefined["a map of one value"].all()
 
 
+def test_bins_by_the_rule_of_freedman_and_diaconis() -> None:
+    """Those of the learned network's map, for both."""
+    net, x = nn.Sequential(nn.Linear(300, 2)).double(), some(3, 300)
+    found = EffectiveRandomization(bins=None)(ap.Field(net), x, ap.GradientTimesInput(), target=0)
+    model, layers = with_layers(ap.Field(net).bind(x, target=0))
+    learned = {n: p.detach().clone() for n, p in model.named_parameters()}
+    randomize(model, [p for _, own in layers for p in own], "redrawn", 0, learned)
+    for part, used in (("learned", net), ("random", model)):
+        maps = ap.GradientTimesInput()(ap.Field(used), x, target=0).values.numpy()
+        own = ap.GradientTimesInput()(ap.Field(net), x, target=0).values.numpy()
+        for i in range(3):
+            low, high = np.quantile(own[i], (0.25, 0.75))
+            bins = int(np.clip(np.ceil(np.ptp(own[i]) / (2 * (high - low) * 300 ** (-1 / 3))), 10, 200))
+            counts = np.histogram(maps[i], bins=bins)[0] / 300
+            assert found.parts[part][i].item() == pytest.approx(-sum(c * np.log(c) for c in counts if c))
+            assert 10 < bins < 200
+
+
 def test_classes_that_share_their_map_and_classes_that_do_not() -> None:
     two = ap.Field(lambda x: torch.stack([x.sum(1), -x.sum(1), (x * torch.arange(6)).sum(1)], 1))
     x = some(3, 6)

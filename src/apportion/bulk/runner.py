@@ -378,6 +378,7 @@ class Runner:
                 cost=_nothing(len(batch)),
                 undefined={reason: torch.ones(len(batch), dtype=torch.bool)},
                 statistic=self.metrics[metric].card.statistic,
+                blind_is_best=self.metrics[metric].card.blind_is_best,
             )
             for metric in metrics
         }

@@ -79,9 +79,9 @@ def check_options(value: Configurable) -> None:
                 f"an instance: {wanted}" if example else wanted,
                 f"write {f.name}={example}" if example else f"give {wanted} for {f.name}",
             )
-        if f.name in value._positive and not fit > 0:
+        if fit is not None and f.name in value._positive and not fit > 0:
             raise ConfigError(f"{name}({f.name}={given!r})", "a positive number", f"give {f.name} above 0")
-        if f.name in value._not_negative and fit < 0:
+        if fit is not None and f.name in value._not_negative and fit < 0:
             raise ConfigError(f"{name}({f.name}={given!r})", "0 or more", f"give no negative {f.name}")
         if fit is not given:
             object.__setattr__(value, f.name, fit)

@@ -60,6 +60,8 @@ class MetricCard:
         cost: its rows per example in words; `metric.passes(q)` gives the numbers.
         kind: the only kind of map it is made for; None for any.
         cautions: what it rewards or punishes besides what it is meant for.
+        blind_is_best: whether maps that know nothing of the model are best by definition, as nothing in them can break
+            the rule; controls then decide nothing.
     """
 
     title: str
@@ -74,6 +76,7 @@ class MetricCard:
     cost: str = "none"
     kind: Kind | None = None
     cautions: tuple[str, ...] = ()
+    blind_is_best: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,6 +341,7 @@ class Metric(Configurable):
             controls=beside,
             warnings=(*(w for w in q.warnings if w not in warned), *self._cautions(subject)),
             statistic=self.card.statistic,
+            blind_is_best=self.card.blind_is_best,
             tensors=tensors,
         )
 

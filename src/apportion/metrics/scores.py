@@ -159,6 +159,7 @@ class Scores:
         warnings: what deserves a look.
         statistic: how the source sums up examples: "mean", "median" or "median curve".
         tensors: tensors that configurations name by digest.
+        blind_is_best: whether maps that know nothing of the model are best by definition.
     """
 
     values: Float[Tensor, " B"]
@@ -178,6 +179,7 @@ class Scores:
     warnings: tuple[str, ...] = ()
     statistic: str = "mean"
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    blind_is_best: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -228,13 +230,16 @@ class Scores:
         return Summary.of(self.values - other.values, self.ids, self.seed)
 
     def beats(self, control: str) -> bool | None:
-        """Tell whether the mean lies beyond a control's on the better side, beyond chance; None without a direction."""
+        """Tell whether the mean lies beyond a control's on the better side, beyond chance.
+
+        None without a direction, and where maps that know nothing of the model are best by definition.
+        """
         if control not in self.controls:
             raise InputError(
                 f"control {control!r}", f"one of {sorted(self.controls)}", "ask for it with controls=[...]"
             )
         low, high = self.against(self.controls[control]).interval
-        if self.direction is Direction.NEITHER:
+        if self.direction is Direction.NEITHER or self.blind_is_best:
             return None
         return low > 0 if self.direction is Direction.HIGHER else high < 0
 

@@ -168,7 +168,8 @@ class Missingness(Metric):
         direction=Direction.LOWER,
         judges=Judges.EXPLAINER,
         range=(0.0, 1.0),
-        chance="about 0.5 for random maps of the two",
+        chance="0 for maps that know nothing of the model; about 0.5 for maps drawn anew for each model",
+        blind_is_best=True,
         cost="every coalition of both models, and an explanation of each",
         cautions=(
             "One pair of models is tried: 0 shows no violation there. Adding a term violates few methods' consistency; "

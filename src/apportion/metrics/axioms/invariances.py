@@ -55,7 +55,8 @@ def _module(q: Question, who: str) -> tuple[nn.Module, Tensor]:
         direction=Direction.LOWER,
         judges=Judges.EXPLAINER,
         range=(0.0, None),
-        chance="about √2 for maps that share nothing",
+        chance="0 for maps that know nothing of the model; about √2 for maps that share nothing",
+        blind_is_best=True,
         cost="the explainer's, once for the network and once for each other network",
         cautions=("Methods pass that do not look at the network at all: judge ap.controls.Edges() beside.",),
     )
@@ -151,7 +152,8 @@ class ImplementationInvariance(Metric):
         direction=Direction.LOWER,
         judges=Judges.EXPLAINER,
         range=(0.0, None),
-        chance="about √2 for maps that share nothing",
+        chance="0 for maps that know nothing of the model; about √2 for maps that share nothing",
+        blind_is_best=True,
         cost="the explainer's, twice",
         cautions=(
             "A method with a baseline passes if the baseline moves along, and fails with a fixed one: the choice of "
@@ -220,7 +222,7 @@ class InputInvariance(Metric):
         direction=Direction.LOWER,
         judges=Judges.EXPLAINER,
         range=(0.0, None),
-        chance="about 1 for maps that do not depend on the score",
+        chance="|1 - a - b| for maps that do not depend on the score, 2 at the default weights",
         cost="the explainer's, three times",
         cautions=("Methods that take magnitudes, or positive parts, fail by definition.",),
     )

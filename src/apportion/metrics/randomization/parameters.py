@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from apportion.core import tree
@@ -43,7 +44,7 @@ def of_class(q: Question, target: Tensor) -> Question:
         direction=Direction.LOWER,
         judges=Judges.EXPLAINER,
         range=(-1.0, 1.0),
-        chance="0 by rank correlation for maps that share nothing; see the curve's last point for what stays",
+        chance="1 for maps that know nothing of the model; 0 by rank correlation for maps that share nothing",
         cost="the explainer's, once for the network and once for each stage",
         cautions=(
             "Methods that multiply by the input stay alike on sparse pictures for that alone: judge "
@@ -175,7 +176,8 @@ class EffectiveRandomization(Metric):
     Undefined where the learned network's map has one value.
 
     Attributes:
-        bins: of the histogram, between the map's least and greatest value; a number that the source leaves to rules.
+        bins: of the histogram, between the map's least and greatest value; None goes by the rule of Freedman and
+            Diaconis for the learned network's map, 10 to 200. The source leaves it to such rules.
         draw: as in `ParameterRandomization`.
 
     Source: Hedström et al. (2024), section 4.2.
@@ -187,7 +189,7 @@ class EffectiveRandomization(Metric):
     tensor([0., 0.], dtype=torch.float64)
     """
 
-    bins: int = 100
+    bins: int | None = 100
     draw: Draw = "redrawn"
 
     _positive = ("bins",)
@@ -198,8 +200,9 @@ class EffectiveRandomization(Metric):
         model, layers = with_layers(q)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
-        before = _entropy(at_examples(subject, q), self.bins)
-        after = _entropy(of_model(subject, q, model), self.bins)
+        own = at_examples(subject, q)
+        bins = _bins(own) if self.bins is None else torch.full((len(q), 1), self.bins, device=q.device)
+        before, after = _entropy(own, bins), _entropy(of_model(subject, q, model), bins)
         none = before == 0
         return Found(
             torch.where(none, torch.nan, (after - before) / before),
@@ -217,16 +220,27 @@ class EffectiveRandomization(Metric):
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
-        return (cls(bins=20), cls(10, "shuffled"))
+        return (cls(bins=20), cls(None, "shuffled"))
 
 
-def _entropy(m: Tree, bins: int) -> Float[Tensor, " B"]:
+def _bins(m: Tree) -> Int[Tensor, "B 1"]:
+    """Count bins by Freedman and Diaconis: range / (2 IQR N^(-1/3)), from 10 to 200."""
+    flat = torch.cat([t.flatten(1).double() for t in tree.leaves(m)], 1)
+    ranked, last = flat.sort(1).values, flat.shape[1] - 1
+    low, high = (
+        torch.lerp(ranked[:, int(p * last)], ranked[:, math.ceil(p * last)], p * last % 1) for p in (0.25, 0.75)
+    )
+    wide = 2 * (high - low) / flat.shape[1] ** (1 / 3)
+    return ((ranked[:, -1] - ranked[:, 0]) / wide).nan_to_num(10, 200).ceil().clamp(10, 200).long()[:, None]
+
+
+def _entropy(m: Tree, bins: Int[Tensor, "B 1"]) -> Float[Tensor, " B"]:
     """Give the entropy of each map's histogram, in nats."""
     flat = torch.cat([t.flatten(1).double() for t in tree.leaves(m)], 1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     span = torch.where(high > low, high - low, 1)
-    at = ((flat - low) / span * bins).long().clamp(max=bins - 1)
-    share = torch.zeros(len(flat), bins, dtype=flat.dtype, device=flat.device)
+    at = ((flat - low) / span * bins).long().clamp(max=bins - 1)  # the greatest value belongs to the last bin
+    share = torch.zeros(len(flat), int(bins.max()), dtype=flat.dtype, device=flat.device)
     share = share.scatter_add_(1, at, torch.ones_like(flat)) / flat.shape[1]
     return -torch.xlogy(share, share).sum(1)
 
