@@ -408,7 +408,8 @@ def test_a_metric_that_cannot_judge_a_map_says_so() -> None:
     assert found.scores["map"]["wobble"].values.isnan().all()
     assert found.scores["gradient"]["wobble"].values.isfinite().all()
     (why,) = found.scores["map"]["wobble"].undefined
-    assert why == "ConfigError: a map of map; expected an explainer, since this metric asks it again"
+    told = "a map of map; expected an explainer, since this metric asks it again; to fix: give the explainer, or "
+    assert why == f"ConfigError: {told}ap.External(function) for another library's"
 
 
 @pytest.mark.parametrize(
@@ -585,3 +586,74 @@ def test_nothing_of_a_batch_is_kept_but_its_scores() -> None:
     assert sum(r() is not None for r in kept) == 0
     assert len(found) == 28
     assert isinstance(found.scores["gradient"]["drop"], Scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Counted(Unregistered):
+    """Gives x, and counts the examples it was asked about."""
+
+    seen: list[int]
+
+    def explain(self, q: Question) -> Attribution:
+        self.seen.append(len(q))
+        return q.attribution(self, q.x.clone())
+
+
+@dataclass(frozen=True)
+class OnTables(Metric):
+    """Takes no pictures."""
+
+    card = MetricCard("on tables", PAPER, "for tests", Direction.HIGHER)
+
+    def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
+        raise InputError(f"examples {tuple(q.x.shape)}", "tables", "leave it out")
+
+
+def test_what_no_example_can_meet_is_found_out_once_and_maps_are_not_made_again() -> None:
+    seen: list[int] = []
+    rows: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return NET(x)
+
+    metrics = {"on tables": OnTables(), "wobble": Wobble()}
+    found = run(methods={"counted": Counted(seen)}, metrics=metrics, field=ap.Field(model), ids=IDS, controls=())
+    (why,) = found.scores["counted"]["on tables"].undefined
+    assert why == "InputError: examples (1, 1, 6, 6); expected tables; to fix: leave it out"
+    assert seen == [7, 7]  # the second for wobble
+    assert sum(rows) <= 3 * 7  # without bisection
+
+
+def test_reasons_name_the_examples_by_their_ids_and_what_to_do() -> None:
+    maps = X.clone()
+    maps[3, 0, 2, 2] = torch.nan
+    found = run(methods={"mine": maps}, metrics=["sparseness"], ids=IDS, controls=())
+    (line,) = found.told_failures()
+    assert "undefined for 1 of 7 example(s) ('d'): NonFiniteError: the attribution is NaN or infinite" in line
+    assert "example 0" not in line
+    assert "to fix: check the example" in line
+    cam = run(methods={"cam": ap.GradCAM(ap.At("0"))}, metrics=["sparseness"], batch=4)
+    (line,) = cam.told_failures()
+    assert "maps of shape (4, 4)" in line
+    assert "ap.Resized(method) does" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"methods": {"mine": torch.rand(7, 6, 6, 1)}}, r"maps of shape \(6, 6, 1\) from 'mine'"),
+        ({"methods": {"mine": torch.rand(7, 36)}}, "Resized"),
+        ({"metrics": ["pointing_game"], "truth": torch.ones(7, 4, 4, dtype=torch.bool)}, r"pointing_game: a truth of"),
+        ({"metrics": ["pointing_game"], "truth": [(0, 0, 3, 3)] * 7}, "truth of pointing_game"),
+        ({"metrics": ["pointing_game"], "truth": {"pointing_game": None}}, "no truth"),
+        ({"metrics": ["grid_pointing_game"], "truth": [7] * 7}, "from 0 to 3"),
+        ({"metrics": ["agreement"], "truth": torch.rand(7, 3, 3)}, "truth of agreement"),
+    ],
+)
+def test_wrong_truths_and_given_maps_are_errors_before_any_method_is_asked(given: dict[str, Any], told: str) -> None:
+    seen: list[int] = []
+    methods = {"counted": Counted(seen), **given.pop("methods", {})}
+    with pytest.raises((InputError, ConfigError), match=told):
+        run(methods=methods, **{"metrics": ["sparseness"], **given})
+    assert not seen

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from apportion.bulk.comparison import Comparison, compare
@@ -21,6 +22,9 @@ from apportion.core.errors import ConfigError, InputError, nearest
 from apportion.core.write import write_bytes
 from apportion.metrics.ranks import Ranks, rank_methods
 from apportion.metrics.scores import Direction, Scores
+
+_TOLD = 5
+"""Examples that a line names."""
 
 _WIDE = 120
 """Characters from which a table has its metrics down the side."""
@@ -219,15 +223,21 @@ class Evaluation:
 
     def told_failures(self) -> list[str]:
         """Say what is undefined, a line for each reason."""
-        by_reason: dict[str, list[tuple[str, str, int]]] = {}
-        for method, metric, why, count in self.failures:
-            by_reason.setdefault(why, []).append((method, metric, count))
+        by_reason: dict[str, list[tuple[str, str, Tensor]]] = {}
+        for method, held in self.scores.items():
+            for metric, s in held.items():
+                for why, where in s.undefined.items():
+                    by_reason.setdefault(why, []).append((method, metric, where.cpu()))
         lines = []
         for why, places in by_reason.items():
             methods, metrics = list(dict.fromkeys(p[0] for p in places)), list(dict.fromkeys(p[1] for p in places))
-            most = max(p[2] for p in places)
-            up_to = "" if all(p[2] == most for p in places) else "up to "
-            many = f"{up_to}{most} of {len(self)} example(s)"
+            counts = [int(p[2].sum()) for p in places]
+            most = max(counts)
+            up_to = "" if min(counts) == most else "up to "
+            some = [self.ids[i] for i in torch.stack([p[2] for p in places]).any(0).nonzero()[:, 0].tolist()]
+            told = ", ".join(repr(i) for i in some[:_TOLD]) + (", ..." if len(some) > _TOLD else "")
+            which = f" ({told})" if len(some) < len(self) else ""
+            many = f"{up_to}{most} of {len(self)} example(s){which}"
             lines.append(f"{self._who(methods)} by {', '.join(metrics)}: undefined for {many}: {why}")
         return lines
 

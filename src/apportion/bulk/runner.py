@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -24,11 +25,13 @@ from apportion.core.errors import (
     InputError,
     ModelError,
     NoGradientPathError,
+    NonFiniteError,
+    OutOfMemoryError,
     RuleError,
     SiteError,
 )
 from apportion.core.explainer import Explainer, Passes
-from apportion.core.external import External, GivenMap
+from apportion.core.external import External, GivenMap, fitted
 from apportion.core.field import Field
 from apportion.core.progress import progress, tick
 from apportion.core.question import Question
@@ -39,6 +42,12 @@ from apportion.parts.baselines import Baseline
 
 _OF_THE_MODEL = (ConfigError, ModelError, NoGradientPathError, RuleError, SiteError)
 """Errors that no other example would be spared."""
+
+_THE_ONLY = re.compile(r",? ?(?:(?:for|of|in) )?\bexample 0\b(?: \(1 of 1 rows\))?")
+"""How errors name the example where there is one alone: which of all it is, results say."""
+
+_LONGEST = 400
+"""Characters of a reason."""
 
 Judged = Attribution | Explainer
 
@@ -129,6 +138,7 @@ class Runner:
         self.tensors: dict[str, Tensor] = {}
         self.configs = {n: _config(j, self.tensors) for n, j in self.judged.items()}
         self._lasting: dict[Hashable, Any] = {}
+        self._begun = False
 
     def check(self) -> None:
         """Refuse metrics that no example could be judged by.
@@ -281,17 +291,21 @@ class Runner:
         if store is not None:
             store.end(number)
 
-    def judge(self, batch: Batch, names: Sequence[str], metrics: Sequence[str]) -> Iterator[Found]:
-        """Judge a batch by some metrics, for each of some methods."""
+    def judge(
+        self, batch: Batch, names: Sequence[str], metrics: Sequence[str], known: Attribution | None = None
+    ) -> Iterator[Found]:
+        """Judge a batch by some metrics, for each of some methods; the map of the one method may be known already."""
         if not names:
             return
         root = self._bind(batch)
         _ = root.ids  # once for all
         judged = {n: _of_rows(self.judged[n], batch.rows) for n in names}
+        if not self._begun:
+            self._begin(batch, root, judged)
         common = in_common(root)
         account = root.account
         explainers = [j for j in judged.values() if isinstance(j, Explainer)]
-        answers = answered(root, explainers)
+        answers = answered(root, explainers) if known is None else iter([known])
         for name, one in judged.items():
             made = next(answers) if isinstance(one, Explainer) else one
             if isinstance(made, Exception):
@@ -307,7 +321,8 @@ class Runner:
                         found = self.metrics[metric].judge(q, subject, self._truth(batch, metric))
                     scores[metric] = _on_cpu(replace(found, tensors={}))
                 except Exception as error:
-                    scores[metric] = self._failed(error, batch, name, [metric], root).scores[metric]
+                    kept = made if isinstance(one, Explainer) else None
+                    scores[metric] = self._failed(error, batch, name, [metric], root, kept).scores[metric]
             cost = _sent(made.cost) if isinstance(one, Explainer) else _nothing(len(batch))
             yield Found(scores, cost, made.warnings if isinstance(one, Explainer) else ())
 
@@ -337,8 +352,8 @@ class Runner:
 
     def _check_truth(self, batch: Batch) -> None:
         for name, metric in self.metrics.items():
-            by_name = isinstance(batch.truth, Mapping)
-            if metric.card.truth and (name not in batch.truth if by_name else batch.truth is None):
+            given = batch.truth.get(name) if isinstance(batch.truth, Mapping) else batch.truth
+            if metric.card.truth and given is None:
                 raise ConfigError(
                     f"no truth for {name}", metric.card.truth, f"give truth=..., or truth={{{name!r}: ...}}"
                 )
@@ -348,20 +363,59 @@ class Runner:
             return None
         return batch.truth[metric] if isinstance(batch.truth, Mapping) else batch.truth
 
-    def _failed(self, error: Exception, batch: Batch, name: str, metrics: Sequence[str], root: Question) -> Found:
+    def _begin(self, batch: Batch, q: Question, judged: Mapping[str, Any]) -> None:
+        """Refuse truths and given maps of wrong shapes on the first batch, before anything is asked."""
+        for name, metric in self.metrics.items():
+            if metric.card.truth:
+                try:
+                    metric.check_truth(q, self._truth(batch, name))
+                except ApportionError as error:
+                    raise type(error)(f"truth of {name}: {error.given}", error.expected, error.do) from error
+        of_maps = all(m.card.judges is Judges.MAP for m in self.metrics.values())
+        for name, one in judged.items():
+            if isinstance(one, GivenMap):
+                with suppress(TypeError):  # several tensors for one: it comes again when it is asked
+                    tree.apply(lambda v, x, name=name: fitted(v, x, name), one.values, q.x)
+            elif isinstance(one, Attribution) and of_maps:
+                with suppress(NonFiniteError):  # of some examples
+                    Subject(one, name).map(q)
+        self._begun = True
+
+    def _failed(
+        self,
+        error: Exception,
+        batch: Batch,
+        name: str,
+        metrics: Sequence[str],
+        root: Question,
+        made: Attribution | None = None,
+    ) -> Found:
         """Say why there are no scores; examples that could do without the one at fault are judged without it."""
         judged = self.judged[name]
         if self.strict:
             whose = judged if isinstance(judged, Explainer) else GivenMap(torch.zeros(1), name)
             raise named(error, whose, f"{name}, examples {batch.rows.start} to {batch.rows.stop - 1}") from error
+        reason = _reason(error)
         if len(batch) > 1 and not isinstance(error, _OF_THE_MODEL):
-            half = len(batch) // 2
             resolved = replace(batch, target=as_asked(root.target))
-            parts = (resolved.part(slice(0, half)), resolved.part(slice(half, None)))
-            return join([found for p in parts for found in self.judge(p, [name], metrics)])
-        ours = isinstance(error, ApportionError)
-        given = f"{error.given}; expected {error.expected}" if ours and error.expected else str(error)
-        reason = " ".join(f"{type(error).__name__}: {given}".split())[:300]
+
+            def again(rows: slice) -> Found:
+                known = None if made is None else taken(made, rows)
+                return next(self.judge(resolved.part(rows), [name], metrics, known))
+
+            alone = None
+            for i in (0, len(batch) - 1) if _of_their_kind(error) else ():
+                alone = again(slice(i, i + 1))
+                told = list(alone.scores[metrics[0]].undefined)
+                if [_without_counts(why) for why in told] != [_without_counts(reason)]:
+                    alone = None
+                    break
+            if alone is None:
+                half = len(batch) // 2
+                return join([again(slice(0, half)), again(slice(half, len(batch)))])
+            (reason,) = alone.scores[metrics[0]].undefined  # which does not depend on the batch
+        elif len(batch) == 1:
+            reason = _THE_ONLY.sub("", reason)
         shown = as_asked(root.target)
         x = tree.leaves(root.x)[0]
         scores = {
@@ -393,6 +447,25 @@ def join(found: Sequence[Found]) -> Found:
         Cost(forward, backward, at_x),
         told_once(w for f in found for w in f.warnings),
     )
+
+
+def _of_their_kind(error: Exception) -> bool:
+    """Whether an error may be about examples of this kind, such as tables, and not about what one of them holds."""
+    ours = isinstance(error, ApportionError) and not isinstance(error, NonFiniteError | OutOfMemoryError)
+    return ours and re.search(r"\bexample '?\d", str(error)) is None
+
+
+def _reason(error: Exception) -> str:
+    told = str(error)
+    if isinstance(error, ApportionError):
+        told = error.given + (f"; expected {error.expected}" if error.expected else "")
+        told += f"; to fix: {error.do}" if error.do else ""
+    return " ".join(f"{type(error).__name__}: {told}".split())[:_LONGEST]
+
+
+def _without_counts(reason: str) -> str:
+    """Leave out how many examples there were: the first axis of shapes."""
+    return re.sub(r"\(\d+,", "(B,", reason)
 
 
 def _digests(config: Json) -> Iterator[str]:

@@ -219,8 +219,12 @@ def fitted(values: Tensor, x: Tensor, name: str) -> Tensor:
         values = values[:, None]
     one = values.ndim == x.ndim and x.ndim > 2 and values.shape == (x.shape[0], 1, *x.shape[2:])
     if values.shape != x.shape and not one:
+        alike = len(values) == len(x) if values.ndim else False
+        have, of = (tuple(t.shape[1:] if alike else t.shape) for t in (values, x))
         raise InputError(
-            f"a map of shape {tuple(values.shape)} from {name!r} for input {tuple(x.shape)}",
+            f"maps of shape {have} from {name!r} for examples of {of}"
+            if alike
+            else f"a map of shape {have} from {name!r} for input {of}",
             "the shape of the input, with one channel or all, one map an example",
             "resize the map to the input first: ap.Resized(method) does",
         )

@@ -382,6 +382,13 @@ class Metric(Configurable):
             exact=own.exact and (explainer.exact or not times),
         )
 
+    def check_truth(self, q: Question, truth: Any) -> None:
+        """Refuse truths that do not fit the examples, before anything is asked of a model; nothing unless overridden.
+
+        Raises:
+            InputError: what `measure` would refuse.
+        """
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         """Configurations the conformance suite runs: small ones cover as much."""

@@ -97,6 +97,10 @@ class Retraining(Training):
         rankings = {key_of(e) for e in (*explainers, *self._others(q).values())}
         return self.seeds * (1 + len(self.fractions) * len(rankings))
 
+    def check_truth(self, q: Question, truth: Any) -> None:
+        """Read the classes, and hold the examples to the training set."""
+        self._admitted(q, truth)
+
     def _admitted(self, q: Question, truth: Any) -> Int[Tensor, " B"]:
         x, y = q.x, torch.as_tensor(truth)
         if not isinstance(x, Tensor) or x.shape[1:] != self.train.x.shape[1:] or x.dtype != self.train.x.dtype:

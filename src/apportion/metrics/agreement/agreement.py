@@ -109,6 +109,10 @@ class Agreement(Metric):
         values = found[self.of]
         return Found(values, parts=found, undefined={"magnitudes that are all equal": values.isnan()})
 
+    def check_truth(self, q: Question, truth: Any) -> None:
+        """Lay the maps beside the examples."""
+        Subject(truth, "truth").map(q)
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         return (cls(), cls("rank_correlation"), cls("pairwise_rank", k=5))

@@ -18,7 +18,7 @@ from apportion.core.question import Question
 from apportion.core.score import Probability, Score
 from apportion.core.tree import Tree
 from apportion.metrics.localization.pointing import TRUTH, made_up
-from apportion.metrics.localization.region import Box, bounding_box, correct, picture_map, regions
+from apportion.metrics.localization.region import Box, OnRegions, bounding_box, correct, picture_map, regions
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.scores import Direction
 
@@ -87,7 +87,7 @@ def _check_share(value: float, what: str) -> None:
     )
 )
 @dataclass(frozen=True)
-class WeaklySupervisedLocalization(Metric):
+class WeaklySupervisedLocalization(OnRegions):
     """1 where the box of the map has an intersection over union of `overlap` or more with a box of the object, else 0.
 
     The box is drawn around the largest connected component of pixels above `threshold` times the maximum. With `top`,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from apportion.core.card import Paper
 from apportion.core.config import whole
-from apportion.core.errors import ConfigError, InputError
+from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.metrics.localization.pointing import TRUTH, made_up
-from apportion.metrics.localization.region import masks, picture_map, regions
+from apportion.metrics.localization.region import OnRegions, masks, picture_map, regions
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.ranking import order
 from apportion.metrics.scores import Direction
@@ -45,7 +46,7 @@ def within(m: Tensor, on: Tensor, of: str) -> tuple[Tensor, Tensor]:
     )
 )
 @dataclass(frozen=True)
-class EnergyPointingGame(Metric):
+class EnergyPointingGame(OnRegions):
     """Σ of m⁺ on the object over Σ m⁺: the proportion of energy inside of Wang et al.
 
     With signed sums, as relevance mass accuracy is sometimes computed, the share may exceed 1 or be negative; so
@@ -132,17 +133,26 @@ class GridPointingGame(Metric):
         n = self.grid
         if high % n or wide % n:
             raise InputError(f"{n} × {n} cells in {high} × {wide} pixels", "cells of one size", "choose another grid")
-        cell = [whole(c) for c in (truth.tolist() if isinstance(truth, Tensor) else truth)]
-        if len(cell) != len(m) or any(c is None or not 0 <= c < n * n for c in cell):
-            raise InputError(
-                f"cells {list(truth)[:8]} for {len(m)} example(s)",
-                f"one each, from 0 to {n * n - 1}",
-                "count row by row",
-            )
+        cell = self._cells(truth, len(m))
         labels = torch.arange(n * n).reshape(n, n).repeat_interleave(high // n, 0).repeat_interleave(wide // n, 1)
         on = (labels == torch.tensor(cell)[:, None, None]).to(m.device)
         values, none = within(m, on, "positive")
         return Found(values, undefined={"a map without positive mass": none})
+
+    def check_truth(self, q: Question, truth: Any) -> None:
+        """Read the numbers of the cells."""
+        self._cells(truth, len(q))
+
+    def _cells(self, truth: Any, count: int) -> list[Any]:
+        given = truth.tolist() if isinstance(truth, Tensor) else truth
+        cell = [whole(c) for c in given] if isinstance(given, Iterable) else []
+        if len(cell) != count or any(c is None or not 0 <= c < self.grid**2 for c in cell):
+            raise InputError(
+                f"cells {cell[:8] or kind_of(truth)} for {count} example(s)",
+                f"one each, from 0 to {self.grid**2 - 1}",
+                "count row by row",
+            )
+        return cell
 
     @classmethod
     def example_truth(cls, x: Tree) -> Any:
@@ -166,7 +176,7 @@ class GridPointingGame(Metric):
     )
 )
 @dataclass(frozen=True)
-class RelevanceRank(Metric):
+class RelevanceRank(OnRegions):
     """|P_K ∩ object| / K, with P_K the K highest pixels and K the object's; ties in an order drawn for the example.
 
     Undefined without an object.
@@ -205,7 +215,7 @@ class RelevanceRank(Metric):
     )
 )
 @dataclass(frozen=True)
-class TopKIntersection(Metric):
+class TopKIntersection(OnRegions):
     """|P_k ∩ object| / k, with P_k the k highest pixels; over min(k, object) by option, so that 1 can be reached.
 
     Undefined without an object.

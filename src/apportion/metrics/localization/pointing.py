@@ -12,7 +12,7 @@ from apportion.core.card import Paper
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.metrics.localization.region import Region, correct, masks, picture_map, regions
+from apportion.metrics.localization.region import OnRegions, Region, correct, masks, picture_map, regions
 from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
 from apportion.metrics.ranking import order
 from apportion.metrics.scores import Curve, Direction
@@ -51,7 +51,7 @@ def made_up(x: Tree) -> Any:
     )
 )
 @dataclass(frozen=True)
-class PointingGame(Metric):
+class PointingGame(OnRegions):
     """1 where the map's maximum is less than `tolerance` pixels of the original picture from the object, else 0.
 
     Where several points share the maximum, the share of them that hit: a map of zeros gets what a random point would.
@@ -145,7 +145,7 @@ class PointingGame(Metric):
     )
 )
 @dataclass(frozen=True)
-class ExtendedPointingGame(Metric):
+class ExtendedPointingGame(OnRegions):
     """The area under the share of pixels on the object, among the fewest that carry a share p of the positive energy.
 
     For p = 1/levels, ..., 1 the pixels are taken by falling value until their positive parts sum to p of the total; the

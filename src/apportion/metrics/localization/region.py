@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apportion.core.errors import InputError, kind_of
 from apportion.core.question import Question
-from apportion.metrics.metric import Subject
+from apportion.metrics.metric import Metric, Subject
 
 Box = tuple[float, float, float, float]
 
@@ -141,6 +141,16 @@ def regions(truth: Any, maps: Float[Tensor, "B H W"]) -> list[Region]:
 def masks(found: Sequence[Region], like: Tensor) -> Bool[Tensor, "B H W"]:
     """Stack the masks."""
     return torch.stack([one.mask for one in found]).to(like.device)
+
+
+@dataclass(frozen=True)
+class OnRegions(Metric):
+    """Base of metrics whose truths are regions of pictures."""
+
+    def check_truth(self, q: Question, truth: Any) -> None:
+        """Read the truths at the size of the pictures."""
+        if isinstance(q.x, Tensor) and q.x.ndim == 4:
+            regions(truth, q.x[:, 0])
 
 
 def picture_map(q: Question, subject: Subject) -> Float[Tensor, "B H W"]:
