@@ -105,7 +105,8 @@ def test_layers_are_met_in_the_order_in_which_they_run() -> None:
 
 
 def test_initialization_is_drawn_as_modules_do() -> None:
-    net = nn.Sequential(nn.Linear(50, 40), nn.LayerNorm(40), nn.Linear(40, 40)).double()
+    first, norm, second = nn.Linear(50, 40), nn.LayerNorm(40), nn.Linear(40, 40)
+    net = nn.Sequential(first, norm, second).double()
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(10).add_(0.3)
@@ -113,13 +114,13 @@ def test_initialization_is_drawn_as_modules_do() -> None:
     state = torch.random.get_rng_state()
     randomize(net, list(learned), "initialized", 0, learned)
     assert torch.equal(state, torch.random.get_rng_state())
-    for layer in (net[0], net[2]):
+    for layer in (first, second):
         bound = layer.in_features**-0.5
         for p in (layer.weight.detach(), layer.bias.detach()):
             assert float(p.abs().max()) <= bound
         assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
-    assert not torch.equal(net[0].weight[:, :40], net[2].weight)
-    assert not torch.equal(net[1].weight, torch.ones(40).double())
+    assert not torch.equal(first.weight[:, :40], second.weight)
+    assert not torch.equal(norm.weight, torch.ones(40).double())
 
 
 def test_constant_parameters_change_too() -> None:
