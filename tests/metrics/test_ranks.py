@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 import apportion as ap
+from apportion.bulk.comparison import compare
 from apportion.core.attribution import Cost
 from apportion.core.errors import InputError
-from apportion.metrics import Direction, Scores
+from apportion.metrics import Curve, Direction, Scores
 from apportion.metrics.ranks import _holm, rank_methods
 
 stats = pytest.importorskip("scipy.stats")
@@ -143,3 +145,40 @@ def test_an_evaluation_ranks_its_methods() -> None:
     assert ranks.methods == ("gradient", "gradient_times_input")
     assert float(ranks.cles[1, 0]) == 1.0  # squares are less even than what is squared
     assert "sparseness" in repr(ranks)
+
+
+def test_every_place_sums_up_as_the_source_does() -> None:
+    """Two curves in 20 are 0, the others a little above the control's: the means say less, the medians more."""
+    pytest.importorskip("matplotlib")
+    x = torch.linspace(0, 1, 3, dtype=torch.float64)
+    low = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).double() / 100 + 0.5
+    high = low + 0.02
+    high[:2] = 0
+
+    def curved(name: str, y: Tensor, statistic: str) -> Scores:
+        curves = {"pic": Curve(x, y, "x", "y")}
+        area = torch.trapezoid(y, x, dim=1).tolist()
+        return replace(scores(name, area), curves=curves, statistic=statistic)
+
+    for statistic in ("mean", "median", "median curve"):
+        control = curved("Random", low, statistic)
+        one = replace(curved("one", high, statistic), controls={"Random": control})
+        better = statistic != "mean"
+        assert one.beats("Random") is better
+        assert (one.center()[0] > control.center()[0]) is better
+        by, least, most = one.difference(control)
+        assert by == pytest.approx(one.center()[0] - control.center()[0])
+        assert least < by < most
+        assert bool(rank_methods({"one": one, "Random": control}).difference[0, 1] > 0) is better
+        assert f"{one.center()[0]:.4g} [" in repr(one)
+        assert ("not beaten" in repr(one)) is not better
+        figure = one.show()
+        assert f"{one.center()[0]:.4g} [" in figure.get_suptitle()
+        drawn = torch.as_tensor(figure.axes[0].lines[-1].get_ydata())
+        wanted = high.mean(0) if statistic != "median curve" else (high.sort(0).values[9] + high.sort(0).values[10]) / 2
+        torch.testing.assert_close(drawn, wanted)
+        met = compare({"one": {"M": one}, "Random": {"M": control}}, {"all": ["M"]})
+        assert met.standing("all")[0].tolist() == pytest.approx([one.center()[0], control.center()[0]])
+        assert ("Random" in met.dominated) is better
+        failed = replace(scores("failed", [math.nan] * 20), statistic=statistic)
+        assert all(math.isnan(v) for v in (failed.center()[0], failed.difference(one)[0], failed.replicates()[1]))

@@ -61,6 +61,15 @@ def test_scores_without_curves_are_dots() -> None:
     assert list(panel.lines[0].get_xdata()) == [1, 2, 4]
 
 
+def test_titles_fit_their_picture() -> None:
+    figure = of("one", [1.0, 2.0], "AMetricWithQuiteALongNameAndNoCurves").show()
+    figure.draw_without_rendering()
+    title: Any = figure._suptitle
+    box = title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def judged() -> ap.Evaluation:
     x = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
     field = ap.Field(lambda x: (x**2).sum(1))

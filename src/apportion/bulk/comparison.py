@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError
-from apportion.metrics.scores import Direction, Scores, counts
+from apportion.metrics.scores import Direction, Scores
 
 _OF_FAMILY = {
     "ablation": "faithfulness",
@@ -59,8 +59,8 @@ class Comparison:
     def standing(self, group: str) -> Float[Tensor, "3 M"]:
         """Give where methods stand in a group: the value, and the ends of its bootstrap interval at 95 %.
 
-        Of a group with one metric that is its mean. Of a larger one it is the mean, over its metrics, of the rank of
-        the method's mean, 1 the best; NaN where one of them is undefined.
+        Of a group with one metric that is its `Scores.center`. Of a larger one it is the mean, over its metrics, of
+        the rank of the method's center, 1 the best; NaN where one of them is undefined.
 
         Args:
             group: its name.
@@ -69,11 +69,7 @@ class Comparison:
         drawn = []
         for metric in metrics:
             held = [self.scores[m][metric] for m in self.methods]
-            table = torch.stack([s.values.detach().cpu().double() for s in held], 1)
-            ids, seed = held[0].ids, held[0].seed
-            times = torch.cat([torch.ones(len(ids), 1, dtype=torch.float64), counts(ids, seed)], 1)
-            known = (~table.isnan()).double()
-            drawn.append((times.T @ table.nan_to_num(0)) / (times.T @ known))
+            drawn.append(torch.stack([s.replicates() for s in held], 1))
         if len(metrics) == 1:
             each = drawn[0]
         else:
@@ -166,11 +162,8 @@ def compare(
 
 def _gain(other: Scores, one: Scores) -> tuple[float, float, float]:
     """Measure by how much the other is better on the same examples, with the ends of the interval."""
-    summed = other.against(one)
-    low, high = summed.interval
-    if other.direction is Direction.LOWER:
-        return -summed.mean, -high, -low
-    return summed.mean, low, high
+    by, low, high = other.difference(one)
+    return (-by, -high, -low) if other.direction is Direction.LOWER else (by, low, high)
 
 
 def _group(s: Scores) -> str | None:

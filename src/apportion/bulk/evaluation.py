@@ -166,11 +166,7 @@ class Evaluation:
             held = self.of(metric)
             beside = next(iter(held.values())).controls
             for name, s in (*held.items(), *beside.items()):
-                if s.statistic != "mean":
-                    center, low, high = s.median(level)
-                else:
-                    total = s.summary(level)
-                    center, (low, high) = total.mean, total.interval
+                center, low, high = s.center(level)
                 missing = int(s.values.isnan().sum())
                 rows.append(
                     {

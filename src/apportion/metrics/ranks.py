@@ -25,7 +25,7 @@ class Ranks:
         direction: which end is better; where neither is, higher counts as the first rank.
         mean_rank: over the examples where every method has a score, 1 the best, ties by their mean.
         complete: how many these are.
-        difference: the mean of row minus column over the examples that both have.
+        difference: row minus column over the examples that both have, summed up as the metric's source does.
         low: the lower end of its bootstrap interval at 95 %.
         high: the upper end.
         p: of Wilcoxon's signed-rank test, two-sided.
@@ -68,7 +68,8 @@ class Ranks:
 def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ranks:
     """Compare methods by one metric over the same examples.
 
-    Differences are summed up as `Scores.against` does. The signed-rank test drops differences of 0 (Wilcoxon 1945);
+    Differences are those of `Scores.difference`; tests, ranks and effect sizes are of the examples. The signed-rank
+    test drops differences of 0 (Wilcoxon 1945);
     p is exact for few examples without ties and else by the normal limit (SciPy's choice). Holm's correction (1979) is
     over all pairs. The effect size is the common-language one (McGraw & Wong 1992) on pairs of the same example:
     P(row better) + P(equal) / 2. With ranks r[b, m] of M methods on B examples, Kendall's coefficient of concordance
@@ -105,8 +106,7 @@ def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ran
     difference, low, high, p, holm, cles = torch.full((6, count, count), math.nan, dtype=torch.float64)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
     for i, j in pairs:
-        summed = held[i].against(held[j])
-        difference[i, j], (low[i, j], high[i, j]) = summed.mean, summed.interval
+        difference[i, j], low[i, j], high[i, j] = held[i].difference(held[j])
         difference[j, i], low[j, i], high[j, i] = -difference[i, j], -high[i, j], -low[i, j]
         d = (table[:, i] - table[:, j])[~(table[:, i] - table[:, j]).isnan()]
         if not len(d):

@@ -118,13 +118,25 @@ class Summary:
         return f"{self.mean:.4g} [{low:.4g}, {high:.4g}] ({self.n} example(s){missing})"
 
 
-def _medians(v: Float[Tensor, " B"], times: Float[Tensor, "B R"]) -> Float[Tensor, " R"]:
-    """Give the median of values of which each counts so many times."""
-    v, order = v.sort()
-    total = times[order].cumsum(0)
-    half = total[-1] / 2
-    first, next_ = (total >= half).int().argmax(0), (total > half).int().argmax(0)  # two where counts are even
-    return (v[first] + v[next_]) / 2
+def medians(y: Float[Tensor, "B K"], times: Float[Tensor, "B R"]) -> Float[Tensor, "R K"]:
+    """Give the median of each column, of whose entries each counts so many times; NaN where none does."""
+    if not len(y):
+        return y.new_full((times.shape[1], y.shape[1]), math.nan)
+    found = []
+    for v in y.T:  # a column at a time: there may be a thousand, with a thousand replicates each
+        v, order = v.sort()
+        total = times[order].cumsum(0)
+        half = total[-1] / 2
+        first, next_ = (total >= half).int().argmax(0), (total > half).int().argmax(0)  # two where counts are even
+        found.append((v[first] + v[next_]) / 2)
+    return torch.stack(found, 1).masked_fill((times.sum(0) == 0)[:, None], torch.nan)
+
+
+def _interval(found: Float[Tensor, " R"], n: int, level: float) -> tuple[float, float, float]:
+    """Read what `Scores.replicates` gives of n examples: the number, and the percentiles of its replicates."""
+    ends = found.new_tensor([(1 - level) / 2, (1 + level) / 2])
+    low, high = torch.nanquantile(found[1:], ends).tolist() if n > 1 else (-math.inf, math.inf)
+    return (float(found[0]), low, high) if n else (math.nan, math.nan, math.nan)
 
 
 def counts(ids: Sequence[Any], seed: int = 0, replicates: int = REPLICATES) -> Float[Tensor, "B R"]:
@@ -190,7 +202,7 @@ class Scores:
         return self.metric["type"]
 
     def summary(self, level: float = 0.95) -> Summary:
-        """Sum up the examples by their mean, with a bootstrap interval; see `median` for metrics that ask for it."""
+        """Sum up the examples by their mean, mergeable; `center` sums up as the metric's source does."""
         return Summary.of(self.values, self.ids, self.seed, level)
 
     def median(self, level: float = 0.95) -> tuple[float, float, float]:
@@ -198,22 +210,45 @@ class Scores:
 
         Where `statistic` is "median curve", it is the area under the curve of medians, which is not the median area.
         """
+        return (replace(self, statistic="median") if self.statistic == "mean" else self).center(level)
+
+    def center(self, level: float = 0.95) -> tuple[float, float, float]:
+        """Sum up the examples as the source does, by `statistic`: the number, and its bootstrap interval."""
+        if self.statistic == "mean":
+            total = self.summary(level)
+            return total.mean, *total.interval
         known = ~self.values.isnan()
-        if not bool(known.any()):
-            return math.nan, math.nan, math.nan
+        return _interval(self.replicates(known), int(known.sum()), level)
+
+    def difference(self, other: Scores, level: float = 0.95) -> tuple[float, float, float]:
+        """Subtract the center of other scores, over the examples with both values: the number, and its interval.
+
+        Raises:
+            InputError: as `against`.
+        """
+        paired = self.against(other)
+        if self.statistic == "mean":
+            return paired.mean, *replace(paired, level=level).interval
+        both = ~(self.values.isnan() | other.values.isnan())
+        return _interval(self.replicates(both) - other.replicates(both), int(both.sum()), level)
+
+    def replicates(self, where: Bool[Tensor, " B"] | None = None) -> Float[Tensor, " R"]:
+        """Sum up as `center` does: with every example once first, then in each bootstrap replicate.
+
+        Args:
+            where: the examples that count, of those with a value; all unless given.
+        """
+        known = ~self.values.isnan() if where is None else where & ~self.values.isnan()
         named = [i for i, k in zip(self.ids, known.tolist(), strict=True) if k]
+        if not named:  # where the metric failed there are no curves, either
+            return torch.full((1 + REPLICATES,), math.nan, dtype=torch.float64)
         times = torch.cat([torch.ones(len(named), 1, dtype=torch.float64), counts(named, self.seed)], 1)
-        drawn = times.sum(0) > 0
+        values = self.values[known].detach().cpu().double()
         if self.statistic == "median curve":
             (curve,) = self.curves.values()
-            y = curve.y[known].detach().cpu().double()
-            found = torch.trapezoid(torch.stack([_medians(v, times) for v in y.T]), curve.x.cpu().double(), dim=0)
-        else:
-            found = _medians(self.values[known].detach().cpu().double(), times)
-        found = found[drawn]
-        ends = found.new_tensor([(1 - level) / 2, (1 + level) / 2])
-        low, high = torch.quantile(found[1:], ends).tolist() if len(named) > 1 else (-math.inf, math.inf)
-        return float(found[0]), low, high
+            y = medians(curve.y[known].detach().cpu().double(), times)
+            return torch.trapezoid(y, curve.x.detach().cpu().double(), dim=1)
+        return medians(values[:, None], times)[:, 0] if self.statistic == "median" else times.T @ values / times.sum(0)
 
     def against(self, other: Scores) -> Summary:
         """Sum up the differences to scores of the same examples by the same metric: this minus the other.
@@ -230,7 +265,7 @@ class Scores:
         return Summary.of(self.values - other.values, self.ids, self.seed)
 
     def beats(self, control: str) -> bool | None:
-        """Tell whether the mean lies beyond a control's on the better side, beyond chance.
+        """Tell whether `center` lies beyond a control's on the better side, beyond chance.
 
         None without a direction, and where maps that know nothing of the model are best by definition.
         """
@@ -238,7 +273,7 @@ class Scores:
             raise InputError(
                 f"control {control!r}", f"one of {sorted(self.controls)}", "ask for it with controls=[...]"
             )
-        low, high = self.against(self.controls[control]).interval
+        _, low, high = self.difference(self.controls[control])
         if self.direction is Direction.NEITHER or self.blind_is_best:
             return None
         return low > 0 if self.direction is Direction.HIGHER else high < 0
@@ -311,13 +346,23 @@ class Scores:
         )
 
     def __repr__(self) -> str:
-        lines = [f"{self.name} of {self.of}: {self.summary()}; {self.direction.value}"]
+        lines = [f"{self.name} of {self.of}: {worded(self)}; {self.direction.value}"]
         for name, scores in self.controls.items():
             verdict = {True: "beaten", False: "not beaten", None: "beside"}[self.beats(name)]
-            lines.append(f"  {name}: {scores.summary()}, {verdict}")
+            lines.append(f"  {name}: {worded(scores)}, {verdict}")
         lines += [f"  undefined for {int(where.sum())}: {why}" for why, where in self.undefined.items()]
         lines += [f"  warning: {w}" for w in self.warnings]
         return "\n".join(lines)
+
+
+def worded(scores: Scores, level: float = 0.95) -> str:
+    """Say what the examples come to, as the source sums them up."""
+    if scores.statistic == "mean":
+        return repr(scores.summary(level))
+    value, low, high = scores.center(level)
+    missing = int(scores.values.isnan().sum())
+    count = f"{len(scores) - missing} example(s)" + (f", {missing} undefined" if missing else "")
+    return f"{scores.statistic} {value:.4g} [{low:.4g}, {high:.4g}] ({count})"
 
 
 def by_category(

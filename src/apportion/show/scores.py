@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from apportion.bulk.comparison import Comparison
 from apportion.bulk.evaluation import Evaluation
 from apportion.core.errors import InputError, kind_of
-from apportion.metrics.scores import Curve, Direction, Scores, counts
+from apportion.metrics.scores import Curve, Direction, Scores, counts, medians, worded
 
 _OWN = "#1f4e9c"
 _CONTROLS = ("#8a8a8a", "#b4531f", "#5f8a3a", "#8a5fa0", "#b9a13a")
@@ -30,9 +30,11 @@ _POINTS = 101
 
 
 def scores(found: Scores) -> Figure:
-    """Draw the curves behind scores: the mean over examples with its bootstrap band at 95 %, controls beside.
+    """Draw the curves behind scores with bootstrap bands at 95 %, controls beside.
 
-    Scores without curves are drawn as a dot an example, with their mean and its interval.
+    A line is the mean over examples, or their median where the source takes that.
+
+    Scores without curves are drawn as a dot an example, with their center and its interval.
 
     Args:
         found: what a metric gave.
@@ -57,7 +59,8 @@ def scores(found: Scores) -> Figure:
         panel.set_ylabel(found.curves[name].y_label, fontsize=8)
         panel.set_title(name if len(names) > 1 else "", fontsize=9)
         panel.tick_params(labelsize=7)
-    figure.suptitle(f"{found.name}: {found.summary()}, {found.direction.value}", fontsize=9)
+    title = f"{found.name}: {worded(found)}, {found.direction.value}"
+    figure.suptitle(textwrap.fill(title, int(14 * figure.get_figwidth())), fontsize=9)  # letters to an inch, roughly
     if names:
         _legend(figure, panels[0].get_legend_handles_labels()[0])
     return figure
@@ -210,7 +213,13 @@ def _curve(panel: Axes, curve: Curve, found: Scores, label: str, color: str, das
     x, y = _on_one_axis(curve)
     known = ~y.isnan()
     times = torch.cat([torch.ones(len(y), 1, dtype=torch.float64), counts(found.ids, found.seed)], 1)
-    means = (times.T @ y.nan_to_num(0)) / (times.T @ known.double())  # without a value: 0/0, which is not drawn
+    if found.statistic == "median curve":
+        whole = known.all(1)
+        means = (
+            medians(y[whole], times[whole]) if bool(whole.any()) else y.new_full((times.shape[1], len(x)), torch.nan)
+        )
+    else:
+        means = (times.T @ y.nan_to_num(0)) / (times.T @ known.double())  # without a value: 0/0, which is not drawn
     panel.plot(x, means[0], color=color, linestyle=dashes, linewidth=1.6, label=label)
     if len(y) > 1:
         low, high = torch.nanquantile(means[1:], means.new_tensor([0.025, 0.975]), 0)
@@ -242,11 +251,11 @@ def _dots(panel: Axes, held: Sequence[tuple[str, Scores]]) -> None:
         values = s.values[~s.values.isnan()].double().cpu()
         spread = (torch.arange(len(values)) * 0.618034 % 1 - 0.5) * 0.5  # apart, and the same in every drawing
         panel.plot(values, row + spread, ".", color=color, alpha=0.5, markersize=4)
-        total = s.summary()
-        if total.n > 1:
-            panel.plot(total.interval, [row, row], color="black", linewidth=1.6)
-        if total.n:
-            panel.plot([total.mean], [row], "o", color="black", markersize=5)
+        value, low, high = s.center()
+        if len(values) > 1:
+            panel.plot([low, high], [row, row], color="black", linewidth=1.6)
+        if len(values):
+            panel.plot([value], [row], "o", color="black", markersize=5)
     panel.set_yticks(range(len(held)), [name for name, _ in held])
     panel.set_ylim(len(held) - 0.4, -0.6)
     panel.set_xlabel(_ARROWS[held[0][1].direction], fontsize=8)
