@@ -288,3 +288,27 @@ def test_pictures_are_summed_up_by_the_curve_of_medians() -> None:
     assert center == pytest.approx(wanted)
     assert low <= center <= high
     assert center != pytest.approx(np.median(found.values[known].numpy()), abs=1e-6)
+
+
+@pytest.mark.parametrize("measure", [WebP(), PNG(), Zlib()])
+def test_results_of_two_encoders_do_not_mix(measure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The record has the program that was there; other versions are other metrics, also to a run that goes on."""
+    x, field = pictures(), ap.Field(rough)
+    metric = SIC(thresholds=(0.1, 0.5), information=measure)
+    here = metric(field, x, knowing(x))
+    named = here.metric["information"]["encoder"]
+    assert named in here.curves["pic"].x_label
+    pinned = ap.core.config.from_config(here.metric)
+    assert pinned(field, x, knowing(x)).metric == here.metric
+    run: Any = ["gradient"], field, x, {"s": metric}
+    assert ap.evaluate(*run, quiet=True, out=tmp_path).scores["gradient"]["s"].metric == here.metric
+    monkeypatch.setattr(type(measure), "_installed", lambda self: "another 0.1")
+    other = metric(field, x, knowing(x))
+    with pytest.raises(InputError, match="settings"):
+        here.against(other)
+    with pytest.raises(InputError, match="one configuration"):
+        type(here).join([here, other])
+    with pytest.raises(ConfigError, match=r"another 0\.1, where"):
+        pinned(field, x, knowing(x))
+    with pytest.raises((ConfigError, InputError)):
+        ap.evaluate(*run, quiet=True, out=tmp_path)

@@ -180,7 +180,7 @@ class Runner:
                 "extra": mark(field.extra) if field.extra is not None else None,
             },
             "seed": self.seed,
-            "metrics": {n: to_config(m) for n, m in self.metrics.items()},
+            "metrics": {n: to_config(m.settled()) for n, m in self.metrics.items()},
             "methods": {n: self._setting(n) for n in self.methods},
             "controls": {n: self._setting(n) for n in self.controls},
         }
@@ -421,7 +421,7 @@ class Runner:
         scores = {
             metric: Scores(
                 values=torch.full((len(batch),), torch.nan, dtype=x.dtype if x.is_floating_point() else None),
-                metric=to_config(self.metrics[metric]),
+                metric=to_config(self.metrics[metric].settled()),
                 direction=self.metrics[metric].card.direction,
                 of=name,
                 method=self.configs[name],

@@ -326,7 +326,7 @@ class Metric(Configurable):
         )
         return Scores(
             values=found.values,
-            metric=to_config(self, tensors),
+            metric=to_config(self.settled(), tensors),
             direction=self.card.direction,
             of=subject.name,
             method=subject.method,
@@ -354,6 +354,10 @@ class Metric(Configurable):
     @abstractmethod
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Judge a subject: the body of a metric."""
+
+    def settled(self) -> Metric:
+        """Name what the settings leave to the machine, such as a program's version, as results record it."""
+        return self
 
     def passes(self, q: Question) -> Passes:
         """Count the rows evaluated per example, without making the map; none unless a metric says otherwise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,10 @@ class Information(Configurable):
         """Say what is measured, and by which program, for the record."""
         return type(self).__name__
 
+    def settled(self) -> Information:
+        """Name the program that is there, where any would do."""
+        return self
+
 
 @dataclass(frozen=True)
 class Zlib(Information):
@@ -39,6 +43,7 @@ class Zlib(Information):
 
     Attributes:
         level: from 1, fast, to 9, small.
+        encoder: the version it must be, such as "zlib 1.3"; any unless given.
 
     >>> flat = np.zeros((1, 8, 8, 3), dtype=np.uint8)
     >>> Zlib()(flat, flat[0]).tolist()
@@ -46,6 +51,7 @@ class Zlib(Information):
     """
 
     level: int = 9
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,10 +59,26 @@ class Zlib(Information):
             raise ConfigError(f"Zlib(level={self.level})", "1 to 9", "write level=9")
 
     def __call__(self, pictures: Bytes, original: Bytes) -> np.ndarray:
+        _check(self.encoder, self._installed(), "Zlib")
         return np.array([len(zlib.compress(p.tobytes(), self.level)) for p in pictures])
 
     def told(self) -> str:
-        return f"bytes by zlib {zlib.ZLIB_RUNTIME_VERSION}"
+        return f"bytes by {self._installed()}"
+
+    def settled(self) -> Information:
+        return replace(self, encoder=self.encoder or self._installed())
+
+    def _installed(self) -> str:
+        return f"zlib {zlib.ZLIB_RUNTIME_VERSION}"
+
+
+def _check(asked: str | None, found: str, name: str) -> None:
+    if asked is not None and found != asked:
+        raise ConfigError(
+            f"{found}, where {name} asks for {asked}",
+            "the program the sizes were taken with",
+            "install it, or leave encoder out: sizes change with it",
+        )
 
 
 @dataclass(frozen=True)
@@ -64,19 +86,13 @@ class _Encoded(Information):
     """Bytes of a file.
 
     Attributes:
-        encoder: the program it must be, as results state it; any unless given.
+        encoder: the program it must be, as results state it; any unless given, and results name the one that was there.
     """
 
     encoder: str | None = None
 
     def __call__(self, pictures: Bytes, original: Bytes) -> np.ndarray:
-        found = self._installed()
-        if self.encoder is not None and found != self.encoder:
-            raise ConfigError(
-                f"{found}, where {type(self).__name__} asks for {self.encoder}",
-                "the program the sizes were taken with",
-                "install it, or leave encoder out: sizes change with it",
-            )
+        _check(self.encoder, self._installed(), type(self).__name__)
         if pictures.shape[-1] not in (1, 3):
             raise InputError(
                 f"pictures of {pictures.shape[-1]} channels for {type(self).__name__}", "1 or 3", "measure with Zlib()"
@@ -87,6 +103,12 @@ class _Encoded(Information):
 
     def told(self) -> str:
         return f"bytes of {type(self).__name__} by {self._installed()}"
+
+    def settled(self) -> Information:
+        try:
+            return replace(self, encoder=self.encoder or self._installed())
+        except ConfigError:  # nothing is there: whoever measures is told
+            return self
 
     def _installed(self) -> str:
         try:

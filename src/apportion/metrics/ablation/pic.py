@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ _NO_RISE = "the score at the blurred picture is no lower than at the picture"
 _NO_INFORMATION = "the blurred picture holds no less information than the picture"
 _CHANCE = "depends on model and picture; judge ap.controls.Random() beside"
 _CAUTIONS = (
-    "Bytes are those of a program: other versions give other numbers. The curve's label states which it was.",
+    "Bytes are those of a program: other versions give other numbers. Results name it, and mix with no other's.",
     "The effort WebP makes jumps: two pixels one step of 255 brighter moved a curve's area by .002; PNG's by .00003.",
     "Examples the model is unsure of do not count, and neither do those it recognizes blurred.",
 )
@@ -93,6 +93,9 @@ class Revealing(Metric):
             raise ConfigError(f"{name}(thresholds={self.thresholds})", "shares between 0 and 1", "write (.01, .1, .5)")
         if self.fraction > 1:
             raise ConfigError(f"{name}(fraction={self.fraction})", "a share up to 1", "write fraction=.01")
+
+    def settled(self) -> Metric:
+        return replace(self, information=self.information.settled())
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Reveal, compress, score, and integrate."""
