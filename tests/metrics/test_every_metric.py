@@ -59,7 +59,7 @@ def test_an_example_is_judged_alike_alone_and_in_a_batch_and_in_chunks(m: Metric
 @pytest.mark.parametrize("m", METRICS, ids=NAMES)
 def test_the_record_rebuilds_the_metric_and_its_cost_is_declared(m: Metric) -> None:
     found = judged(m, X, slice(None))
-    assert from_config(found.metric, dict(found.tensors)) == m
+    assert from_config(found.metric, dict(found.tensors)) == m.settled()
     q = ap.Field(NET).bind(X, ids=IDS)
     told = m.passes_with(q, ap.Gradient().passes(q))
     spent = (int(found.cost.forward.max()), int(found.cost.backward.max()), int(found.cost.at_x.max()))

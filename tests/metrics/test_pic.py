@@ -19,6 +19,7 @@ from torch import Tensor
 import apportion as ap
 from apportion.adapters.bundled import picture
 from apportion.adapters.image import CenterCrop
+from apportion.core.config import from_config
 from apportion.core.errors import ConfigError, InputError
 from apportion.metrics import AIC, PNG, SIC, MultiScaleSSIM, Subject, WebP, Zlib
 from apportion.metrics.ablation import pic
@@ -298,7 +299,7 @@ def test_results_of_two_encoders_do_not_mix(measure: Any, monkeypatch: pytest.Mo
     here = metric(field, x, knowing(x))
     named = here.metric["information"]["encoder"]
     assert named in here.curves["pic"].x_label
-    pinned = ap.core.config.from_config(here.metric)
+    pinned = from_config(here.metric)
     assert pinned(field, x, knowing(x)).metric == here.metric
     run: Any = ["gradient"], field, x, {"s": metric}
     assert ap.evaluate(*run, quiet=True, out=tmp_path).scores["gradient"]["s"].metric == here.metric
