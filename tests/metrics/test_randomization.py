@@ -270,3 +270,19 @@ def test_similarities_against_scikit_image() -> None:
             picky(a[..., :8, :8], b[..., :8, :8])
         with pytest.raises(InputError, match="pictures"):
             picky(some(2, 6), some(2, 6))
+
+
+def test_a_copy_with_other_weights_is_checked_once() -> None:
+    """Its checks are as many as with a single stage, in each thread's twin, also where batch-norms are folded."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten()
+    net, x = nn.Sequential(*layers, nn.Linear(16, 3)).eval(), torch.rand(2, 1, 6, 6)
+
+    def judged(stages: int | None) -> ap.metrics.Scores:
+        metric = ap.metrics.ParameterRandomization(stages=stages)
+        return metric(ap.Field(net), x, ap.Gradient(), target=0)
+
+    one, every = judged(1), judged(None)
+    assert every.curves["similarity"].y.shape[1] > 1
+    assert every.cost.checks == one.cost.checks > 0
+    assert torch.allclose(every.curves["similarity"].y[:, -1], one.curves["similarity"].y[:, -1], atol=1e-6)

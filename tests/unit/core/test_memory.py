@@ -57,6 +57,16 @@ def test_rows_are_chosen_for_each_shape_and_remembered(monkeypatch: pytest.Monke
     assert field.chunk == large // 2
 
 
+def test_passes_on_a_cpu_stay_near_its_cache_unless_few_rows_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_module, "budget", lambda device: 1 << 29)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    field = ap.Field(lambda x: x.exp().sum(1, keepdim=True))
+    field.bind(torch.rand(2, 10_000))
+    assert 64 < field.chunk <= memory.CLOSE // 40_000
+    field.bind(torch.rand(2, 1_000_000))
+    assert field.chunk == 16
+
+
 PEAK = """
 import sys
 from pathlib import Path
