@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,14 @@ def _judged(given: Any) -> Judged:
 
 def _metric(given: Any) -> Metric:
     if isinstance(given, str):
-        return metric_named(given)()
+        made = metric_named(given)
+        unset = [f.name for f in fields(made) if f.default is MISSING and f.default_factory is MISSING]
+        if unset:
+            how = ", ".join(f"{name}=..." for name in unset)
+            raise ConfigError(
+                f"the metric {given!r} by its name alone", f"{' and '.join(unset)} too", f"give {made.__name__}({how})"
+            )
+        return made()
     if isinstance(given, Metric):
         return given
     if isinstance(given, type) and issubclass(given, Metric):

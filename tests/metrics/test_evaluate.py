@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import apportion as ap
 from apportion.bulk import runner as runners
+from apportion.bulk.examples import examples
 from apportion.bulk.store import Store
 from apportion.core.attribution import Attribution
 from apportion.core.config import from_config
@@ -428,6 +429,11 @@ def test_a_metric_that_cannot_judge_a_map_says_so() -> None:
         ({"data": 3}, InputError, "an int as data"),
         ({"target": [0, 1]}, InputError, "2 target"),
         ({"ids": ["a"]}, InputError, "1 ids"),
+        ({"ids": list("abcdeaf")}, InputError, "the id 'a' for two examples"),
+        ({"data": [{"x": X[:2], "ids": [0, 1]}, {"x": X[2:4], "ids": [0, 1]}]}, InputError, "the id 0 for two"),
+        ({"data": [(X, X.sum((1, 2, 3)))]}, InputError, "torch.float64 of shape"),
+        ({"data": [{"image": X, "label": [0] * 7}]}, InputError, "'label' among the inputs"),
+        ({"metrics": ["roar"]}, ConfigError, r"ROAR\(train=...\)"),
         ({"data": [{"x": X, "target": 0}], "target": 1}, InputError, "target given beside"),
         ({"controls": {"gradient": ap.controls.Random()}}, ConfigError, "among methods and controls"),
     ],
@@ -657,3 +663,40 @@ def test_wrong_truths_and_given_maps_are_errors_before_any_method_is_asked(given
     with pytest.raises((InputError, ConfigError), match=told):
         run(methods=methods, **{"metrics": ["sparseness"], **given})
     assert not seen
+
+
+def test_labels_beside_tokens_are_labels() -> None:
+    tokens, labels = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([1, 0])
+    (one,) = examples([(tokens, labels)], 8)
+    assert torch.equal(one.x, tokens)
+    assert torch.equal(one.target, labels)
+
+
+def test_nothing_is_told_of_chance_below_six_examples() -> None:
+    metrics, controls = {"sparse": "sparseness"}, [ap.controls.Random()]
+    best = torch.zeros(6, 1, 6, 6, dtype=torch.float64)
+    best[:, 0, 2, 3] = 1 + torch.arange(6)
+    few, enough = (run(X[:n], {"best": best[:n]}, metrics, controls=controls, target=0) for n in (5, 6))
+    assert enough.scores["best"]["sparse"].beats("Random")
+    assert "]*" in repr(enough)
+    assert few.scores["best"]["sparse"].beats("Random") is None
+    assert "]*" not in repr(few)
+    assert "fewer than 6" in repr(few)
+    assert any("fewer than 6" in note for note in few.notes())
+
+
+@pytest.mark.parametrize(("error", "again"), [(OSError, True), (InputError, False)])
+def test_errors_that_may_pass_are_not_kept_as_results(tmp_path: Path, error: type[Exception], again: bool) -> None:
+    broken = [True]
+
+    def made(x: Tensor, target: Any) -> Tensor:
+        if broken[0]:
+            raise error("gone for a moment")
+        return x
+
+    settings: dict[str, Any] = {"methods": {"it": ap.External(made)}, "metrics": ["sparseness"], "out": tmp_path}
+    assert run(**settings).scores["it"]["sparseness"].values.isnan().all()
+    with pytest.raises(error, match="gone"):
+        run(**settings, strict=True)
+    broken[0] = False
+    assert run(**settings).scores["it"]["sparseness"].values.isfinite().all() == again

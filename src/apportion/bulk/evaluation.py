@@ -21,7 +21,7 @@ from apportion.core.config import Json
 from apportion.core.errors import ConfigError, InputError, nearest
 from apportion.core.write import write_bytes
 from apportion.metrics.ranks import Ranks, rank_methods
-from apportion.metrics.scores import Direction, Scores
+from apportion.metrics.scores import LEAST, Direction, Scores
 
 _TOLD = 5
 """Examples that a line names."""
@@ -156,7 +156,7 @@ class Evaluation:
 
         Rows hold metric, method, the mean (or the median, where the metric's source takes that) with the ends of its
         bootstrap interval, the number of values and of undefined ones, the direction, and under `beats` for each
-        control whether it is beaten beyond chance; None where no end is the better one.
+        control whether it is beaten beyond chance; None where no end is the better one, or below 6 examples.
 
         Args:
             level: of the intervals.
@@ -252,7 +252,12 @@ class Evaluation:
                 for warning in s.warnings:
                     said.setdefault(f"by {metric}: {warning}", []).append(method)
         lines = [f"{self._who(methods)}{'' if what[0] == ':' else ' '}{what}" for what, methods in said.items()]
+        lines += [self._few()] if self.controls and len(self) < LEAST else []
         return self.told_failures() + lines
+
+    @staticmethod
+    def _few() -> str:
+        return f"fewer than {LEAST} are too few to tell what beats controls beyond chance"
 
     def _who(self, methods: Sequence[str]) -> str:
         return "all methods" if len(methods) == len(self.methods) > 1 else ", ".join(methods)
@@ -288,6 +293,7 @@ class Evaluation:
 
     def _words(self) -> str:
         beside = f"; * beats {' and '.join(self.controls)} beyond chance" if self.controls else ""
+        beside = f"; {self._few()}" if beside and len(self) < LEAST else beside
         return f"{len(self)} example(s), bootstrap intervals at 95 %{beside}"
 
     def _repr_html_(self) -> str:

@@ -21,6 +21,7 @@ from apportion.core.tree import Tree
 from apportion.parts.batches import as_integers, batches
 
 _NAMES: tuple[str, ...] = ("x", "target", "truth", "ids")
+_LABELS = {"label", "labels", "target", "targets"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def examples(
     >>> [len(b) for b in examples(torch.zeros(5, 2), 2)]
     [2, 2, 1]
     """
-    start = 0
+    start, seen = 0, set()
     whole = {"target": target, "truth": truth, "ids": ids}
     for held in batches(data, "ap.evaluate(methods, field, x, metrics, target=labels)"):
         own = _parted(held)
@@ -111,6 +112,15 @@ def examples(
         named = content_ids(own["x"]) if named is None else [plain_id(i) for i in named]
         for name, entries in (("target", asked), ("truth", truths), ("ids", named)):
             _check_count(name, entries, count)
+        if ids is not None or own["ids"] is not None:
+            for name in named:
+                if name in seen:
+                    raise InputError(
+                        f"the id {name!r} for two examples",
+                        "one of its own for each of all examples: they key random numbers and the bootstrap",
+                        "name examples by their files or positions, or leave ids out",
+                    )
+                seen.add(name)
         one = Batch(start, own["x"], asked, truths, tuple(named))
         for i in range(0, count, batch):
             yield one.part(slice(i, i + batch))
@@ -138,11 +148,24 @@ def _parted(held: Any) -> dict[str, Any]:
     nothing: dict[str, Any] = dict.fromkeys(_NAMES)
     if isinstance(held, Mapping) and "x" in held and set(held) <= set(_NAMES):
         return nothing | dict(held)
+    if isinstance(held, Mapping) and (told := sorted(_LABELS & {k for k in held if isinstance(k, str)})):
+        raise InputError(
+            f"a dict of {', '.join(map(repr, held))}, with {told[0]!r} among the inputs",
+            "x, and beside it target, truth or ids",
+            "write {'x': examples, 'target': labels}; {'x': {...}} for a model that takes all of it",
+        )
     if isinstance(held, tuple | list) and 2 <= len(held) <= len(_NAMES) and isinstance(held[0], Tensor):
         labels = as_integers(held[1]) if held[1] is not None else None
-        labelled = held[1] is None or (labels is not None and len(labels) == len(held[0]))
-        if labelled and held[0].is_floating_point():
+        if held[1] is None or (labels is not None and len(labels) == len(held[0])):
             return nothing | dict(zip(_NAMES, (held[0], labels, *held[2:]), strict=False))
+        second = held[1]
+        one_each = isinstance(second, Tensor) and second.ndim and second.numel() == len(second) == len(held[0])
+        if one_each and second.is_floating_point() and held[0].ndim > 1:
+            raise InputError(
+                f"{second.dtype} of shape {tuple(second.shape)} beside x",
+                "whole numbers as labels, or nothing: a regression has no classes",
+                "give batches as {'x': x}; as {'x': (x, y)} where the model takes both",
+            )
     return nothing | {"x": held}
 
 

@@ -60,11 +60,15 @@ class Found:
         scores: by metric.
         cost: of the maps, without the metrics, as if the method had been asked alone.
         warnings: of the maps.
+        failed: whether an error left scores undefined.
+        passing: whether it was one that may not come again, such as a want of memory.
     """
 
     scores: Mapping[str, Scores]
     cost: Cost
     warnings: tuple[str, ...]
+    failed: bool = False
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,8 @@ class Runner:
             self._check_truth(batch)
             mine = None if store is None else batch.fingerprint()
             have = {} if store is None else {n: store.get(number - 1, n, mine) for n in self.judged}
+            if self.strict:  # what failed fails again, and says so
+                have = {n: None if isinstance(h, dict) and h.get("failed") else h for n, h in have.items()}
             todo = [n for n in self.judged if have.get(n) is None]
             made = self.judge(batch, todo, list(self.metrics))
             for name in self.judged:
@@ -270,8 +276,13 @@ class Runner:
                 if found is None:
                     with progress(_silent):
                         found = next(made)
-                    if store is not None:
-                        held = {"scores": dict(found.scores), "cost": found.cost, "warnings": found.warnings}
+                    if store is not None and not found.passing:
+                        held = {
+                            "failed": found.failed,
+                            "scores": dict(found.scores),
+                            "cost": found.cost,
+                            "warnings": found.warnings,
+                        }
                         store.put(number - 1, name, mine, held)
                 elif isinstance(found, dict):
                     found = Found(found["scores"], found["cost"], found["warnings"])
@@ -313,7 +324,7 @@ class Runner:
                 continue
             subject = Subject(one, name, made)
             subject.method, subject.tensors = self.configs[name], {}
-            scores = {}
+            scores, failed = {}, []
             for metric in metrics:
                 q = root.fork(common, metric, account)
                 try:
@@ -322,9 +333,11 @@ class Runner:
                     scores[metric] = _on_cpu(replace(found, tensors={}))
                 except Exception as error:
                     kept = made if isinstance(one, Explainer) else None
-                    scores[metric] = self._failed(error, batch, name, [metric], root, kept).scores[metric]
+                    failed.append(self._failed(error, batch, name, [metric], root, kept))
+                    scores[metric] = failed[-1].scores[metric]
             cost = _sent(made.cost) if isinstance(one, Explainer) else _nothing(len(batch))
-            yield Found(scores, cost, made.warnings if isinstance(one, Explainer) else ())
+            warnings = made.warnings if isinstance(one, Explainer) else ()
+            yield Found(scores, cost, warnings, bool(failed), any(f.passing for f in failed))
 
     def _bind(self, batch: Batch) -> Question:
         target = batch.target
@@ -436,7 +449,8 @@ class Runner:
             )
             for metric in metrics
         }
-        return Found(scores, _nothing(len(batch)), ())
+        passing = not isinstance(error, ApportionError) or isinstance(error, OutOfMemoryError)
+        return Found(scores, _nothing(len(batch)), (), True, passing)
 
 
 def join(found: Sequence[Found]) -> Found:
@@ -446,6 +460,8 @@ def join(found: Sequence[Found]) -> Found:
         {n: Scores.join([f.scores[n] for f in found]) for n in found[0].scores},
         Cost(forward, backward, at_x),
         told_once(w for f in found for w in f.warnings),
+        any(f.failed for f in found),
+        any(f.passing for f in found),
     )
 
 

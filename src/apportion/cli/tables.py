@@ -262,7 +262,7 @@ def print_evaluation(found: apportion.Evaluation) -> None:
         rows.append((r["metric"], r["method"], *value, r["direction"].partition(" is")[0], str(r["n"]), told))
     table(("metric", "method", "value", "95 %", "better", "pictures", "beats"), rows, right=(2, 5))
     print("\nvalue: over the pictures, with the ends of its bootstrap interval.")
-    print("beats: the controls that it is better than, beyond chance, on the same pictures.")
+    print("beats: the controls that it is better than, beyond chance, on the same pictures; told from 6 pictures on.")
     for note in found.notes():
         print(f"note: {plain(note).plain}")
 

@@ -21,6 +21,9 @@ from apportion.core.streams import Stream
 REPLICATES = 1000
 """Bootstrap replicates of a summary."""
 
+LEAST = 6
+"""Examples from which chance can be told: with fewer, percentiles of the bootstrap promise too much."""
+
 
 class Direction(Enum):
     """Which end of a metric is the better one."""
@@ -267,14 +270,17 @@ class Scores:
     def beats(self, control: str) -> bool | None:
         """Tell whether `center` lies beyond a control's on the better side, beyond chance.
 
-        None without a direction, and where maps that know nothing of the model are best by definition.
+        None without a direction, where maps that know nothing of the model are best by definition, and with fewer
+        than 6 examples that have both values.
         """
         if control not in self.controls:
             raise InputError(
                 f"control {control!r}", f"one of {sorted(self.controls)}", "ask for it with controls=[...]"
             )
-        _, low, high = self.difference(self.controls[control])
-        if self.direction is Direction.NEITHER or self.blind_is_best:
+        other = self.controls[control]
+        _, low, high = self.difference(other)
+        both = int((~(self.values.isnan() | other.values.isnan())).sum())
+        if self.direction is Direction.NEITHER or self.blind_is_best or both < LEAST:
             return None
         return low > 0 if self.direction is Direction.HIGHER else high < 0
 

@@ -76,11 +76,13 @@ def evaluation(found: Evaluation, metrics: Sequence[str] | None = None) -> Figur
         metrics: those to draw, in their order; all unless given.
 
     Raises:
-        InputError: no evaluation, or a metric that is not in it.
+        InputError: no evaluation, no metric, or one that is not in it.
     """
     if not isinstance(found, Evaluation):
         raise InputError(kind_of(found), "what ap.evaluate gives", "write evaluation(ap.evaluate(...))")
-    names = list(found.metrics if metrics is None else metrics)
+    names = [metrics] if isinstance(metrics, str) else list(found.metrics if metrics is None else metrics)
+    if not names:
+        raise InputError("no metric to draw", f"some of {', '.join(found.metrics)}", "leave metrics out for all")
     for name in names:
         found.of(name)
     rows = {(r["metric"], r["method"]): r for r in found.summary()}
