@@ -168,6 +168,14 @@ def test_noise_of_maps_that_can_be_counted() -> None:
     assert MapNoise("frequency")(PICTURES, torch.zeros(1, 1, 16, 16), ramp).values.item() < 0.01
 
 
+def test_what_counts_as_fine_is_as_asked() -> None:
+    """A wave of .125 cycles a pixel lies above .1 and below .2; a mirrored one leaks a little."""
+    wave = torch.cos(torch.pi / 4 * (torch.arange(32) + 0.5)).double().expand(1, 1, 32, 32)
+    x = torch.zeros(1, 1, 32, 32)
+    shares = [MapNoise("frequency", above=a)(PICTURES, x, wave).values.item() for a in (0.1, 0.2)]
+    assert shares == pytest.approx([1, 0], abs=1e-6)
+
+
 def test_noise_where_there_is_no_map_to_speak_of() -> None:
     x = torch.zeros(1, 1, 4, 4)
     assert MapNoise()(PICTURES, x, torch.zeros(1, 1, 4, 4)).undefined["a map of zeros"].all()

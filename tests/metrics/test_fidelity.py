@@ -596,3 +596,18 @@ def test_gaps_of_a_constant_map_take_players_at_random() -> None:
     assert found.parts["ties"].tolist() == [1, 1, 1]
     again = ap.metrics.PredictionGapUnimportant((1.0,), samples=3, score=ap.Logit())(field, x, torch.ones_like(x))
     assert again.values.tolist() == [0, 0, 0]
+
+
+def test_settings_are_those_of_the_originals() -> None:
+    """Written out: whoever changes a default changes what is called by the paper's name."""
+    n = ap.metrics.SensitivityN()
+    assert (n.fractions[0], n.fractions[-1], len(n.fractions), n.samples) == (0.01, 0.9, 17, 100)
+    assert ap.metrics.SquareRemoval().sides == tuple(range(1, 11))
+    assert ap.metrics.LocalLipschitz().samples == 200
+    moved = slopes()
+    with torch.random.fork_rng():
+        seen: list[Tensor] = []
+        watched = ap.External(lambda x, target: (seen.append(x), x)[1], name="watched")
+        ap.metrics.LocalLipschitz()(moved[0], moved[1][:1], watched)
+    rows = torch.cat([s for s in seen if len(s) > 1])
+    assert float((rows - moved[1][:1]).std()) == pytest.approx(0.1, rel=0.1)

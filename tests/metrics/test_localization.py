@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -287,3 +288,111 @@ def test_categories_count_alike() -> None:
     assert mean == pytest.approx(1 / 2)
     with pytest.raises(InputError, match="3 categories"):
         ap.metrics.by_category(found, ["cat"] * 3)
+
+
+def test_maps_without_a_positive_value_count_as_in_the_sources() -> None:
+    """0 in the grid pointing game, an error for boxes; undefined by option."""
+    maps = torch.cat([squares()[:1, None].double(), torch.zeros(2, 1, 20, 30).double(), -squares()[3:, None].double()])
+    truth = squares()
+    for metric, given in ((GridPointingGame(), [0, 1, 2, 3]), (WeaklySupervisedLocalization(), truth)):
+        found = ask(metric, maps, given)
+        assert found.values[1:].tolist() == [0.0] * 3
+        assert found.values[0] > 0
+        assert found.parts["empty"].tolist() == [False, True, True, True]
+        assert not found.undefined
+        asked = ask(replace(metric, empty=None), maps, given)
+        assert asked.values.isnan().tolist() == [False, True, True, True]
+        assert len(asked.undefined) == 1
+    assert 1 - ask(WeaklySupervisedLocalization(), maps, truth).summary().mean == pytest.approx(0.75)
+
+
+# -- options, parts and defaults --------------------------------------------------------------------
+
+
+def test_empty_masks_have_no_value() -> None:
+    """Neither a hit nor a miss, whatever the map."""
+    none = torch.zeros(1, 20, 30, dtype=torch.bool)
+    metrics = [
+        PointingGame(),
+        PointingGame(tolerance=0),
+        ExtendedPointingGame(),
+        EnergyPointingGame(),
+        EnergyPointingGame("absolute"),
+        RelevanceRank(),
+        TopKIntersection(20),
+        TopKIntersection(20, reachable=True),
+        WeaklySupervisedLocalization(),
+    ]
+    for metric in metrics:
+        for m in (some(1, 1, 20, 30), torch.ones(1, 1, 20, 30)):
+            found = ask(metric, m, none)
+            assert found.values.isnan().all(), metric
+            assert found.undefined["no object"].tolist() == [True]
+
+
+def test_boxes_count_for_targets_among_the_highest_outputs() -> None:
+    """1 less the mean is the top-1 or top-5 error: a right box of a wrong class is an error."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1800, 5)).eval()
+    nn.init.zeros_(net[1].weight)
+    with torch.no_grad():
+        net[1].bias.copy_(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]))
+    mask = squares()
+    asked: dict[str, Any] = {"truth": mask, "target": torch.tensor([0, 1, 2, 4])}
+    x = X.float()
+    for top, right in ((None, [1, 1, 1, 1]), (1, [1, 0, 0, 0]), (3, [1, 1, 1, 0])):
+        found = WeaklySupervisedLocalization(top=top)(ap.Field(net), x, mask[:, None].float(), **asked)
+        assert found.values.tolist() == right
+
+
+def test_difficult_examples_are_marked() -> None:
+    made = [Region.of_mask(one, difficult=i % 2 == 1) for i, one in enumerate(squares())]
+    found = ask(PointingGame(tolerance=0), torch.cat([one_hot(3, 6)] * 4), made)
+    assert found.parts["difficult"].tolist() == [False, True, False, True]
+    mean, each = ap.metrics.by_category(found, ["cat"] * 4, where=found.parts["difficult"])
+    assert each["cat"].n == 2
+    assert mean == pytest.approx(float(found.values[1::2].mean()))
+
+
+def test_the_box_holds_what_is_above_a_fifth() -> None:
+    """The default for CAM; .15 of the maximum would take in the rim of .19, and .5 lose that of .21."""
+    m = torch.zeros(1, 1, 20, 30)
+    m[0, 0, 4:16, 4:16] = 0.19
+    m[0, 0, 6:14, 6:14] = 0.21
+    m[0, 0, 9:11, 9:11] = 1.0
+    truth = squares()[:1]
+    assert ask(WeaklySupervisedLocalization(), m, truth).parts["box"][0].tolist() == [6, 6, 14, 14]
+    assert ask(WeaklySupervisedLocalization(0.15), m, truth).parts["box"][0].tolist() == [4, 4, 16, 16]
+
+
+def test_crops_are_scored_not_pictures() -> None:
+    picture = torch.zeros(2, 1, 6, 6)
+    picture[:, 0, 2:4, 2:4] = torch.tensor([8.0, 4.0])[:, None, None]
+    found = FineGrainedRecognition(score=ap.Logit())(ap.Field(lambda x: x.mean((1, 2, 3))), picture, picture)
+    assert found.values.tolist() == [8, 4]
+    torch.testing.assert_close(found.parts["uncropped"], torch.tensor([8.0, 4.0]) * 4 / 36)
+    wrong = FineGrainedRecognition(score=ap.Logit())(ap.Field(lambda x: x.mean((1, 2, 3))), picture, 8 - picture)
+    assert bool((wrong.values < found.values).all())
+
+
+@pytest.mark.parametrize("cell", [0, 3])
+def test_heads_of_one_cell_by_signed_maps(cell: int) -> None:
+    """DiFull by the metric itself: exactly 1 with positive parts only, and near chance for a joint Grad-CAM."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), *pool)
+    p = ap.planted.di_full(nn.Sequential(*net, nn.Linear(6, 3)).eval(), ap.planted.noise_cells((3, 12, 12)), cell)
+    field, asked = ap.Field(p.model), {"truth": [cell] * len(p.x), "target": p.target}
+    occlusion = ap.Occlusion(ap.groups.Patches(4, 4))
+    for method in (ap.Gradient(), ap.GradientTimesInput(), ap.GuidedBackprop(), occlusion):
+        found = GridPointingGame()(field, p.x, method, **asked)
+        some_mass = ~found.parts["empty"]  # covering noise may only ever raise a score
+        assert some_mass.any()
+        assert (found.values[some_mass] == 1).all(), method
+    signed = ap.Gradient()(field, p.x, target=p.target).values.sum(1, keepdim=True)
+    outside = torch.where(p.truth[:, None], signed, -1.0)  # negative mass elsewhere counts for nothing
+    assert GridPointingGame()(field, p.x, outside, **asked).values.tolist() == [1.0] * len(p.x)
+    assert p.joint is not None
+    small = ap.GradCAM(p.joint)(field, p.x, target=p.target).values
+    large = nn.functional.interpolate(small.reshape(len(p.x), 1, *small.shape[-2:]), p.x.shape[2:])
+    assert bool((GridPointingGame()(field, p.x, large, **asked).values < 0.6).all())

@@ -223,6 +223,20 @@ def test_bins_by_the_rule_of_freedman_and_diaconis() -> None:
             assert 10 < bins < 200
 
 
+def test_complexity_rises_by_what_randomization_adds() -> None:
+    """(after - before) / before: a network of few weights gets many; a map that asks no network gains nothing."""
+    net, x = nn.Sequential(nn.Linear(60, 2)).double(), some(3, 60)
+    with torch.no_grad():
+        net[0].weight[:, 3:] = 0
+    field = ap.Field(net)
+    found = EffectiveRandomization(bins=20)(field, x, ap.Gradient(), target=0)
+    before, after = found.parts["learned"], found.parts["random"]
+    torch.testing.assert_close(found.values, (after - before) / before)
+    assert bool((found.values > 1).all())
+    blind = EffectiveRandomization(bins=20)(field, x, ap.controls.InputMagnitude(), target=0)
+    assert blind.values.tolist() == [0, 0, 0]
+
+
 def test_classes_that_share_their_map_and_classes_that_do_not() -> None:
     two = ap.Field(lambda x: torch.stack([x.sum(1), -x.sum(1), (x * torch.arange(6)).sum(1)], 1))
     x = some(3, 6)

@@ -38,6 +38,7 @@ def test_the_line_is_the_mean_and_the_band_lies_around_it() -> None:
     lines = {line.get_label(): line for line in panel.lines}
     assert set(lines) == {"one", "Random"}
     torch.testing.assert_close(torch.as_tensor(lines["one"].get_ydata()), y.nanmean(0))
+    torch.testing.assert_close(torch.as_tensor(lines["Random"].get_ydata()), 1 - y.nanmean(0))
     band: Any = panel.collections[1].get_paths()[0].vertices
     for k, mean in enumerate(y.nanmean(0).tolist()):
         ends = band[band[:, 0] == k, 1]

@@ -20,7 +20,7 @@ from apportion.metrics.statistics import Correlation, Pearson, Spearman
 from apportion.parts.masks.fill import Fill
 from apportion.parts.masks.fills import Baselines
 
-FRACTIONS = (0.01, 0.013, 0.018, 0.024, 0.032, 0.043, 0.058, 0.077, 0.1, 0.14, 0.19, 0.25, 0.33, 0.45, 0.6, 0.8)
+FRACTIONS = (0.01, 0.013, 0.018, 0.024, 0.032, 0.043, 0.058, 0.077, 0.1, 0.14, 0.19, 0.25, 0.33, 0.45, 0.6, 0.8, 0.9)
 
 CARD = MetricCard(
     title="Sensitivity-n",
@@ -78,9 +78,9 @@ class SensitivityN(Metric):
         ConfigError: fractions that do not ascend within (0, 1].
 
     Source: Ancona et al. (2018). The settings are second-hand: code that cites the paper draws a hundred subsets of
-    each size, up to 80 % of the players; which sizes lie between is ours. Other code differs in more than settings:
-    subsets shared by a whole batch, or nested in the order of the map, or correlated across examples, none of which
-    is this quantity.
+    each size, up to 80 % of the players; 90 %, and which sizes lie below, are ours. Other code differs in more than
+    settings: subsets shared by a whole batch, or nested in the order of the map, or correlated across examples, none
+    of which is this quantity.
 
     >>> import apportion as ap
     >>> field, x = ap.Field(lambda x: x @ torch.tensor([1.0, -2.0, 3.0, 1.0])), torch.ones(1, 4)

@@ -94,12 +94,14 @@ class WeaklySupervisedLocalization(OnRegions):
     the target must be among that many highest outputs, too, else 0: 1 less the mean is the top-1 or top-5 localization
     error of ILSVRC.
 
-    No box, and no value, without a positive part of the map, nor without an object.
+    A map without a positive value has no box and counts as an error; `parts["empty"]` says where. Undefined without an
+    object.
 
     Attributes:
         threshold: share of the maximum; .2 for CAM, .15 for Grad-CAM.
         overlap: least intersection over union.
         top: 1 or 5 for the usual errors; None where the class is given.
+        empty: the value without a box; None leaves it undefined.
 
     Source: Zhou et al. (2016), section 3.2.
 
@@ -114,6 +116,7 @@ class WeaklySupervisedLocalization(OnRegions):
     threshold: float = 0.2
     overlap: float = 0.5
     top: int | None = None
+    empty: float | None = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,14 +137,17 @@ class WeaklySupervisedLocalization(OnRegions):
         missing = torch.tensor([not r.boxes for r in where], device=m.device)
         none = torch.tensor([d is None for d in drawn], device=m.device)
         values = ((iou >= self.overlap) & right).to(m)
+        values = values.masked_fill(none, torch.nan if self.empty is None else self.empty)
+        lost = none if self.empty is None else torch.zeros_like(none)
         return Found(
-            values.masked_fill(missing | none, torch.nan),
+            values.masked_fill(missing, torch.nan),
             parts={
                 "overlap": iou,
                 "whole": ((whole >= self.overlap) & right).to(m),
                 "box": torch.tensor([d or (0.0, 0.0, 0.0, 0.0) for d in drawn]).to(m),
+                "empty": none,
             },
-            undefined={"no object": missing, "a map without a positive value": none & ~missing},
+            undefined={"no object": missing, "a map without a positive value": lost & ~missing},
         )
 
     def passes(self, q: Question) -> Passes:
@@ -150,7 +156,7 @@ class WeaklySupervisedLocalization(OnRegions):
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
-        return (cls(), cls(0.15, 0.3, top=2))
+        return (cls(), cls(0.15, 0.3, top=2, empty=None))
 
     @classmethod
     def example_truth(cls, x: Tree) -> Any:

@@ -105,10 +105,11 @@ class EnergyPointingGame(OnRegions):
 class GridPointingGame(Metric):
     """Σ of m⁺ in the cell over Σ m⁺, on a picture that is a grid of pictures.
 
-    Undefined for maps without a positive value, which the source's code scores 0.
+    Maps without a positive value get 0, as in the source's code; `parts["empty"]` says which they are.
 
     Attributes:
         grid: cells along each side.
+        empty: what such maps get; None leaves them undefined.
 
     Raises:
         InputError: a picture that the cells do not divide, or a cell that is not there.
@@ -123,6 +124,7 @@ class GridPointingGame(Metric):
     """
 
     grid: int = 2
+    empty: float | None = 0.0
 
     _positive = ("grid",)
 
@@ -137,7 +139,13 @@ class GridPointingGame(Metric):
         labels = torch.arange(n * n).reshape(n, n).repeat_interleave(high // n, 0).repeat_interleave(wide // n, 1)
         on = (labels == torch.tensor(cell)[:, None, None]).to(m.device)
         values, none = within(m, on, "positive")
-        return Found(values, undefined={"a map without positive mass": none})
+        if self.empty is None:
+            return Found(values, parts={"empty": none}, undefined={"a map without positive mass": none})
+        return Found(values.masked_fill(none, self.empty), parts={"empty": none})
+
+    @classmethod
+    def variants(cls) -> tuple[Metric, ...]:
+        return (cls(), cls(empty=None))
 
     def check_truth(self, q: Question, truth: Any) -> None:
         """Read the numbers of the cells."""
