@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from apportion.bulk.evaluation import Evaluation
 from apportion.bulk.examples import examples, length
@@ -76,7 +77,8 @@ def evaluate(
         ConfigError: what is no method or metric; two of one name; a truth that is missing or not needed; a folder
             of other settings or other data.
         BaselineError: a metric that removes features to noise between bounds, as `aopc` does, of a field without.
-        InputError: no data, or a number of entries that is not that of the examples.
+        InputError: no data, or a number of entries that is not that of the examples; truths or given maps that do not
+            fit them, or attributions made of others.
 
     >>> import torch, apportion as ap
     >>> field, x = ap.Field(lambda x: (x**2).sum(1)), torch.rand(6, 4)
@@ -102,6 +104,16 @@ def evaluate(
         raise ConfigError(f"truth for {sorted(set(truth) - set(by))}", f"of {sorted(by)}", "name the metrics")
     runner = Runner(field, judged, by, beside, number, strict)
     runner.check()
+    of_all = {"target": target is not None and not isinstance(target, int), "truth": truth is not None}
+    of_all |= {"ids": ids is not None, **{n: isinstance(j, Attribution | GivenMap) for n, j in judged.items()}}
+    if isinstance(getattr(data, "sampler", None), RandomSampler) and (
+        outside := [n for n, own in of_all.items() if own]
+    ):
+        raise InputError(
+            f"{outside[0]} of all examples beside a DataLoader that shuffles",
+            "examples in a fixed order",
+            "write shuffle=False, or give batches as dicts with x, target, truth and ids",
+        )
     batches = examples(data, size, target, truth, ids)
     first = next(batches, None)
     if first is None:

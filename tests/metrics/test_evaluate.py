@@ -700,3 +700,26 @@ def test_errors_that_may_pass_are_not_kept_as_results(tmp_path: Path, error: typ
         run(**settings, strict=True)
     broken[0] = False
     assert run(**settings).scores["it"]["sparseness"].values.isfinite().all() == again
+
+
+def test_maps_of_other_examples_or_in_another_order_are_an_error() -> None:
+    a = ap.explain(NET, X, "gradient", target=0)
+    usual: dict[str, Any] = {"methods": {"a": a}, "metrics": ["sparseness"], "target": 0, "ids": IDS}
+    assert run(**usual, batch=3).scores["a"]["sparseness"].values.isfinite().all()
+    with pytest.raises(InputError, match=r"maps of a made where f\(x\) is .* for example 'a', .*, as for map 6"):
+        run(X.flip(0), **usual, batch=3)
+    with pytest.raises(InputError, match="maps of the same examples"):
+        run(X.roll(1, 0), **usual)
+    with pytest.raises(InputError, match="maps of the same examples"):
+        run(1 - X, **usual)
+    other = ap.Field(NET, score=ap.Probability())
+    assert run(**usual, field=other).scores["a"]["sparseness"].values.isfinite().all()
+
+
+def test_a_loader_that_shuffles_takes_nothing_by_position() -> None:
+    pairs = torch.utils.data.TensorDataset(X, torch.zeros(7, dtype=torch.long))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=3, shuffle=True)
+    assert len(run(loader, metrics=["sparseness"])) == 7
+    for given, told in (({"methods": {"mine": X.clone()}}, "mine"), ({"ids": IDS}, "ids")):
+        with pytest.raises(InputError, match=f"{told} of all examples beside a DataLoader that shuffles"):
+            run(loader, **{"metrics": ["sparseness"], **given})

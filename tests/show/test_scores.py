@@ -94,6 +94,9 @@ def test_an_evaluation_is_drawn_a_panel_a_metric() -> None:
     assert [a.get_title() for a in found.show(["complexity"]).axes] == ["complexity"]
     with pytest.raises(InputError, match="sparsenes"):
         found.show(["sparsenes"])
+    with pytest.raises(InputError, match="no metric"):
+        found.show([])
+    assert len(found.show("sparseness").axes) == 1
     compared = found.compare()
     assert compared.groups == {"faithfulness": ("deletion_auc",), "complexity": ("sparseness", "complexity")}
     assert len(compared.show().axes) == 1

@@ -17,7 +17,7 @@ from apportion.bulk.examples import Batch, mark, taken
 from apportion.bulk.store import Store
 from apportion.core import tree
 from apportion.core.attribution import Attribution, Cost
-from apportion.core.config import Configurable, Json, digest, to_config
+from apportion.core.config import Configurable, Json, digest, is_reproducible, to_config
 from apportion.core.errors import (
     ApportionError,
     BaselineError,
@@ -215,7 +215,7 @@ class Runner:
             bound = "" if p.exact and sum(bool(mine & k) for k in keys) < 2 else "at most"  # others may ask the same
             bound = "at least" if isinstance(self.judged[name], External) else bound
             rows.append((name, p.forward + p.once, p.backward + p.once_backward, bound))
-        at_x = [any(p.at_x for p in told.values())]
+        at_x = [any(p.at_x for p in told.values()) or any(isinstance(j, Attribution) for j in self.judged.values())]
         for name, metric in self.metrics.items():
             with suppress(ApportionError):
                 own = metric.passes(q)
@@ -313,7 +313,7 @@ class Runner:
         judged = {n: _of_rows(self.judged[n], batch.rows) for n in names}
         if not self._begun:
             self._begin(batch, root, judged)
-        common = in_common(root)
+        common, asked = in_common(root), to_config(self.field.score)
         account = root.account
         explainers = [j for j in judged.values() if isinstance(j, Explainer)]
         answers = answered(root, explainers) if known is None else iter([known])
@@ -322,6 +322,8 @@ class Runner:
             if isinstance(made, Exception):
                 yield self._failed(made, batch, name, metrics, root)
                 continue
+            if isinstance(one, Attribution) and one.score == asked and is_reproducible(asked):
+                self._check_order(name, one.value, root.fork(common, name, account))
             subject = Subject(one, name, made)
             subject.method, subject.tensors = self.configs[name], {}
             scores, failed = {}, []
@@ -354,6 +356,24 @@ class Runner:
                         f"a map of {name} that explains other targets", "maps of the targets judged", "give target=..."
                     )
         return q
+
+    def _check_order(self, name: str, value: Tensor, q: Question) -> None:
+        """Refuse maps of other examples, or of the same in another order: f(x) was another where they were made."""
+        every = self.judged[name]
+        assert isinstance(every, Attribution)  # of which value are some rows
+        then, all_then, now = (v.detach().cpu().double() for v in (value, every.value, q.fx))
+        near = 0.02 * float(all_then.max() - all_then.min()) + 1e-3 * float(now.abs().max())  # of precisions, too
+        off = ((then - now).abs() > near).nonzero()[:, 0].tolist()
+        if off:
+            i = off[0]
+            where = ((all_then - now[i]).abs() <= near).nonzero()[:, 0].tolist()
+            told = f", as for map {where[0]}" if where else ""
+            raise InputError(
+                f"maps of {name} made where f(x) is {then[i]:.4g}, "
+                f"for example {q.ids[i]!r}, where it is {now[i]:.4g}{told}",
+                "maps of the same examples in the same order, by the same model",
+                "explain the data in their order, without shuffling; a tensor of maps, a.values, is not compared",
+            )
 
     def beside(self, scores: Scores, metric: str, found: Mapping[str, Found]) -> Scores:
         """Lay the controls' scores beside a method's, and the tensors that its configurations name."""
