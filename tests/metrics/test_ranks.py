@@ -116,6 +116,16 @@ def test_examples_without_a_score_take_no_part() -> None:
     assert any("7 example(s) on which every method" in w for w in found.warnings)
 
 
+def test_a_method_without_any_score_takes_no_part() -> None:
+    alone, beside = (rank_methods(of({**TABLE, **more})) for more in ({}, {"z": [math.nan] * len(TABLE["a"])}))
+    assert beside.mean_rank.tolist()[:-1] == alone.mean_rank.tolist()
+    assert math.isnan(beside.mean_rank[-1])
+    assert (beside.kendall_w, beside.kendall_p) == (alone.kendall_w, alone.kendall_p)
+    assert "z has no score, and takes no part" in beside.warnings
+    none = rank_methods(of({"y": [math.nan] * 3, "z": [math.nan] * 3}))
+    assert none.mean_rank.isnan().all()
+
+
 def test_what_does_not_beat_its_control_is_warned_of() -> None:
     control = scores("Random", [5.0, 6.0, 7.0, 9.0, 4.0, 8.0, 5.6])
     held = {

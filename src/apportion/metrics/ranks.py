@@ -23,7 +23,7 @@ class Ranks:
         methods: their names.
         metric: the name of the metric.
         direction: which end is better; where neither is, higher counts as the first rank.
-        mean_rank: over the examples where every method has a score, 1 the best, ties by their mean.
+        mean_rank: over the examples where every method that has any has a score, 1 the best, ties by their mean.
         complete: how many these are.
         difference: row minus column over the examples that both have, summed up as the metric's source does.
         low: the lower end of its bootstrap interval at 95 %.
@@ -121,15 +121,20 @@ def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ran
     corrected = _holm([float(p[i, j]) for i, j in pairs])
     for (i, j), value in zip(pairs, corrected, strict=True):
         holm[i, j] = holm[j, i] = value
-    whole = table[~table.isnan().any(1)]
-    ranks = torch.from_numpy(stats.rankdata(-sign * whole.numpy(), axis=1)).double().reshape(-1, count)
+    scored = ~table.isnan().all(0)  # a method without any score takes no part
+    some = int(scored.sum())
+    whole = table[:, scored][~table[:, scored].isnan().any(1)] if some else table[:0, scored]
+    ranks = torch.from_numpy(stats.rankdata(-sign * whole.numpy(), axis=1)).double().reshape(len(whole), some)
     w = _kendall(ranks)
-    chance = float(stats.chi2.sf(len(ranks) * (count - 1) * w, count - 1)) if not math.isnan(w) else math.nan
+    chance = float(stats.chi2.sf(len(ranks) * (some - 1) * w, some - 1)) if not math.isnan(w) else math.nan
+    mean_rank = torch.full((count,), math.nan, dtype=torch.float64)
+    if len(ranks):
+        mean_rank[scored] = ranks.mean(0)
     return Ranks(
         names,
         metric or first.name,
         first.direction,
-        ranks.mean(0) if len(ranks) else torch.full((count,), math.nan, dtype=torch.float64),
+        mean_rank,
         len(ranks),
         difference,
         low,
@@ -177,6 +182,8 @@ def _kendall(ranks: Float[Tensor, "B M"]) -> float:
 def _warnings(scores: Mapping[str, Scores], complete: int) -> list[str]:
     said = []
     for name, s in scores.items():
+        if bool(s.values.isnan().all()):
+            said.append(f"{name} has no score, and takes no part")
         lost = [c for c in s.controls if s.beats(c) is False]
         if lost:
             said.append(f"{name} does not beat {', '.join(lost)}: its rank says little")
