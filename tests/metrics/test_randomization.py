@@ -82,6 +82,7 @@ def test_parameters_get_new_numbers_of_the_same_size(draw: Any) -> None:
     assert torch.equal(layers[0].weight, learned["0.weight"])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_layers_are_met_in_the_order_in_which_they_run() -> None:
     """Whichever is defined first: the head is the output's layer."""
 
@@ -100,6 +101,10 @@ def test_layers_are_met_in_the_order_in_which_they_run() -> None:
     assert q.cost.forward.tolist() == before  # it is a look at the model
     assert not q.warnings
     q = ap.Field(Backwards().double(), precision=torch.float32).bind(some(2, 6))  # runs with other tensors
+    assert [name for name, _ in with_layers(q)[1]] == ["body", "(itself)", "head", "unused"]
+    assert not q.warnings
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.Tanh()).double())  # which shows no operations
+    q = ap.Field(scripted).bind(some(2, 6))
     with_layers(q)
     assert any("order of definition" in w for w in q.warnings)
 
@@ -298,5 +303,20 @@ def test_a_copy_with_other_weights_is_checked_once() -> None:
 
     one, every = judged(1), judged(None)
     assert every.curves["similarity"].y.shape[1] > 1
-    assert every.cost.checks == one.cost.checks > 0
+    assert every.cost.checks == one.cost.checks == 2  # one pass shows the layers' order, one what can be folded
     assert torch.allclose(every.curves["similarity"].y[:, -1], one.curves["similarity"].y[:, -1], atol=1e-6)
+
+
+def test_a_copy_runs_as_checks_have_shown_of_the_model() -> None:
+    """Where folding was given up, it stays so."""
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval(), torch.rand(2, 1, 4, 4)
+    field = ap.Field(net)
+    for is_on in (True, False):
+        field.bind(x, target=0)
+        other = field.with_copy(copy.deepcopy(net))
+        assert other.bind(x, target=0).cost.checks == is_on
+        plan, own = other.twin().plan, field.twin().plan
+        assert plan is not None
+        assert own is not None
+        assert plan.is_on == own.is_on == is_on
+        own.give_up("for a test")

@@ -237,6 +237,21 @@ class Field:
         new._rowwise = rowwise
         return new
 
+    def with_copy(self, model: nn.Module) -> Field:
+        """Ask the same of a copy of this field's model whose weights hold other numbers.
+
+        How a model behaves does not depend on these: what checks have shown of the model, in this thread, is taken
+        over, and one pass of the copy shows what can be folded.
+        """
+        new = self.with_model(model, rowwise=self._rowwise)
+        own, held = self.prepared, new.prepare()
+        held.checked.update(own.checked)
+        new._fits = dict(self._fits)
+        plan = own.twin.plan
+        if plan is not None:
+            held.twin.plan, held.twin.learns = (None, True) if plan.is_on else (replace(plan), False)
+        return new
+
     def __repr__(self) -> str:
         return f"Field({type(self.model).__name__}, {self.score}, {self.site})"
 
@@ -549,13 +564,19 @@ class Field:
             held.checked.clear()  # other weights: what is equal to rounding may no longer be
         self._choose(shapes)
         known: Checked | None = held.checked.get(key)
+        first = torch.zeros(1, dtype=torch.long)
+        if known is not None and plan is None and held.twin.learns and not q.differentiable:  # see `with_copy`
+            q.look(first, grad=True)
+            q.looked(1)
+            plan = held.twin.plan
+            if plan is not None:
+                plan.refresh()
         if known is not None and (plan is not None or q.differentiable):
             self._fit(shapes, known)
             return known
         if not q.differentiable:
             held.twin.plan, held.twin.learns = self._plan(), True
         storages: dict[int, int] = {}
-        first = torch.zeros(1, dtype=torch.long)
         module = self.twin().module
         before = None if module is None else fingerprint(module)
         with _kept_rng() as drew:  # over both: the second call must not meet the same random state

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from apportion.core.errors import ModelError, kind_of
 from apportion.core.question import Question
 from apportion.core.streams import key_of
-from apportion.metrics.metric import as_asked
 
 Draw = Literal["redrawn", "shuffled", "initialized"]
 
@@ -34,16 +32,16 @@ def with_layers(q: Question) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
             f"{kind_of(q.field.model)} whose parameters are to be randomized", "an nn.Module", "wrap it in a module"
         )
     model = copy.deepcopy(q.field.model)
-    known = {name: p.data_ptr() for name, p in model.named_parameters()}  # tied ones stand under their first name
-    met = _met(q, model)
-    if known and not met.keys() & set(known.values()):
+    known = {name for name, _ in model.named_parameters()}  # tied ones stand under their first name
+    met = _met(q.root)
+    if known and not met:
         q.warn("layers are randomized in the order of definition: a forward pass does not show where it meets them")
     layers: list[tuple[float, str, list[str], bool]] = []
     for name, module in model.named_modules():
         own = [f"{name}.{p}" if name else p for p, _ in module.named_parameters(recurse=False)]
         own = [p for p in own if p in known]
         if own:
-            place = min(met.get(known[p], math.inf) for p in own)
+            place = min(met.get(p, math.inf) for p in own)
             layers.append((place, name or "(itself)", own, _is_normalization(module)))
     found: list[tuple[str, list[str]]] = []
     for _, name, own, norm in sorted(layers, key=lambda one: one[0]):
@@ -56,26 +54,15 @@ def with_layers(q: Question) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
     return model, found
 
 
-def _met(q: Question, model: nn.Module) -> dict[int, int]:
-    """Tell where each tensor is first met in a forward pass, by its address."""
+def _met(q: Question) -> dict[str, int]:
+    """Tell where each parameter is first met when the first example passes the network as it is, unfolded."""
     met: dict[int, int] = {}
-    field = q.field.with_model(_Watched(model, lambda: _Noting(met)), rowwise=True)
-    field.fast = field.compile = False  # folded weights would stand elsewhere
-    other = field.bind(q.inputs, as_asked(q.target), q.ids, q.seed)
-    q.looked(other.cost.checks)
-    return met
-
-
-class _Watched(nn.Module):
-    """A model that runs within a context."""
-
-    def __init__(self, model: nn.Module, within: Callable[[], Any]) -> None:
-        super().__init__()
-        self.model, self.within = model, within
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.within():
-            return self.model(*args, **kwargs)
+    with _Noting(met):
+        q.look(torch.zeros(1, dtype=torch.long), plain=True)
+    q.looked(1)
+    module = q.field.twin().module
+    assert module is not None
+    return {name: met[p.data_ptr()] for name, p in module.named_parameters() if p.data_ptr() in met}
 
 
 class _Noting(TorchFunctionMode):

@@ -16,7 +16,7 @@ from apportion.core.errors import InputError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.core.tree import Tree
-from apportion.metrics.fidelity.copies import at_examples, of_field, of_model
+from apportion.metrics.fidelity.copies import at_examples, of_field
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
 from apportion.metrics.randomization.layers import Draw, randomize, restore, with_layers
 from apportion.metrics.randomization.similarities import RankSimilarity, Similarity
@@ -105,7 +105,7 @@ class ParameterRandomization(Metric):
         model, layers = with_layers(q)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         parts = self._stages(layers)
-        own, random = self._maps(subject, q), q.field.with_model(model)
+        own, random = self._maps(subject, q), q.field.with_copy(model)
         found = []
         for stage in parts:
             if self.order == "independent":
@@ -202,7 +202,7 @@ class EffectiveRandomization(Metric):
         randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
         own = at_examples(subject, q)
         bins = _bins(own) if self.bins is None else torch.full((len(q), 1), self.bins, device=q.device)
-        before, after = _entropy(own, bins), _entropy(of_model(subject, q, model), bins)
+        before, after = _entropy(own, bins), _entropy(of_field(subject, q, q.field.with_copy(model)), bins)
         none = before == 0
         return Found(
             torch.where(none, torch.nan, (after - before) / before),
