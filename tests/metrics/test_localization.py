@@ -332,11 +332,11 @@ def test_empty_masks_have_no_value() -> None:
 
 def test_boxes_count_for_targets_among_the_highest_outputs() -> None:
     """1 less the mean is the top-1 or top-5 error: a right box of a wrong class is an error."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(1800, 5)).eval()
-    nn.init.zeros_(net[1].weight)
+    head = nn.Linear(1800, 5)
+    nn.init.zeros_(head.weight)
     with torch.no_grad():
-        net[1].bias.copy_(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]))
-    mask = squares()
+        head.bias.copy_(torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]))
+    net, mask = nn.Sequential(nn.Flatten(), head).eval(), squares()
     asked: dict[str, Any] = {"truth": mask, "target": torch.tensor([0, 1, 2, 4])}
     x = X.float()
     for top, right in ((None, [1, 1, 1, 1]), (1, [1, 0, 0, 0]), (3, [1, 1, 1, 0])):

@@ -230,9 +230,9 @@ def test_bins_by_the_rule_of_freedman_and_diaconis() -> None:
 
 def test_complexity_rises_by_what_randomization_adds() -> None:
     """(after - before) / before: a network of few weights gets many; a map that asks no network gains nothing."""
-    net, x = nn.Sequential(nn.Linear(60, 2)).double(), some(3, 60)
+    net, x = nn.Linear(60, 2).double(), some(3, 60)
     with torch.no_grad():
-        net[0].weight[:, 3:] = 0
+        net.weight[:, 3:] = 0
     field = ap.Field(net)
     found = EffectiveRandomization(bins=20)(field, x, ap.Gradient(), target=0)
     before, after = found.parts["learned"], found.parts["random"]

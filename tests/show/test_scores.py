@@ -46,6 +46,21 @@ def test_the_line_is_the_mean_and_the_band_lies_around_it() -> None:
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("share removed", "score")
 
 
+def test_curves_of_the_same_quantities_share_a_panel() -> None:
+    """As those of retraining do: the method's own first, rankings that know nothing by their names."""
+    y, x = torch.rand(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(5.0)
+    own = curved("Gradient", y, x).curves["c"]
+    others = {"random": replace(own, y=y / 2), "time": Curve(x, y, "share removed", "seconds")}
+    figure = replace(curved("Gradient", y, x), curves={"retrained": own, **others}).show()
+    first, second = figure.axes
+    lines = {line.get_label(): torch.as_tensor(line.get_ydata()) for line in first.lines}
+    assert list(lines) == ["random", "Gradient"]
+    torch.testing.assert_close(lines["random"], y.mean(0) / 2)
+    torch.testing.assert_close(lines["Gradient"], y.mean(0))
+    assert second.get_ylabel() == "seconds"
+    assert len({line.get_color() for line in first.lines}) == 2
+
+
 def test_curves_with_positions_of_their_own_meet_on_a_common_axis() -> None:
     x = torch.tensor([[0.0, 1.0, 2.0, math.nan], [0.0, 0.5, 1.0, 2.0]])
     figure = curved("one", 3 * x.double(), x).show()

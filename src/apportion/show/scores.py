@@ -34,6 +34,9 @@ def scores(found: Scores) -> Figure:
 
     A line is the mean over examples, or their median where the source takes that.
 
+    Curves of the same two quantities share a panel, the first as the map's own and the others by their names. Bands are
+    of the examples alone; trainings add to them (`ap.metrics.accuracy_table`).
+
     Scores without curves are drawn as a dot an example, with their center and its interval.
 
     Args:
@@ -44,19 +47,23 @@ def scores(found: Scores) -> Figure:
     """
     if not isinstance(found, Scores):
         raise InputError(kind_of(found), "what a metric gives", "write scores(metric(field, x, map))")
-    names = list(found.curves)
+    shared: dict[tuple[str, str], list[str]] = {}
+    for name, curve in found.curves.items():
+        shared.setdefault((curve.x_label, curve.y_label), []).append(name)
+    names = [own[0] for own in shared.values()]
     figure, panels = _panels(max(1, len(names)), 4.2, 3.1)
     beside = list(found.controls.items())
     if not names:
         _dots(panels[0], [(found.of, found), *beside])
-    for panel, name in zip(panels, names, strict=False):
-        for i, (label, other) in enumerate(beside):
-            if name in other.curves:
-                color, dashes = _CONTROLS[i % len(_CONTROLS)], _DASHES[i % len(_DASHES)]
-                _curve(panel, other.curves[name], other, label, color, dashes)
+    for panel, ((across, up), (name, *others)) in zip(panels, shared.items(), strict=False):
+        lines = [(label, other, name) for label, other in beside if name in other.curves]
+        lines += [(other, found, other) for other in others]
+        for i, (label, of, curve) in enumerate(lines):
+            color, dashes = _CONTROLS[i % len(_CONTROLS)], _DASHES[i % len(_DASHES)]
+            _curve(panel, of.curves[curve], of, label, color, dashes)
         _curve(panel, found.curves[name], found, found.of, _OWN, "-")
-        panel.set_xlabel(found.curves[name].x_label, fontsize=8)
-        panel.set_ylabel(found.curves[name].y_label, fontsize=8)
+        panel.set_xlabel(across, fontsize=8)
+        panel.set_ylabel(up, fontsize=8)
         panel.set_title(name if len(names) > 1 else "", fontsize=9)
         panel.tick_params(labelsize=7)
     title = f"{found.name}: {worded(found)}, {found.direction.value}"

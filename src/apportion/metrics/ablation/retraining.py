@@ -80,12 +80,10 @@ class Retraining(Training):
             parts[name] = self._correct(q, other, y)
         shares = torch.tensor(self.fractions, dtype=torch.float64)
         what = "share of players kept, highest first" if self._keep else "share of players removed, highest first"
-        curves = {
-            name: Curve(shares, p.mean(2), what, "accuracy after retraining")
-            for name, p in parts.items()
-            if p.ndim == 3
-        }
-        curves["retrained"] = curves.pop("correct")
+        drawn = {"retrained": parts["correct"].mean(2), **{n: p.mean(2) for n, p in parts.items() if p.ndim == 3}}
+        drawn["unmodified"] = parts["unmodified"].mean(1, keepdim=True).expand_as(drawn["retrained"])
+        del drawn["correct"]
+        curves = {name: Curve(shares, y, what, "accuracy after retraining") for name, y in drawn.items()}
         return Found(parts["correct"].mean((1, 2)), curves, parts)
 
     def _others(self, q: Question) -> dict[str, Explainer]:
