@@ -1,0 +1,466 @@
+"""Every method by many metrics: where the answer is known, on digits, on pictures; writes results/methods_judged.*.
+
+Eight problems: polynomials, a ReLU network, grids whose cells share nothing, tetrominoes hidden by XOR, grids of digits,
+an object the network is blind to; a network trained on bundled digits; EfficientNet-Lite0 on the bundled pictures with
+marked objects, with a smaller part of it for metrics that ask methods again. What is finished is kept in a folder, so
+that an interrupted run goes on where it stopped. About two hours on one quiet core, most of them for the pictures.
+
+    python -m benchmarks.methods_judged
+    python -m benchmarks.methods_judged --only digits
+    python -m benchmarks.methods_judged --only          (tables and plots anew, from the record)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import apportion as ap
+from apportion.adapters import bundled, zoo
+from apportion.core.explainer import Explainer
+from apportion.planted import digits
+from apportion.planted.tetrominoes import Scenario
+from benchmarks.contenders import Room, contenders, fitted
+from benchmarks.models import machine
+
+B, M = ap.baselines, ap.metrics
+RESULTS = Path(__file__).parent / "results"
+PICTURE = (ap.controls.Random(), ap.controls.CenterGaussian(), ap.controls.Edges(), ap.controls.InputMagnitude())
+VECTOR = (ap.controls.Random(), ap.controls.InputMagnitude())
+FEW_PASSES = 64
+"""Backward passes that a method may take for it to be asked again and again about pictures."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Examples, what is judged on them, and by what.
+
+    Attributes:
+        title: of its table.
+        told: what a reader must know of the setting.
+        room: what methods are set up for.
+        x: the examples.
+        metrics: by the name of their column.
+        target: what is explained; the top class unless given.
+        truth: what metrics compare with.
+        batch: examples at once.
+        controls: what is judged beside.
+        most: backward passes a method may take, to be in the table.
+    """
+
+    title: str
+    told: str
+    room: Room
+    x: Tensor
+    metrics: Mapping[str, ap.metrics.Metric]
+    target: Any = None
+    truth: Any = None
+    batch: int = 64
+    controls: tuple[Explainer, ...] = PICTURE
+    most: int | None = None
+    ids: list[str] | None = None
+
+
+# -- where the answer is known --------------------------------------------------------------------
+
+
+def polynomial() -> Problem:
+    """Interactions of all orders, whose Shapley values are known."""
+    p = ap.planted.multilinear(features=4, examples=16)
+    base = B.Given(p.baseline)
+    room = Room(ap.Field(p.model), None, base, ap.groups.Elements(), 16, 64, convolutional=False)
+    fill = ap.fills.Baselines(base)
+    return Problem(
+        "A polynomial of four features",
+        "16 points of a multilinear polynomial with a term for every set of features. *Truth*: rank correlation of "
+        "magnitudes with the Shapley values. Effects are Harsanyi's.",
+        room,
+        p.x,
+        {
+            "truth": M.Agreement("rank_correlation"),
+            "sensitivity-n": M.SensitivityN((0.25, 0.5, 0.75), 20, fill=fill),
+            "infidelity, scaled": M.Infidelity(M.NoisyBaseline(samples=200, baseline=base), optimal_scale=True),
+            "completeness": M.Completeness(base),
+            "effects to outsiders": M.AllocationCorrectness(M.HarsanyiEffects(base)),
+            "effects incomplete": M.AllocationCompleteness(M.HarsanyiEffects(base)),
+        },
+        truth={"truth": p.truth},
+        controls=VECTOR,
+    )
+
+
+def network() -> Problem:
+    """A ReLU network whose right answer is gradient times input."""
+    p = ap.planted.homogeneous(features=8, hidden=(16, 12), examples=32)
+    room = Room(ap.Field(p.model), None, B.Zero(), ap.groups.Elements(), 16, 128, convolutional=False)
+    return Problem(
+        "A ReLU network without biases",
+        "32 points, 8 features, baseline 0. *Truth*: rank correlation of magnitudes with x ⊙ ∇f(x), which the first "
+        "five complete methods of the literature all are here. Invariance: distance of maps on networks with units "
+        "permuted, rescaled, and on another that is the same function.",
+        room,
+        p.x,
+        {
+            "truth": M.Agreement("rank_correlation"),
+            "sensitivity-n": M.SensitivityN((0.25, 0.5, 0.75), 20),
+            "infidelity, scaled": M.Infidelity(M.NoisyBaseline(samples=200), optimal_scale=True),
+            "completeness": M.Completeness(),
+            "implementation invariance": M.ImplementationInvariance(),
+            "linearity": M.Linearity(),
+            "randomized parameters": M.ParameterRandomization(),
+            "moved input": M.MaxSensitivity(samples=8),
+        },
+        target=p.target,
+        truth={"truth": p.truth},
+        controls=VECTOR,
+    )
+
+
+def _small_network(channels: int, side: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * side * side, classes),
+    )
+
+
+def grid() -> Problem:
+    """Grids whose cells have nothing in common, over a network that was never trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(32, 5),
+        ).eval()
+    p = ap.planted.di_full(net, ap.planted.noise_cells((3, 16, 16), examples=24), cell=0)
+    room = Room(ap.Field(p.model), None, B.Zero(), ap.groups.Squares(4), 16, 200)
+    return Problem(
+        "Grids whose cells share nothing (DiFull)",
+        "24 grids of 2 × 2 cells of noise, each read by its own copy of an untrained network: only one cell has any "
+        "influence. Share of the positive mass in it; chance is .25.",
+        room,
+        p.x,
+        {"mass in the cell": M.GridPointingGame()},
+        target=p.target,
+        truth=[0] * len(p.x),
+    )
+
+
+def tetrominoes() -> Problem:
+    """Patterns whose class is in neither of them alone."""
+    learn = ap.planted.tetrominoes(Scenario.XOR, 4000, seed=1)
+    p = ap.planted.tetrominoes(Scenario.XOR, 64, seed=2)
+    x, y = learn.x.float(), learn.labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = _small_network(1, 8, 2)
+        optimizer = torch.optim.Adam(net.parameters(), 2e-3, weight_decay=1e-4)
+        for _ in range(12):
+            for rows in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+                optimizer.step()
+    net.eval().requires_grad_(False)
+    test = p.x.float()
+    right = (net(test).argmax(1) == p.labels).float().mean()
+    room = Room(ap.Field(net), x[:200], B.Zero(), ap.groups.Pixels(), 16, 400)
+    return Problem(
+        "Tetrominoes, class by XOR",
+        f"64 pictures of 8 × 8 with a T and an L in noise, the class in the product of their signs; a network trained "
+        f"on 4,000 others classifies {right:.2f} of these rightly. Share of the highest pixels that are of the "
+        "patterns, as many as these have.",
+        room,
+        test,
+        {"precision": M.RelevanceRank(), "mass on the patterns": M.EnergyPointingGame()},
+        target=p.labels,
+        truth=[m.reshape(8, 8) for m in p.truth],
+    )
+
+
+def digit_grid() -> Problem:
+    """Grids of digits, each with a class of its own."""
+    p = digits.grid_game(digits.train_pooled().model, count=48)
+    room = Room(ap.Field(p.model), None, B.Zero(), ap.groups.Squares(2), 16, 300)
+    return Problem(
+        "Grids of digits",
+        "48 grids of 2 × 2 digits of different classes, network trained on single digits. Share of the positive mass in "
+        "the cell of the class; chance is .25. Cells share features at their borders and the class is read off a mean, so "
+        "1 is no right answer.",
+        room,
+        p.x,
+        {"mass in the cell": M.GridPointingGame()},
+        target=p.target,
+        truth=[n % 4 for n in range(len(p.x))],
+    )
+
+
+def blind() -> Problem:
+    """An object to which the network is blind."""
+    p = ap.planted.background_only(32)
+    room = Room(ap.Field(p.model), None, B.Zero(), ap.groups.Squares(4), 16, 200)
+    return Problem(
+        "An object the network is blind to",
+        "32 pictures with an object on a ground whose frame alone decides. *Mass that decides*: share of the positive "
+        "mass on the frame. *Points at the object*: whether the maximum lies on the object, which looks good and is "
+        "wrong here; the arrow is the metric's own.",
+        room,
+        p.x,
+        {"mass that decides": M.EnergyPointingGame(), "points at the object": M.PointingGame(tolerance=0)},
+        target=p.target,
+        truth={"mass that decides": [p.truth] * 32, "points at the object": list(p.objects)},
+    )
+
+
+# -- networks that were trained -------------------------------------------------------------------
+
+
+def _digits_network(weights: Path) -> nn.Module:
+    if weights.exists():
+        model = digits.network()
+        model.load_state_dict(torch.load(weights, weights_only=True))
+        return model.eval().requires_grad_(False)
+    model = digits.train().model
+    torch.save(model.state_dict(), weights)
+    return model
+
+
+def on_digits(kept: Path, count: int = 32) -> Problem:
+    """Judge on pasted digits, whose pixels are known."""
+    model = _digits_network(kept / "digits.pt")
+    assert isinstance(model, nn.Sequential)
+    test, train = digits.pictures(count, "test", seed=5), digits.pictures(400, "train", seed=9)
+    # its first layer is 4 (x - 0.5): said by the field, so that rules for first layers find a convolution there
+    looks = ap.Field(model[1:], bounds=(0, 1), normalize=ap.Normalize((0.5,) * 3, (0.25,) * 3))
+    grey, players = B.Constant(0.5), ap.groups.Squares(4)
+    fill = ap.fills.Baselines(grey)
+    with torch.no_grad():
+        right = (model(test.x).argmax(1) == test.labels).float().mean()
+    room = Room(looks, train.x, grey, players, 16, 300)
+    return Problem(
+        "A network for digits",
+        f"{count} test pictures of 48 × 48, dark and light digits on textures, {right:.2f} classified rightly; the top "
+        "class is explained. Removed is to grey, which the network reads as 0, in 144 squares where not by pixels.",
+        room,
+        test.x,
+        {
+            "insertion - deletion": M.InsertionDeletion(
+                M.InsertionAUC(fill=ap.fills.Baselines(B.Blurred(8.0)), step=96), M.DeletionAUC(step=96)
+            ),
+            "ABPC": M.ABPC(groups=players, fill=fill),
+            "sensitivity-n": M.SensitivityN((0.1, 0.3, 0.5, 0.7), 25, groups=players, fill=fill),
+            "infidelity, scaled": M.Infidelity(M.SquareRemoval(samples=200, baseline=grey), optimal_scale=True),
+            "completeness": M.Completeness(grey),
+            "rank on the digit": M.RelevanceRank(),
+            "mass on the digit": M.EnergyPointingGame(),
+            "sparseness": M.Sparseness(),
+            "noise": M.MapNoise(),
+            "moved input": M.MaxSensitivity(ap.noise.UniformBox(0.05), 4),
+            "randomized parameters": M.ParameterRandomization(stages=2),
+            "other class": M.RandomLogit(),
+        },
+        truth=list(test.masks),
+        batch=16,
+    )
+
+
+def _pictures() -> tuple[zoo.PictureModel, list[str], Tensor, list[Tensor], Tensor]:
+    model = zoo.load("efficientnet_lite0")
+    names = list(bundled.drawn())
+    x = torch.cat([model.see(bundled.picture(n)) for n in names])
+    masks = []
+    for n in names:
+        truth = bundled.truth(n).through(model.crop, *bundled.picture(n).pixels.shape[1:])
+        masks.append(truth.mask(*x.shape[2:]))
+    others = [n for n in bundled.bundled(installed=True) if n not in names]
+    data = torch.cat([model.see(bundled.picture(n)) for n in others])
+    return model, names, x, masks, data
+
+
+def on_pictures() -> Problem:
+    """Judge on photographs with marked objects."""
+    model, names, x, masks, data = _pictures()
+    grey, players = B.NetworkZero(), ap.groups.Squares(16)
+    looks = model.field(batch_size=16)
+    fill = ap.fills.Baselines(grey)
+    room = Room(looks, data, grey, players, 12, 250, sampled=6)
+    step = 224 * 16
+    return Problem(
+        "EfficientNet-Lite0",
+        f"{len(names)} bundled pictures with a marked object, 224 × 224; the top class is explained. Removed is to the "
+        "color that the network reads as 0; players are 196 squares where not pixels.",
+        room,
+        x,
+        {
+            "insertion - deletion": M.InsertionDeletion(M.InsertionAUC(step=step), M.DeletionAUC(step=step)),
+            "sensitivity-n": M.SensitivityN((0.1, 0.3, 0.5, 0.7), 20, groups=players, fill=fill),
+            "infidelity, scaled": M.Infidelity(
+                M.SquareRemoval((28, 56), samples=60, baseline=grey), optimal_scale=True
+            ),
+            "completeness": M.Completeness(grey),
+            "points at the object": M.PointingGame(),
+            "rank on the object": M.RelevanceRank(),
+            "mass on the object": M.EnergyPointingGame(),
+            "box": M.WeaklySupervisedLocalization(),
+            "sparseness": M.Sparseness(),
+            "noise": M.MapNoise(),
+        },
+        truth=masks,
+        batch=1,
+        ids=names,
+    )
+
+
+def asked_again(count: int = 3) -> Problem:
+    """Ask methods of few passes about other classes, moved pictures and random networks."""
+    whole = on_pictures()
+    return replace(
+        whole,
+        title="EfficientNet-Lite0, methods asked again",
+        told=f"The first {count} of these pictures, and methods of at most {FEW_PASSES} backward passes.",
+        x=whole.x[:count],
+        ids=None if whole.ids is None else whole.ids[:count],
+        truth=None,
+        metrics={
+            "moved input": M.MaxSensitivity(ap.noise.UniformBox(0.05), 2),
+            "randomized head": M.ParameterRandomization(stages=1),
+            "other class": M.RandomLogit(),
+        },
+        most=FEW_PASSES,
+    )
+
+
+def problems(kept: Path) -> dict[str, Callable[[], Problem]]:
+    """List them, in the order of the page."""
+    return {
+        "polynomial": polynomial,
+        "network": network,
+        "grid": grid,
+        "tetrominoes": tetrominoes,
+        "digit_grid": digit_grid,
+        "blind": blind,
+        "digits": lambda: on_digits(kept),
+        "pictures": on_pictures,
+        "asked_again": asked_again,
+    }
+
+
+# -- judging --------------------------------------------------------------------------------------
+
+
+def judged(name: str, problem: Problem, kept: Path) -> dict[str, Any]:
+    """Evaluate every method, or go on with that, and give what a page needs."""
+    start = time.perf_counter()
+    by_family = contenders(problem.room)
+    if problem.most is not None:
+        q = problem.room.field.bind(problem.x[:1])
+        by_family = {
+            family: {n: m for n, m in some.items() if _few(m, q, problem.most)} for family, some in by_family.items()
+        }
+    families = fitted(by_family, problem.room)
+    methods = {n: m for some in families.values() for n, m in some.items()}
+    with ap.progress(_said(name)):
+        found = ap.evaluate(
+            methods,
+            problem.room.field,
+            problem.x,
+            dict(problem.metrics),
+            controls=problem.controls,
+            truth=problem.truth,
+            target=problem.target,
+            ids=problem.ids,
+            batch=problem.batch,
+            out=kept / name,
+            quiet=True,
+        )
+    keep = ("metric", "method", "value", "low", "high", "n", "undefined", "direction", "control", "beats", "statistic")
+    compared = found.compare()
+    ranks = {}
+    for metric in found.metrics:
+        try:
+            r = found.ranks(metric)
+            ranks[metric] = {"W": float(r.kendall_w), "mean": dict(zip(r.methods, r.mean_rank.tolist(), strict=True))}
+        except ap.ApportionError as error:
+            ranks[metric] = {"failed": str(error).splitlines()[0]}
+    return {
+        "title": problem.title,
+        "told": problem.told,
+        "machine": machine(),
+        "examples": len(found),
+        "families": {family: list(some) for family, some in families.items()},
+        "rows": [{k: _plain(row[k]) for k in keep} for row in found.summary()],
+        "passes": {
+            n: [float(c.forward.double().mean()), float(c.backward.double().mean())] for n, c in found.costs.items()
+        },
+        "dominated": {k: list(v) for k, v in compared.dominated.items()},
+        "surely dominated": {k: list(v) for k, v in compared.surely.items()},
+        "groups": {k: list(v) for k, v in compared.groups.items()},
+        "ranks": ranks,
+        "failures": sorted({(m, why) for m, _, why, _ in found.failures}),
+        "settings": {"methods": found.settings["methods"], "metrics": found.settings["metrics"]},
+        "seconds of this run": round(time.perf_counter() - start),
+    }
+
+
+def _few(method: Explainer, q: ap.Question, most: int) -> bool:
+    try:
+        p = method.passes(q)
+    except ap.ApportionError:
+        return True  # it says why when it is asked
+    return p.backward + p.once_backward <= most and p.forward + p.once <= 2 * most
+
+
+def _said(name: str) -> Callable[[str, int, int], None]:
+    last = [0.0]
+
+    def say(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 30 and what.startswith("evaluate"):
+            last[0] = time.monotonic()
+            print(f"{name}: {done} of {total}", flush=True)
+
+    return say
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main() -> None:
+    """Judge, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="names of problems")
+    parser.add_argument("--kept", type=Path, default=Path(tempfile.gettempdir()) / "methods_judged")
+    given = parser.parse_args()
+    given.kept.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    listed = problems(given.kept)
+    if given.only and (unknown := set(given.only) - set(listed)):
+        raise SystemExit(f"no problem {min(unknown)!r}; there are {', '.join(listed)}")
+    for name in listed if given.only is None else given.only:
+        part = judged(name, listed[name](), given.kept)
+        file = RESULTS / "methods_judged.json"
+        record = json.loads(file.read_text()) if file.exists() else {}  # another one may have written since
+        record[name] = part
+        file.write_text(json.dumps({n: record[n] for n in listed if n in record}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
