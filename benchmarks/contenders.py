@@ -61,7 +61,7 @@ def _gradient(r: Room) -> dict[str, Explainer]:
 
 
 def _path(r: Room) -> dict[str, Explainer]:
-    n, attack = r.steps, B.NearestAdversarial(steps=10)
+    n, half, attack = r.steps, max(4, r.steps // 2), B.NearestAdversarial(steps=10)
     out: dict[str, Explainer] = {
         "IntegratedGradients": ap.IntegratedGradients(r.grey, Q.Gauss(n)),
         "IntegratedGradients from black": ap.IntegratedGradients(B.Zero(), Q.Gauss(n)),
@@ -76,7 +76,7 @@ def _path(r: Room) -> dict[str, Explainer]:
         "LPI": ap.LPI(B.Noise(0.5, 0.5, count=max(2, n // 4), uniform=True), Q.MonteCarlo(4)),
         "NeFLAG": ap.NeFLAG(points=4, steps=max(2, n // 4)),
         "SAMP": ap.SAMP(r.grey, size=1 / n),
-        "SPI": ap.SPI(r.grey, paths=4, quadrature=Q.Midpoint(max(4, n // 2)), pieces=max(4, n // 2)),
+        "SPI": ap.SPI(r.grey, paths=4, quadrature=Q.Midpoint(half), pieces=half),
         "SPIProbability": ap.SPIProbability(
             r.grey, paths=4, quadrature=Q.Midpoint(max(4, n // 2)), pieces=max(4, n // 2)
         ),

@@ -1,9 +1,9 @@
 """Every method by many metrics: where the answer is known, on digits, on pictures; writes results/methods_judged.*.
 
-Eight problems: polynomials, a ReLU network, grids whose cells share nothing, tetrominoes hidden by XOR, grids of digits,
-an object the network is blind to; a network trained on bundled digits; EfficientNet-Lite0 on the bundled pictures with
-marked objects, with a smaller part of it for metrics that ask methods again. What is finished is kept in a folder, so
-that an interrupted run goes on where it stopped. About two hours on one quiet core, most of them for the pictures.
+Nine problems: a polynomial, a ReLU network, grids whose cells share nothing, tetrominoes hidden by XOR, grids of
+digits, an object the network is blind to; a network trained on bundled digits; EfficientNet-Lite0 on the bundled
+pictures with marked objects, with a smaller part for metrics that ask methods again. What is finished is kept in a
+folder, so that an interrupted run goes on where it stopped. An hour or two on one core, most of it for the pictures.
 
     python -m benchmarks.methods_judged
     python -m benchmarks.methods_judged --only digits
@@ -202,9 +202,9 @@ def digit_grid() -> Problem:
     room = Room(ap.Field(p.model), None, B.Zero(), ap.groups.Squares(2), 16, 300)
     return Problem(
         "Grids of digits",
-        "48 grids of 2 × 2 digits of different classes, network trained on single digits. Share of the positive mass in "
-        "the cell of the class; chance is .25. Cells share features at their borders and the class is read off a mean, so "
-        "1 is no right answer.",
+        "48 grids of 2 × 2 digits of different classes, network trained on single digits. Share of the positive mass "
+        "in the cell of the class; chance is .25. Cells share features at their borders and the class is read off a "
+        "mean, so 1 is no right answer.",
         room,
         p.x,
         {"mass in the cell": M.GridPointingGame()},
@@ -443,6 +443,174 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# -- the page and the plots -----------------------------------------------------------------------
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value != 0 and abs(value) < 0.0005:
+        return f"{value:.0e}".replace("e-0", "e-")
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if not row["n"]:
+        return "–"
+    beats = row["beats"].values()
+    star = "*" if beats and all(beats) else ""
+    few = f" ({row['n']})" if row["undefined"] else ""
+    spread = f" [{_number(row['low'])}, {_number(row['high'])}]" if row["n"] > 1 else ""
+    return f"{_number(row['value'])}{star}{spread}{few}"
+
+
+def _by_place(part: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["method"], row["metric"]): row for row in part["rows"]}
+
+
+def _metrics(part: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["metric"] for row in part["rows"]))
+
+
+def _controls(part: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in part["rows"] if row["control"]))
+
+
+def _ups(part: Mapping[str, Any], metric: str) -> bool:
+    return next(row["direction"] for row in part["rows"] if row["metric"] == metric).startswith("higher")
+
+
+def _table(part: Mapping[str, Any]) -> list[str]:
+    rows, metrics = _by_place(part), _metrics(part)
+    arrows = [f"{m} {'↑' if _ups(part, m) else '↓'}" for m in metrics]
+    out = [
+        "| family | method | passes | " + " | ".join(arrows) + " | dominated by |",
+        "|---|---|---|" + "---|" * (len(metrics) + 1),
+    ]
+    for family, names in part["families"].items():
+        for name in names:
+            f, b = part["passes"].get(name, (0, 0))
+            cells = [_cell(rows[name, m]) for m in metrics]
+            sure, by = part["surely dominated"].get(name, []), part["dominated"].get(name, [])
+            told = f"{len(by)}" + (f", beyond chance {len(sure)}" if sure else "") if by else ""
+            out.append(f"| {family} | {name} | {f:.0f} + {b:.0f} | " + " | ".join(cells) + f" | {told} |")
+    for name in _controls(part):
+        out.append(f"| control | {name} | | " + " | ".join(_cell(rows[name, m]) for m in metrics) + " | |")
+    beaten = []
+    for m in metrics:
+        judged_by = [r for (n, k), r in rows.items() if k == m and not r["control"] and r["n"] and r["beats"]]
+        beaten.append(f"{sum(all(r['beats'].values()) for r in judged_by)} of {len(judged_by)}")
+    out.append("| | *beat every control* | | " + " | ".join(beaten) + " | |")
+    agree = [part["ranks"][m].get("W") for m in metrics]
+    out.append("| | *agreement of examples, W* | | " + " | ".join(_number(w) for w in agree) + " | |")
+    return out
+
+
+def _orders(part: Mapping[str, Any]) -> tuple[list[str], Tensor]:
+    """Give the values of methods by metrics, turned so that high is good: [methods, metrics], NaN where undefined."""
+    rows, metrics = _by_place(part), _metrics(part)
+    names = [n for some in part["families"].values() for n in some]
+    table = [
+        [math.nan if (v := rows[n, m]["value"]) is None else v * (1 if _ups(part, m) else -1) for m in metrics]
+        for n in names
+    ]
+    return names, torch.tensor(table, dtype=torch.float64)
+
+
+def agreement(part: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Correlate the order of methods between metrics (Spearman), over the methods both can judge."""
+    metrics, (_, table) = _metrics(part), _orders(part)
+    out: dict[str, dict[str, float | None]] = {}
+    for i, a in enumerate(metrics):
+        out[a] = {}
+        for j, b in enumerate(metrics):
+            both = ~(table[:, i].isnan() | table[:, j].isnan())
+            r = float(M.Spearman()(table[both, i][None], table[both, j][None])) if both.sum() > 2 else math.nan
+            out[a][b] = _plain(round(r, 3))
+    return out
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Write the tables."""
+    lines = [
+        "# Every method by many metrics",
+        "",
+        "Made by `python -m benchmarks.methods_judged`. Means over examples with bootstrap intervals at 95 %; where a",
+        "metric is undefined for some examples, the number it is defined for stands behind. An arrow gives the better",
+        "end. A star: beats every control beyond chance. *Passes*: forward + backward, an example. *Dominated by*: how",
+        "many methods are as good in every group of metrics and better in one. *W*: Kendall's coefficient of",
+        "concordance of examples on the order of methods. [What it says](../../docs/methods-judged.md).",
+    ]
+    for part in record.values():
+        lines += ["", f"## {part['title']}", "", part["told"], "", *_table(part)]
+        if len(_metrics(part)) > 2:
+            lines += [
+                "",
+                "Rank correlation between the orders that two metrics give the methods, each its better end first:",
+                "",
+            ]
+            between = agreement(part)
+            lines += ["| | " + " | ".join(between) + " |", "|---|" + "---|" * len(between)]
+            for a, row in between.items():
+                lines.append(f"| {a} | " + " | ".join(_number(v) for v in row.values()) + " |")
+        why: dict[str, list[str]] = {}
+        for method, reason in part["failures"]:
+            why.setdefault(reason, []).append(method)
+        if why:
+            lines += ["", "Undefined, for some examples or all:", ""]
+            lines += [f"- {', '.join(dict.fromkeys(who))}: {reason}" for reason, who in why.items()]
+    lines += ["", "## Nowhere", "", *(f"- {what}: {reason}." for what, reason in UNSUITED.items())]
+    return "\n".join([*lines, ""])
+
+
+def draw(part: Mapping[str, Any], file: Path) -> None:
+    """Draw the place of every method by every metric, and what beats no control."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names, table = _orders(part)
+    metrics, rows = _metrics(part), _by_place(part)
+    place = torch.full_like(table, math.nan)
+    for j in range(len(metrics)):
+        known = (~table[:, j].isnan()).nonzero()[:, 0]
+        above = (table[known, j][None] > table[known, j][:, None]).sum(1)  # ties stand at their best place
+        place[known, j] = above.double() / max(1, len(known) - 1)
+    figure = Figure(figsize=(2.6 + 0.62 * len(metrics), 1.6 + 0.185 * len(names)), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shown = axes.imshow(place.numpy(), aspect="auto", cmap="RdYlBu_r", vmin=0, vmax=1)
+    for i, name in enumerate(names):
+        for j, metric in enumerate(metrics):
+            row = rows[name, metric]
+            if not row["n"]:
+                axes.text(j, i, "–", ha="center", va="center", fontsize=7, color="#888888")
+            elif not (row["beats"] and all(row["beats"].values())):
+                axes.text(j, i, "×", ha="center", va="center", fontsize=8, color="#222222")
+    at = 0
+    for some in part["families"].values():
+        at += len(some)
+        axes.axhline(at - 0.5, color="white", linewidth=2)
+    axes.set_xticks(range(len(metrics)), metrics, rotation=55, ha="left", fontsize=8, rotation_mode="anchor")
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(names)), names, fontsize=7.5)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.35, pad=0.02)
+    bar.set_ticks([0, 1], labels=["best", "worst"])
+    axes.set_title(f"{part['title']}: × does not beat every control; – undefined", fontsize=9, pad=12)
+    figure.savefig(file)
+
+
+def write(record: Mapping[str, Any]) -> None:
+    """Write tables and plots of what is in the record."""
+    (RESULTS / "methods_judged.md").write_text(markdown(record))
+    for name in ("network", "digits", "pictures"):
+        if name in record:
+            draw(record[name], RESULTS / f"methods_judged_{name}.png")
+
+
 def main() -> None:
     """Judge, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -460,6 +628,7 @@ def main() -> None:
         record = json.loads(file.read_text()) if file.exists() else {}  # another one may have written since
         record[name] = part
         file.write_text(json.dumps({n: record[n] for n in listed if n in record}, indent=1) + "\n")
+    write(json.loads((RESULTS / "methods_judged.json").read_text()))
 
 
 if __name__ == "__main__":
