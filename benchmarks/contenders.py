@@ -13,10 +13,12 @@ from apportion.core.explainer import Explainer
 B, Q = ap.baselines, ap.quadrature
 
 UNSUITED = {
+    "CXPlain, L2X, RealTimeSaliency": "a network that explains is trained first, on many examples",
+    "CLIME": "it fits a slope to every element, and needs as many samples",
+    "PathMethod": "it is integrated gradients on a path of one's own",
     "SAGE, LossSHAP": "they explain a loss, SAGE over a data set",
     "ACE": "it asks for vectors, and sets one feature for a whole data set",
     "Semivalue": "its default is Occlusion; Shapley and Banzhaf are two of it",
-    "ContrastiveExcitationBackprop of a logit without classes": "it needs rival classes",
 }
 """Methods that are nowhere in the tables, with why."""
 
@@ -28,13 +30,13 @@ class Room:
     Attributes:
         field: the model's.
         data: examples that are not judged, as background and to learn from; none for methods that need neither.
-        labels: their classes, where methods learn from those.
         grey: x', where the network reads nothing.
         players: what methods of removal remove.
         steps: on a path.
         budget: rows of methods that sample, about.
         convolutional: whether there are feature maps.
-        areas: of extremal perturbation, in shares of the picture.
+        optimized: steps of methods that search a mask.
+        sampled: noisy copies.
     """
 
     field: ap.Field
@@ -44,7 +46,7 @@ class Room:
     steps: int
     budget: int
     convolutional: bool = True
-    learn: bool = False
+    optimized: int = 100
     sampled: int = 8
 
 
@@ -132,9 +134,31 @@ def _removal(r: Room) -> dict[str, Explainer]:
         "BayLIME": ap.BayLIME(**game, samples=r.budget // 2),
         "SLIME": ap.SLIME(**game, samples=r.budget // 4, most=r.budget // 2),
     }
+    if r.convolutional and r.data is not None:
+        wide = min(r.data.shape[-2:]) // 7
+        fill = ap.fills.ConditionalGaussian.fit(r.data, side=wide + 4, patches=5000, samples=4)
+        out["PredictionDifference"] = ap.PredictionDifference(groups=ap.groups.Patches(wide, wide), fill=fill)
     if r.convolutional:
         out["RISE"] = ap.RISE(budget=r.budget, fill=ap.fills.Baselines(r.grey), centred=True)
     return out
+
+
+def _subset(r: Room) -> dict[str, Explainer]:
+    if not r.convolutional or r.data is None:
+        return {}
+    n = r.optimized
+    side = min(r.data.shape[-2:])
+    blur = side / 11
+    mask = ap.subsets.SmoothMask(max(2, side // 32), sigma=blur)
+    return {
+        "ExtremalPerturbation": ap.ExtremalPerturbation(
+            mask=mask, steps=n, growth=1.0035 ** (800 / n), sigma=blur, margin=False
+        ),
+        "MeaningfulPerturbation": ap.MeaningfulPerturbation(
+            steps=n, cell=max(2, side // 28), sigma=max(1.0, side / 45), jitter=max(1, side // 56)
+        ),
+        "InformationBottleneck": ap.InformationBottleneck(),
+    }
 
 
 def contenders(r: Room) -> dict[str, dict[str, Explainer]]:
@@ -145,6 +169,7 @@ def contenders(r: Room) -> dict[str, dict[str, Explainer]]:
         "backward": _backward(r),
         "CAM": _cam(r),
         "removal": _removal(r),
+        "subset": _subset(r),
     }
 
 
