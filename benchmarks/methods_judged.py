@@ -35,6 +35,7 @@ from benchmarks.models import machine
 
 B, M = ap.baselines, ap.metrics
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs/methods-judged.md"
 PICTURE = (ap.controls.Random(), ap.controls.CenterGaussian(), ap.controls.Edges(), ap.controls.InputMagnitude())
 VECTOR = (ap.controls.Random(), ap.controls.InputMagnitude())
 FEW_PASSES = 64
@@ -603,8 +604,28 @@ def draw(part: Mapping[str, Any], file: Path) -> None:
     figure.savefig(file)
 
 
+def quoted(page: str, record: Mapping[str, Any]) -> str:
+    """Fill the tables of a page anew: those below a comment that names a problem, whose rows name methods."""
+    lines, rows, metrics = [], None, []
+    for line in page.splitlines():
+        if line.startswith("<!-- ") and line[5:-4] in record:
+            rows, metrics = _by_place(record[line[5:-4]]), []
+        elif rows is not None and line.startswith("|"):
+            first, *rest = (c.strip() for c in line.strip("|").split("|"))
+            if not metrics:
+                metrics = [m.rstrip(" ↑↓") for m in rest]
+            elif set(first) - set("-"):
+                line = f"| {first} | " + " | ".join(_cell(rows[first, m]) for m in metrics) + " |"
+        elif line.strip():
+            rows = None
+        lines.append(line)
+    return "\n".join(lines) + ("\n" if page.endswith("\n") else "")
+
+
 def write(record: Mapping[str, Any]) -> None:
-    """Write tables and plots of what is in the record."""
+    """Write tables and plots of what is in the record, and the tables of the page that reads it."""
+    if PAGE.exists():
+        PAGE.write_text(quoted(PAGE.read_text(), record))
     (RESULTS / "methods_judged.md").write_text(markdown(record))
     for name in ("network", "digits", "pictures"):
         if name in record:
