@@ -30,7 +30,7 @@ from apportion.adapters import bundled, zoo
 from apportion.core.explainer import Explainer
 from apportion.planted import digits
 from apportion.planted.tetrominoes import Scenario
-from benchmarks.contenders import Room, contenders, fitted
+from benchmarks.contenders import UNSUITED, Room, contenders, fitted
 from benchmarks.models import machine
 
 B, M = ap.baselines, ap.metrics
