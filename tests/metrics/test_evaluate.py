@@ -723,3 +723,19 @@ def test_a_loader_that_shuffles_takes_nothing_by_position() -> None:
     for given, told in (({"methods": {"mine": X.clone()}}, "mine"), ({"ids": IDS}, "ids")):
         with pytest.raises(InputError, match=f"{told} of all examples beside a DataLoader that shuffles"):
             run(loader, **{"metrics": ["sparseness"], **given})
+
+
+def test_values_on_groups_of_unequal_size_keep_their_sums() -> None:
+    """Shapley values of segments are complete, and right of subsets of segments, of pixels, and by themselves."""
+    label = torch.tensor([0, 0, 0, 0, 0, 1, 2, 2])
+    weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 4.0, -3.0, -3.0], dtype=torch.float64)
+    field, x, groups = ap.Field(lambda x: x @ weight), torch.ones(2, 8, dtype=torch.float64), ap.groups.Labels(label)
+    shapley = ap.Shapley(groups)
+    assert bool((ap.metrics.Completeness()(field, x, shapley).values < 1e-12).all())
+    assert bool((ap.metrics.LocalAccuracy()(field, x, shapley).values < 1e-12).all())
+    subsets = ap.metrics.SensitivityN((0.5,), 20, groups=groups)
+    torch.testing.assert_close(subsets(field, x, shapley).values, torch.ones(2, dtype=torch.float64))
+    noise = ap.metrics.Infidelity(ap.metrics.NoisyBaseline(samples=20, sigma=0.0))
+    assert bool((noise(field, x, shapley).values < 1e-12).all())
+    first = ap.metrics.Agreement(k=1, groups=groups)  # 5, 4 and -6: by sums, not by elements times values
+    assert bool((first(field, x, shapley, truth=torch.tensor([[0.0] * 6 + [1.0, 1.0]] * 2)).values == 1).all())

@@ -177,7 +177,7 @@ class Subject:
             self._given = self._explainer(q.field, q.inputs, **asked)
         a = self._given
         if a.domain is Domain.GROUPS and a.groups is not None:
-            a = a.spread()
+            a = a.spread(share=True)  # sums over elements are those over groups
         if a.domain in (Domain.GLOBAL, Domain.COALITIONS, Domain.GROUPS, Domain.TOKENS) and len(a) != len(q):
             raise InputError(
                 f"{a.domain.value} values of {self.name}", "a map for each example", "judge a local method"

@@ -26,7 +26,7 @@ PURPOSE = "copies"
 def asked(subject: Subject, q: Question) -> Tree:
     """Ask the explainer about other rows: a map of each, where its elements are."""
     a = subject.explainer.explain(q)
-    return a.spread().values if a.domain is Domain.GROUPS and a.groups is not None else a.values
+    return a.spread(share=True).values if a.domain is Domain.GROUPS and a.groups is not None else a.values
 
 
 def explained(subject: Subject, q: Question) -> Tree:
