@@ -302,12 +302,12 @@ def on_pictures() -> Problem:
     grey, players = B.NetworkZero(), ap.groups.Squares(16)
     looks = model.field(batch_size=16)
     fill = ap.fills.Baselines(grey)
-    room = Room(looks, data, grey, players, 12, 250, sampled=6)
+    room = Room(looks, data, grey, ap.groups.Squares(32), 12, 250, sampled=6)
     step = 224 * 16
     return Problem(
         "EfficientNet-Lite0",
         f"{len(names)} bundled pictures with a marked object, 224 × 224; the top class is explained. Removed is to the "
-        "color that the network reads as 0; players are 196 squares where not pixels.",
+        "color that the network reads as 0, in 196 squares where not by pixels; methods of removal have 49 squares.",
         room,
         x,
         {
