@@ -15,7 +15,6 @@ B, Q = ap.baselines, ap.quadrature
 UNSUITED = {
     "CXPlain, L2X, RealTimeSaliency": "a network that explains is trained first, on many examples",
     "CLIME": "it fits a slope to every element, and needs as many samples",
-    "PathMethod": "it is integrated gradients on a path of one's own",
     "SAGE, LossSHAP": "they explain a loss, SAGE over a data set",
     "ACE": "it asks for vectors, and sets one feature for a whole data set",
     "Semivalue": "its default is Occlusion; Shapley and Banzhaf are two of it",
@@ -157,7 +156,7 @@ def _subset(r: Room) -> dict[str, Explainer]:
         "MeaningfulPerturbation": ap.MeaningfulPerturbation(
             steps=n, cell=max(2, side // 28), sigma=max(1.0, side / 45), jitter=max(1, side // 56)
         ),
-        "InformationBottleneck": ap.Resized(ap.InformationBottleneck()),
+        "InformationBottleneck": ap.InformationBottleneck(),
     }
 
 

@@ -1,9 +1,9 @@
 """Every method by many metrics: where the answer is known, on digits, on pictures; writes results/methods_judged.*.
 
-Nine problems: a polynomial, a ReLU network, grids whose cells share nothing, tetrominoes hidden by XOR, grids of
+Eight problems: a polynomial, a ReLU network, grids whose cells share nothing, tetrominoes hidden by XOR, grids of
 digits, an object the network is blind to; a network trained on bundled digits; EfficientNet-Lite0 on the bundled
-pictures with marked objects, with a smaller part for metrics that ask methods again. What is finished is kept in a
-folder, so that an interrupted run goes on where it stopped. An hour or two on one core, most of it for the pictures.
+pictures with marked objects. What is finished is kept in a folder, so that an interrupted run goes on where it stopped.
+About an hour on one quiet core, half of it for the pictures.
 
     python -m benchmarks.methods_judged
     python -m benchmarks.methods_judged --only digits
@@ -18,7 +18,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs/methods-judged.md"
 PICTURE = (ap.controls.Random(), ap.controls.CenterGaussian(), ap.controls.Edges(), ap.controls.InputMagnitude())
 VECTOR = (ap.controls.Random(), ap.controls.InputMagnitude())
-FEW_PASSES = 64
-"""Backward passes that a method may take for it to be asked again and again about pictures."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ class Problem:
         truth: what metrics compare with.
         batch: examples at once.
         controls: what is judged beside.
-        most: backward passes a method may take, to be in the table.
     """
 
     title: str
@@ -68,7 +65,6 @@ class Problem:
     truth: Any = None
     batch: int = 64
     controls: tuple[Explainer, ...] = PICTURE
-    most: int | None = None
     ids: list[str] | None = None
 
 
@@ -330,25 +326,6 @@ def on_pictures() -> Problem:
     )
 
 
-def asked_again(count: int = 3) -> Problem:
-    """Ask methods of few passes about other classes, moved pictures and random networks."""
-    whole = on_pictures()
-    return replace(
-        whole,
-        title="EfficientNet-Lite0, methods asked again",
-        told=f"The first {count} of these pictures, and methods of at most {FEW_PASSES} backward passes.",
-        x=whole.x[:count],
-        ids=None if whole.ids is None else whole.ids[:count],
-        truth=None,
-        metrics={
-            "moved input": M.MaxSensitivity(ap.noise.UniformBox(0.05), 2),
-            "randomized head": M.ParameterRandomization(stages=1),
-            "other class": M.RandomLogit(),
-        },
-        most=FEW_PASSES,
-    )
-
-
 def problems(kept: Path) -> dict[str, Callable[[], Problem]]:
     """List them, in the order of the page."""
     return {
@@ -360,7 +337,6 @@ def problems(kept: Path) -> dict[str, Callable[[], Problem]]:
         "blind": blind,
         "digits": lambda: on_digits(kept),
         "pictures": on_pictures,
-        "asked_again": asked_again,
     }
 
 
@@ -370,13 +346,7 @@ def problems(kept: Path) -> dict[str, Callable[[], Problem]]:
 def judged(name: str, problem: Problem, kept: Path) -> dict[str, Any]:
     """Evaluate every method, or go on with that, and give what a page needs."""
     start = time.perf_counter()
-    by_family = contenders(problem.room)
-    if problem.most is not None:
-        q = problem.room.field.bind(problem.x[:1])
-        by_family = {
-            family: {n: m for n, m in some.items() if _few(m, q, problem.most)} for family, some in by_family.items()
-        }
-    families = fitted(by_family, problem.room)
+    families = fitted(contenders(problem.room), problem.room)
     methods = {n: m for some in families.values() for n, m in some.items()}
     with ap.progress(_said(name)):
         found = ap.evaluate(
@@ -419,14 +389,6 @@ def judged(name: str, problem: Problem, kept: Path) -> dict[str, Any]:
         "settings": {"methods": found.settings["methods"], "metrics": found.settings["metrics"]},
         "seconds of this run": round(time.perf_counter() - start),
     }
-
-
-def _few(method: Explainer, q: ap.Question, most: int) -> bool:
-    try:
-        p = method.passes(q)
-    except ap.ApportionError:
-        return True  # it says why when it is asked
-    return p.backward + p.once_backward <= most and p.forward + p.once <= 2 * most
 
 
 def _said(name: str) -> Callable[[str, int, int], None]:

@@ -18,7 +18,7 @@ RECORD: dict[str, Any] = json.loads((ROOT / "benchmarks/results/methods_judged.j
 
 
 def test_every_method_is_judged_or_left_out_by_name() -> None:
-    p = ap.planted.background_only(2)
+    p = ap.planted.background_only(8)
     room = who.Room(ap.Field(p.model), p.x, ap.baselines.Zero(), ap.groups.Squares(4), 4, 8)
     listed = [m for some in who.contenders(room).values() for m in some.values()]
     names = {type(m.base if isinstance(m, ap.Resized) else m).__name__ for m in listed}
