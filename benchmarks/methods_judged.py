@@ -368,7 +368,8 @@ def judged(name: str, problem: Problem, kept: Path) -> dict[str, Any]:
     for metric in found.metrics:
         try:
             r = found.ranks(metric)
-            ranks[metric] = {"W": float(r.kendall_w), "mean": dict(zip(r.methods, r.mean_rank.tolist(), strict=True))}
+            places = {n: _plain(v) for n, v in zip(r.methods, r.mean_rank.tolist(), strict=True)}
+            ranks[metric] = {"W": _plain(float(r.kendall_w)), "mean": places}
         except ap.ApportionError as error:
             ranks[metric] = {"failed": str(error).splitlines()[0]}
     return {
@@ -610,7 +611,7 @@ def main() -> None:
         file = RESULTS / "methods_judged.json"
         record = json.loads(file.read_text()) if file.exists() else {}  # another one may have written since
         record[name] = part
-        file.write_text(json.dumps({n: record[n] for n in listed if n in record}, indent=1) + "\n")
+        file.write_text(json.dumps({n: record[n] for n in listed if n in record}, indent=1, allow_nan=False) + "\n")
     write(json.loads((RESULTS / "methods_judged.json").read_text()))
 
 

@@ -174,8 +174,8 @@ class AllocationCorrectness(_OfEffects):
     >>> net = ap.planted.Polynomial({(1, 1, 0): 1.0})                       # x1 x2, and x3 does nothing
     >>> field, x = ap.Field(net), torch.tensor([[2.0, 3.0, 5.0]])
     >>> one, two = ap.GradientTimesInput(), ap.Occlusion(ap.groups.Labels(torch.tensor([0, 1, 1])))
-    >>> [AllocationCorrectness()(field, x, m).values.item() for m in (one, two)]
-    [0.0, 1.0]
+    >>> [AllocationCorrectness()(field, x, m).values.item() for m in (one, two)]    # x2 and x3 share what both get
+    [0.0, 0.5]
     """
 
     def _wrong(self, found: Shares) -> Tensor:
