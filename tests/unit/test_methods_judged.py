@@ -119,3 +119,20 @@ def test_the_tables_of_the_page_are_those_of_the_record() -> None:
     assert text.count("<!-- ") >= 4
     broken = text.replace("* [", " [", 1)
     assert mj.quoted(broken, RECORD) == text
+
+
+def stars(problem: str, metric: str) -> set[str]:
+    rows = [r for r in RECORD[problem]["rows"] if r["metric"] == metric and not r["control"] and r["n"]]
+    return {r["method"] for r in rows if r["beats"] and all(r["beats"].values())}
+
+
+def test_what_the_page_says_of_stars_holds_in_the_record() -> None:
+    assert stars("digits", "noise") == {"GradCAMPlusPlus", "ScoreCAM"}
+    assert not stars("digits", "moved input")
+    assert len(stars("pictures", "insertion - deletion")) == 14
+    kept = {"LRP, epsilon plus", "DeepTaylor", "ExcitationBackprop"}
+    assert stars("pictures", "sensitivity-n") == kept
+    rules = {"RectGrad", "LRP, alpha 2 beta 1", "LRP, gamma and box"}
+    assert stars("pictures", "mass on the object") == kept | rules
+    assert stars("pictures", "infidelity, scaled") == {"Occlusion"}
+    assert not stars("pictures", "points at the object") | stars("pictures", "box")
