@@ -326,6 +326,16 @@ class NamesAlikeWhatDiffers(Honest):
         return q.share("gradient", lambda: grad) + q.share("gradient", lambda: 2 * grad)
 
 
+@dataclass(frozen=True)
+class StaysAtTheExample(Honest):
+    """Subtracts the user's example, also where a copy of it is asked about."""
+
+    def spoil(self, q: Question, grad: torch.Tensor) -> torch.Tensor:
+        assert isinstance(q.x, torch.Tensor)
+        assert isinstance(q.root.x, torch.Tensor)
+        return grad * (q.x - q.root.x[q.in_root] + 1)
+
+
 WRONG = [
     (MixesExamples(), "batch_independence"),
     (DependsOnChunks(), "chunk_invariance"),
@@ -349,6 +359,7 @@ WRONG = [
     (ClaimsAgainstItsCard(), "claims"),
     (ClaimsNothingAgainstItsCard(), "claims"),
     (NoValue(), "claims"),
+    (StaysAtTheExample(), "anew"),
     (ClassZero(), "target"),
     (ResolvesTargetAgain(), "target"),
     (TargetOfTheCopy(), "target"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -426,6 +427,26 @@ def test_sensitivities_are_their_slow_twins_and_copies_go_together(relative: boo
                 away.append(float((watched.of(copy[None], target) - phi).norm()) / size)
             assert float(found.values[i]) == pytest.approx(summed(away), rel=1e-9)
             assert len({round(a, 12) for a in away}) == 8
+
+
+def test_baselines_made_of_the_input_move_with_it() -> None:
+    near = ap.baselines.NearestAdversarial((1.0, 4.0), steps=6)
+    blur = ap.IntegratedGradients(ap.baselines.Blurred(1.0), ap.quadrature.Gauss(4))
+    field, target = ap.Field(NET), [0, 2]
+    for method in (ap.BoundarySaliency(near), blur):
+        found = ap.metrics.AverageSensitivity(Moved(), 2, relative=False)(field, PICTURES, method, target=target)
+        own = method(field, PICTURES, target=target).values
+        want = [(method(field, PICTURES + s, target=target).values - own).flatten(1).norm(dim=1) for s in (0.1, 0.2)]
+        torch.testing.assert_close(found.values, (want[0] + want[1]) / 2)
+        assert bool((found.values > 1e-3 * own.flatten(1).norm(dim=1)).all())
+
+
+@dataclass(frozen=True)
+class Moved(ap.noise.NoiseModel):
+    """Adds .1 to the first copy, .2 to the second."""
+
+    def __call__(self, q: Any, owner: Tensor, draw: Tensor, purpose: str = "noise") -> Tensor:
+        return q.x[owner] + 0.1 * (1 + draw.to(q.x).reshape(-1, 1, 1, 1))
 
 
 def test_a_gradient_of_a_linear_model_does_not_move_and_others_do() -> None:

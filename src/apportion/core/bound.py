@@ -50,6 +50,8 @@ class Bound:
         self.below: Tree | None = None  # the model's input under an inner site, where it is not the root's
         self._of: Question | None = None  # the root; None for itself, since a cycle would keep it after its use
         self._in_root: Tensor
+        self._home: Question | None = None  # for whose rows baselines are made; None for itself
+        self._in_home: Tensor
         self._stream: Callable[[str], Stream] | None = None
         self._at_x: Tensor | None = None
         self._runner: Runner
@@ -96,7 +98,7 @@ class Bound:
                 raise InputError(f"{len(named)} ids for {batch} example(s)", "one id per example", "or leave ids out")
             ids = named
         self._runner, self._references = Runner(field, batch, self.device), {}
-        self._ids, self._in_root = ids, self._runner.everyone
+        self._ids, self._in_root, self._in_home = ids, self._runner.everyone, self._runner.everyone
         self.target = None
         held, self._checks = field.prepared, 0
         if held.twin.note:
@@ -138,12 +140,27 @@ class Bound:
         itself: Any = self
         return itself if self._of is None else self._of
 
+    @property
+    def home(self) -> Question:
+        """The question for whose rows baselines are made: the root, or one asked `anew`."""
+        itself: Any = self
+        return itself if self._home is None else self._home
+
+    @property
+    def in_home(self) -> Int[Tensor, " B"]:
+        """For each example here, its index in `home`."""
+        return self._in_home
+
     def once(self, key: Hashable, make: Callable[[Question], T]) -> T:
         """Work something out about the user's examples once, and give the same to all who ask by its key."""
-        root = self._root
-        if key not in root._memo:
-            root._memo[key] = root.share(("once", key), lambda: make(root))
-        return root._memo[key]
+        return self._root.keep(key, make)
+
+    def keep(self, key: Hashable, make: Callable[[Question], T]) -> T:
+        """Work something out about the examples here, unless it is known by its key."""
+        itself: Any = self
+        if key not in self._memo:
+            self._memo[key] = self.share(("once", key), lambda: make(itself))
+        return self._memo[key]
 
     def for_all(self, key: Hashable, make: Callable[[], T]) -> T:
         """Make what does not depend on the examples, such as a trained network, once for all batches of an evaluation.

@@ -22,6 +22,7 @@ from apportion.core.score import Score, check_scores, inherited, scoring
 from apportion.core.site import Input, Site
 from apportion.core.tree import Tree
 
+S = TypeVar("S", bound=Score)
 T = TypeVar("T")
 
 
@@ -140,8 +141,10 @@ class Calls(Bound):
 
     def _target_of(self, score: Score, read: Any, owner: Tensor) -> Tree:
         """Give each row's target; a score other than the field's may have one of its own, resolved once."""
-        shared, given = inherited(score, self.field.score, self._root.target)
-        root = self._root
+        root, home = self._root, self.home
+        if id(score) in home._overrides:
+            return take(home._overrides[id(score)][1], self._in_home[owner])
+        shared, given = inherited(score, self.field.score, root.target)
         if shared and self is root and self._runner.is_everyone(owner):
             return None if self.target is None else tree.apply(Tensor.clone, self.target)  # scores may write to it
         if shared:
@@ -153,6 +156,11 @@ class Calls(Bound):
 
             root._overrides[id(score)] = (score, score.resolve(given, read, outputs, len(root)))
         return take(root._overrides[id(score)][1], self._in_root[owner])
+
+    def adopt(self, score: S, target: Tree) -> S:
+        """Take a score with a target for each row of `home`, which may be others than the user's examples."""
+        self.home._overrides[id(score)] = (score, target)
+        return score
 
     def _scored(self, score: Score, outputs: Any, owner: Tensor) -> Tensor:
         target = self._target_of(score, outputs, owner)

@@ -108,9 +108,24 @@ class Question(Evaluation, Looks, Referenced):
         new.inputs, new._runner = self._root.inputs, self._runner
         new.target = take(self.target, owner)
         new._ids, new._of, new._in_root = None, self._root, self._in_root[owner]
-        new._references = self._root._references
+        new._home, new._in_home = self.home, self._in_home[owner]
+        new._references = new._home._references
         outer = self.stream
         new._stream = lambda purpose: outer(purpose).derive(owner, draw)
+        return new
+
+    def anew(self, rows: Tree, owner: Owner, draw: Int[Tensor, " R"]) -> Question:
+        """Ask as `at` does, with baselines made for these rows and not for their owners, as if they were the user's.
+
+        So a map of x + δ is compared with the blur of x + δ, or with the nearest adversarial point of it.
+
+        Args:
+            rows: as for `at`.
+            owner: whose target each has.
+            draw: tells them apart.
+        """
+        new = self.at(rows, owner, draw)
+        new._home, new._in_home, new._references = None, new._owners(), {}
         return new
 
     def inside(self, site: Site) -> Question:

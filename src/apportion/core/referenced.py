@@ -23,7 +23,7 @@ class Referenced(Calls):
     """What examples are compared with."""
 
     def references(self, baseline: Baseline) -> References:
-        """Give each example's baselines, made once for the user's examples, with what is asked of them.
+        """Give each example's baselines, made once for the examples of `home`, with what is asked of them.
 
         Args:
             baseline: makes them.
@@ -34,16 +34,16 @@ class Referenced(Calls):
         _check_baseline(baseline)
         key = id(baseline)
         if key not in self._references:
-            root = self._root
-            made = root.share(("references", baseline), lambda: root.references_at(root.baseline_rows(baseline)))
+            home = self.home
+            made = home.share(("references", baseline), lambda: home.references_at(home.baseline_rows(baseline)))
             self._references[key] = (baseline, made)
         made = self._references[key][1]
-        if self is self._root:
+        if self is self.home:
             return made
-        rows = tree.index(made.rows, self._in_root)
-        top = None if made.top_class is None else made.top_class[self._in_root]
+        rows = tree.index(made.rows, self._in_home)
+        top = None if made.top_class is None else made.top_class[self._in_home]
         share = equal_share(self.x, rows)
-        return References(made.value[self._in_root], top, share, rows)
+        return References(made.value[self._in_home], top, share, rows)
 
     def baseline_rows(self, baseline: Baseline) -> Tree:
         """Give each example's baselines [B, k, ...] alone, for those who learn the score there in passes of their own.
@@ -52,12 +52,12 @@ class Referenced(Calls):
             BaselineError: as for `references`.
         """
         _check_baseline(baseline)
-        root, key = self._root, ("rows", id(baseline))
-        if key not in root._memo:
+        home, key = self.home, ("rows", id(baseline))
+        if key not in home._memo:
             known = self._references.get(id(baseline))
-            root._memo[key] = (baseline, root._baseline_rows(baseline) if known is None else known[1].rows)
-        rows = root._memo[key][1]
-        return rows if self is root else tree.index(rows, self._in_root)
+            home._memo[key] = (baseline, home._baseline_rows(baseline) if known is None else known[1].rows)
+        rows = home._memo[key][1]
+        return rows if self is home else tree.index(rows, self._in_home)
 
     def _baseline_rows(self, baseline: Baseline) -> Tree:
         rows = baseline(self)

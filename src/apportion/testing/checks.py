@@ -299,6 +299,26 @@ def shape(explainer: Explainer) -> None:
                 _demand(len(got) > 1 and got[0] == len(case.x), explainer, f"{got} for {len(case.x)} examples")
 
 
+def anew(explainer: Explainer) -> None:
+    """Asked anew about moved examples, as metrics of stability do, it answers what a call about them gets.
+
+    Explainers that draw random numbers are let off: each copy has numbers of its own.
+    """
+    for case in cases(explainer):
+        if _apart(_run(explainer, case, seed=1), _run(explainer, case, seed=2)) > 0:
+            continue
+        field = Field(case.model, score_for(explainer))
+        fitted = ready(explainer, field, case.x)
+        q = field.bind(case.x, target=case.target)
+        owner = torch.tensor([3, 0, 3])
+        rows = case.x[owner] + 0.05 * torch.arange(1.0, 4.0, dtype=case.x.dtype).reshape(-1, *[1] * (case.x.ndim - 1))
+        copies = fitted.explain(q.anew(rows, owner, torch.tensor([0, 0, 1])))
+        if copies.domain is Domain.GLOBAL:
+            continue
+        apart = _apart(copies, fitted(field, rows, target=case.target))
+        _demand(apart <= EXACT, explainer, f"moved examples get other values, by {apart:.1e} ({case.name})")
+
+
 def target(explainer: Explainer) -> None:
     """The map is that of the target asked for; without one, that of the class that is highest at the example."""
     for case in cases(explainer):
@@ -565,6 +585,7 @@ CHECKS: dict[str, Callable[[Explainer], None]] = {
         cost,
         company,
         claims,
+        anew,
         target,
         sign,
         differentiable,

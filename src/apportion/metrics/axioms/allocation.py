@@ -311,6 +311,10 @@ class WeakDependence(Metric):
         """One for each copy."""
         return self.samples
 
+    def questions(self, q: Question) -> int:
+        """As many, since baselines are made for each."""
+        return self.explanations(q)
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         return (cls(samples=3),)

@@ -352,7 +352,7 @@ class Continuity(Metric):
         for draw, owner in q.grid(self.explanations(q), "positions"):
             rows = self._moved(q, draw, owner)
             where.append(_flat(rows))
-            maps.append(_flat(explained(subject, q.at(rows, owner, draw))))
+            maps.append(_flat(explained(subject, q.anew(rows, owner, draw))))
         x, r = (torch.cat(t).unflatten(0, (-1, len(q))).transpose(0, 1) for t in (where, maps))
         away, far = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"), torch.cdist(r, r, p=1)
         ratio = torch.where(away > 0, far / away, 0.0)
@@ -382,6 +382,10 @@ class Continuity(Metric):
     def explanations(self, q: Question) -> int:
         """One for each position."""
         return self.steps + 1 if self.noise is not None else 2 * self.steps + 1
+
+    def questions(self, q: Question) -> int:
+        """Each is compared with baselines of its own."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

@@ -70,7 +70,7 @@ def copies(
     """
     for draw, owner in q.grid(samples, "noisy copies"):
         rows = noise(q, owner, draw, PURPOSE)
-        yield rows, owner, draw, explained(subject, q.at(rows, owner, draw))
+        yield rows, owner, draw, explained(subject, q.anew(rows, owner, draw))
 
 
 def minus(rows: Tree, examples: Tree, owner: Owner) -> Tree:

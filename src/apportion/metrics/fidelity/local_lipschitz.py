@@ -71,6 +71,10 @@ class LocalLipschitz(Metric):
         """One for each neighbour."""
         return self.samples
 
+    def questions(self, q: Question) -> int:
+        """Each is explained with its own baselines."""
+        return self.explanations(q)
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         """Small ones."""

@@ -148,7 +148,7 @@ class RelativeStability(Metric):
                 continue
             changed = self._size(self.change.of(q, rows, owner, outputs), at_x, owner, self.change.relative)[kept]
             rows, owner, draw = tree.index(rows, kept), owner[kept], draw[kept]
-            moved = self._size(explained(subject, q.at(rows, owner, draw)), phi, owner, True)
+            moved = self._size(explained(subject, q.anew(rows, owner, draw)), phi, owner, True)
             most = most.scatter_reduce(0, owner, moved / changed.clamp(min=self.epsilon), "amax")
             kept_of += torch.bincount(owner, minlength=len(q))
         none = kept_of == 0
@@ -171,6 +171,10 @@ class RelativeStability(Metric):
     def explanations(self, q: Question) -> int:
         """One for each copy that keeps its class."""
         return self.samples
+
+    def questions(self, q: Question) -> int:
+        """Each is explained with its own baselines."""
+        return self.explanations(q)
 
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:

@@ -50,6 +50,10 @@ class _Moved(Metric):
         """One for each copy."""
         return self.samples
 
+    def questions(self, q: Question) -> int:
+        """Each is explained with its own baselines."""
+        return self.explanations(q)
+
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         """Small ones."""

@@ -137,8 +137,8 @@ class NearestAdversarial(Baseline):
             BaselineError: the field's outputs cannot be attacked, or a derivative of the search is wanted.
         """
         check_asks(q, "NearestAdversarial")
-        found = q.once(self, self._search)
-        return Nearest(*(tree.index(part, q.in_root) for part in found))
+        found = q.home.keep(self, self._search)
+        return Nearest(*(tree.index(part, q.in_home) for part in found))
 
     def _search(self, q: Question) -> Nearest:
         margin = self._margin(q)
@@ -161,7 +161,7 @@ class NearestAdversarial(Baseline):
 
     def _margin(self, q: Question) -> _Margin:
         own, _ = own_classes(q, "NearestAdversarial")
-        return _NumberMargin() if own is None else _Margin(target=own.tolist())
+        return q.adopt(_NumberMargin(), None) if own is None else q.adopt(_Margin(), own[:, None])
 
     @staticmethod
     def _side(q: Question, rows: Tree, margin: _Margin) -> Float[Tensor, " B"]:

@@ -163,7 +163,8 @@ class Credible(Baseline):
 
     def _score(self, q: Question) -> _LogitDistance:
         own, logits = own_classes(q, "Credible")
-        return _NumberDistance(logits, "distance") if own is None else _LogitDistance(logits, self.descend)
+        score = _NumberDistance(logits, "distance") if own is None else _LogitDistance(logits, self.descend)
+        return q.adopt(score, logits)
 
     def _apart(self, q: Question, points: Tree, owner: Tensor, bounds: tuple[float, float] | None) -> Tree:
         """Clip, then push what is nearer than δ away from x, towards the side with room."""

@@ -175,8 +175,8 @@ class Neighbours(Baseline):
     def nearest(self, q: Question) -> Int[Tensor, " B"]:
         """Name the cluster each example is in, by the Euclidean distance of its logits; one row forward each, once."""
         check_asks(q, "Neighbours")
-        found = q.once(("nearest", id(self)), lambda root: (self, self._nearest(root)))  # kept, so that its id is too
-        return found[1][q.in_root]
+        found = q.home.keep(("nearest", id(self)), lambda home: (self, self._nearest(home)))  # kept: so is its id
+        return found[1][q.in_home]
 
     def _nearest(self, q: Question) -> Int[Tensor, " B"]:
         z = _logits(q.outputs(q.x, everyone(q))).double()

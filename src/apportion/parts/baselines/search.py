@@ -74,18 +74,18 @@ def number(outputs: Any) -> Float[Tensor, " R"] | None:
 
 
 def own_classes(q: Question, name: str) -> tuple[Int[Tensor, " E"] | None, Float[Tensor, "E *classes"]]:
-    """Say for the user's examples which class a search is about, and give their logits, for one row each.
+    """Say for the examples of a home which class a search is about, and give their logits, for one row each.
 
     It is the target where the score is about a class, and each example's top class otherwise; None for models
     of one number, which comes in place of logits.
     """
-    root = q.root
-    outputs = root.outputs(root.x, everyone(root))
+    home = q.home
+    outputs = home.outputs(home.x, everyone(home))
     if q.field.score.site is None and (one := number(outputs)) is not None:
         return None, one
     logits = read_scores(q, outputs, name)
     about = isinstance(q.field.score, Logit | Probability | LogProbability | LogOdds | Contrast)
-    return (root.target[:, 0] if about else logits.argmax(1)), logits
+    return (home.target[:, 0] if about else logits.argmax(1)), logits
 
 
 def norm(points: Tree) -> Float[Tensor, " R"]:

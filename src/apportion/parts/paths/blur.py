@@ -194,7 +194,7 @@ class BlurScale(Curve):
 
     def _off(self, q: Question, start: References, owner: Tensor, branch: Tensor) -> Tree | None:
         """Give how far the start lies from the blur of what is explained; None where it is that blur."""
-        if q is q.root:
+        if q is q.home:
             return None
         widest = torch.full((len(owner),), self.sigma_max, dtype=torch.float64, device=q.device)
         return tree.apply(
