@@ -7,7 +7,7 @@ from apportion.metrics.ablation.pic import AIC, SIC
 from apportion.metrics.ablation.regions import ABPC, AOPC, Degradation, LeRF, MoRF, rescaled
 from apportion.metrics.ablation.retraining import KAR, ROAR, accuracy_table
 from apportion.metrics.ablation.road import ROAD
-from apportion.metrics.ablation.single_deletion import SingleDeletion
+from apportion.metrics.ablation.single_deletion import InDomainSingleDeletion, SingleDeletion
 from apportion.metrics.agreement.agreement import Agreement
 from apportion.metrics.axioms.allocation import (
     AllocationCompleteness,
@@ -54,7 +54,7 @@ from apportion.metrics.randomization.similarities import (
 from apportion.metrics.ranks import Ranks, rank_methods
 from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_category
 from apportion.metrics.statistics import Correlation, Pearson, Spearman
-from apportion.metrics.training import FromScratch, SmallNetwork, TrainingSet
+from apportion.metrics.training import FromScratch, InDomain, SmallNetwork, TrainingSet
 
 __all__ = [
     "ABPC",
@@ -96,6 +96,8 @@ __all__ = [
     "GridPointingGame",
     "HarsanyiEffects",
     "ImplementationInvariance",
+    "InDomain",
+    "InDomainSingleDeletion",
     "IncreaseInConfidence",
     "Infidelity",
     "Information",

@@ -11,7 +11,7 @@ from apportion.core.attribution import Groups
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.metrics.statistics import argsort
-from apportion.parts.masks.groups import Elements, Pixels
+from apportion.parts.masks.groups import Cells, Elements, Pixels
 
 
 def players(q: Question, groups: Groups | None) -> Groups:
@@ -19,6 +19,12 @@ def players(q: Question, groups: Groups | None) -> Groups:
     if groups is not None:
         return groups
     return Pixels() if all(x.ndim > 3 for x in tree.leaves(q.x)) else Elements()
+
+
+def cells(q: Question, groups: Groups | None) -> Groups:
+    """Choose the cells that are deleted: what is given, or 4 × 4 of pictures, or else as `players`."""
+    pictures = groups is None and isinstance(q.x, Tensor) and q.x.ndim == 4
+    return Cells(4) if pictures else players(q, groups)
 
 
 def by_player(q: Question, values: Tree, groups: Groups) -> Float[Tensor, "B P"]:
