@@ -186,6 +186,17 @@ def test_a_shift_of_the_input_moves_input_times_gradient_and_not_the_gradient() 
         InputInvariance()(ap.Field(mlp(nn.ReLU), bounds=(-9, 9)), X, ap.Gradient())
 
 
+def test_a_shift_of_pictures_that_are_flattened_first() -> None:
+    """As by every network of linear layers on digits."""
+    x, field = X.reshape(3, 1, 2, 3), ap.Field(network(nn.Flatten(), nn.Dropout(), mlp(nn.ReLU)))
+    for method in (ap.Gradient(), ap.GradientTimesInput()):
+        found = InputInvariance(0.7)(field, x, method).values
+        torch.testing.assert_close(found, InputInvariance(0.7)(ap.Field(mlp(nn.ReLU)), X, method).values)
+    assert bool((InputInvariance()(field, x, ap.Gradient()).values < 1e-9).all())
+    with pytest.raises(ModelError, match="give its results as data"):
+        InputInvariance()(ap.Field(network(nn.Flatten(), nn.Tanh(), mlp())), x, ap.Gradient())
+
+
 def test_sums_of_classes() -> None:
     field = ap.Field(mlp())
     for method in (ap.Gradient(), ap.IntegratedGradients(), ap.Occlusion()):

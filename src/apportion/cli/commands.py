@@ -219,7 +219,8 @@ def evaluate(
     metric
         A metric of `apportion metrics`; may be repeated.
     control
-        What is judged beside: random, edges, center_gaussian, input_magnitude, all_ones or none; may be repeated.
+        What is judged beside: random, edges, laplace, center_gaussian, input_magnitude, all_ones or none; may be
+        repeated.
     target
         The class whose maps are judged, by index or name; each picture's top class unless given.
     out

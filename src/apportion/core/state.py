@@ -124,7 +124,8 @@ def mark(value: Any, depth: int = _DEPTH) -> Any:
         return kind, repr(value)  # which tells zeros apart by their sign, and finds NaN equal
     names: Any = ()
     if isinstance(value, nn.Module):
-        names = tuple(value._parameters), tuple(value._buffers), tuple(value._modules), tuple(own_attributes(value))
+        registered = (value._parameters, value._buffers, value._modules)
+        names = (*(tuple(t.keys()) for t in registered), tuple(own_attributes(value)))  # TorchScript's have but keys()
         names += (getattr(kind, "forward", None),)
     elif isinstance(value, dict):
         names = tuple([mark(k, 0) for k in value])

@@ -59,6 +59,12 @@ _PRODUCTS: set[Any] = {
 _MEANS: set[Any] = {torch.mean, "mean", torch.sum, "sum"}
 _SHAPES: set[Any] = {getattr, "size", "dim", operator.getitem, operator.floordiv}
 _FLAT: set[Any] = {nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape"}
+# numbers stay as they are, wherever they go
+_MOVES: set[Any] = {
+    *_FLAT, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.PixelUnshuffle,
+    torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, getattr, operator.getitem,
+    "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "size", "dim",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -453,7 +459,8 @@ def shifted(model: nn.Module, x: Tensor, shift: Tensor | float, tolerance: float
     then subtracted behind that layer, and inputs must be of the size of `x`.
 
     Args:
-        model: its first layers must be linear in x: convolutions, linear layers or batch-norms.
+        model: its first layers must be linear in x: convolutions, linear layers or batch-norms. Before them numbers
+            may be moved, as by `nn.Flatten`.
         x: inputs for which outputs are compared, without the shift.
         shift: a number, or a tensor that broadcasts to one example.
         tolerance: as for `permuted`.
@@ -469,39 +476,58 @@ def shifted(model: nn.Module, x: Tensor, shift: Tensor | float, tolerance: float
     """
     amount = torch.as_tensor(shift, dtype=x.dtype, device=x.device)
     try:
-        wide = amount.broadcast_to(x[:1].shape)
+        amount = amount.broadcast_to(x[:1].shape).expand(x.shape).double()
     except RuntimeError as error:
         raise InputError(
             f"a shift of shape {tuple(amount.shape)}", f"one that broadcasts to {tuple(x[0].shape)}"
         ) from error
     traced = trace(model, x)
-    modules = dict(traced.named_modules())
-    entry = next(n for n in traced.graph.nodes if n.op == "placeholder")
-    first, queue = [], list(entry.users)
-    while queue:
-        node = queue.pop(0)
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, nn.Identity | nn.Dropout):
-            queue += list(node.users)
-        elif isinstance(layer, (*_CONVS, nn.Linear)) or (isinstance(layer, _NORMS) and layer.running_mean is not None):
-            first.append(str(node.target))
-        elif not (node.op == "call_method" and node.target in ("size", "dim")) and node.target is not getattr:
-            raise ModelError(
-                f"a network in which {_name(node)} reads the input",
-                "a convolution, linear layer or batch-norm first, whose bias can take a shift off",
-                "move what comes before it into Field(normalize=...), or the data",
-            )
-    twice = [n for n in first if sum(m.target == n for m in traced.graph.nodes) > 1]
+    given = _Shift(traced).follow(traced.graph, amount)
+    twice = [n for n in given if sum(m.target == n for m in traced.graph.nodes) > 1]
     if twice:
         raise ModelError(f"{twice[0]!r}, which reads the input and is called again", "a first layer of its own")
     other = copy.deepcopy(model).eval()
-    for name in first:
+    for name, here in given.items():
+        here = here[:1] if len(here) == len(x) else here
         layer = other.get_submodule(name)
         exact = copy.deepcopy(layer).double()
         with torch.no_grad():
-            added = exact(wide.double()) - exact(torch.zeros_like(wide, dtype=torch.float64))
+            added = exact(here) - exact(torch.zeros_like(here))
         _replace(other, name, _less(layer, added))
-    return _checked(model, other, x, shift, first, {}, tolerance)
+    return _checked(model, other, x, shift, list(given), {}, tolerance)
+
+
+class _Shift(fx.Interpreter):
+    """Follow a shift of the input to the first layers that compute, through what but moves numbers."""
+
+    def follow(self, graph: fx.Graph, shift: Tensor) -> dict[str, Tensor]:
+        """Give what is added to the input of each of these layers, by name."""
+        given, moved = {}, set()
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = shift
+                moved.add(node)
+                continue
+            if not moved.intersection(node.all_input_nodes):
+                shape = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+                if node.op == "get_attr" or (shape and all(n in self.env for n in node.all_input_nodes)):
+                    self.env[node] = self.run_node(node)
+                continue
+            layer = self.submodules.get(str(node.target)) if node.op == "call_module" else None
+            affine = isinstance(layer, (*_CONVS, nn.Linear))
+            if affine or (isinstance(layer, _NORMS) and layer.running_mean is not None):
+                given[str(node.target)] = self.env[node.args[0]]
+            elif (node.target if layer is None else type(layer)) in _MOVES:
+                self.env[node] = self.run_node(node)
+                if isinstance(self.env[node], Tensor):
+                    moved.add(node)
+            else:
+                raise ModelError(
+                    f"a network in which {_name(node)} reads the input",
+                    "a convolution, linear layer or batch-norm first, whose bias can take a shift off",
+                    "split off what comes before it, and give its results as data",
+                )
+        return given
 
 
 class _Minus(nn.Module):

@@ -77,6 +77,11 @@ def _normalized() -> nn.Module:
     return net
 
 
+def _traced() -> nn.Module:
+    made: Any = torch.jit.trace(nn.Sequential(nn.Linear(5, 3), nn.Tanh()).eval(), torch.zeros(2, 5))
+    return made
+
+
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(5, 3),
     "batch norm": _normalized,
@@ -93,6 +98,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "orthogonal": lambda: nn.Sequential(orthogonal(nn.Linear(5, 3))),
     "hooks": _hooked,
     "script": lambda: torch.jit.script(nn.Sequential(nn.Linear(5, 3), nn.Tanh())),
+    "traced": _traced,
     "fx": lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(5, 3), nn.Tanh())),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:DeprecationWarning")

@@ -157,6 +157,37 @@ def test_shift_goes_into_the_bias_where_it_can() -> None:
     assert variants.shifted(nn.Sequential(nn.BatchNorm1d(4, affine=False)).eval(), rows, 2.0).difference < 1e-5
 
 
+class Moving(nn.Module):
+    """Turns its input about before the first layer reads it: by its shape, by indices, by axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(36, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[:, 1:].permute(0, 2, 3, 1).contiguous().view(x.size(0), x.shape[2] * x.shape[3], 1)
+        h = torch.tanh(self.one(torch.squeeze(rows, -1))).reshape(x.size(0), -1)
+        return self.two(h)
+
+
+def test_shift_goes_through_what_moves_numbers() -> None:
+    x = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    layers = (nn.Flatten(), nn.Identity(), nn.Dropout(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 3))
+    mlp = ready(nn.Sequential(*layers))
+    for net, name in ((mlp, "3"), (ready(Moving()), "one")):
+        for shift in (0.5, x[0] - 0.2):  # a number, and another one for every pixel
+            v = variants.shifted(net, x, shift)
+            assert v.changed == (name,)
+            assert isinstance(v.other.get_submodule(name), nn.Linear)  # its bias alone
+            assert v.difference < 1e-5
+    with pytest.raises(ModelError, match="'1' \\(Softmax\\) reads") as error:
+        variants.shifted(nn.Sequential(nn.Flatten(), nn.Softmax(1), nn.Linear(72, 3)).eval(), x, 0.5)
+    assert "normalize" not in str(error.value)  # which nobody who asks for a shift may have
+    for wrong in (nn.Flatten(), nn.Identity()):  # no layer at all
+        with pytest.raises(ModelError, match="'output' reads"):
+            variants.shifted(wrong, x, 0.5)
+
+
 class Raw(nn.Module):
     def __init__(self, tied: bool = False) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core import tree
@@ -66,12 +67,30 @@ class Edges(Unregistered):
         def sobel(x: Tensor) -> Tensor:
             _pictures(x, "Edges")
             wide = x.float()
-            down = wide.new_tensor([[-1.0, -2.0, -1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 1.0]])[None, None]
-            flat = F.pad(wide, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
-            both = F.conv2d(flat, torch.cat([down, down.mT]))
+            down = wide.new_tensor([[-1.0, -2.0, -1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 1.0]])
+            both = _filtered(wide, torch.stack([down, down.mT]))
             return both.square().sum(1).sqrt().reshape(x.shape).sum(1, keepdim=True)
 
         return q.attribution(self, tree.apply(sobel, q.x))
+
+
+@dataclass(frozen=True, eq=False)
+class Laplace(Unregistered):
+    """The magnitude of the Laplacian, summed over channels: edges and single bright points, by second differences.
+
+    Beyond the border stands the pixel at the border, as in `scipy.ndimage.laplace`.
+    """
+
+    def explain(self, q: Question) -> Attribution:
+        """Filter the pictures."""
+
+        def laplace(x: Tensor) -> Tensor:
+            _pictures(x, "Laplace")
+            wide = x.float()
+            around = wide.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+            return _filtered(wide, around[None]).abs().reshape(x.shape).sum(1, keepdim=True)
+
+        return q.attribution(self, tree.apply(laplace, q.x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +109,11 @@ class AllOnes(Unregistered):
     def explain(self, q: Question) -> Attribution:
         """Give ones."""
         return q.attribution(self, tree.apply(lambda t: torch.ones_like(t[:, :1] if t.ndim > 2 else t), q.x))
+
+
+def _filtered(x: Float[Tensor, "B C H W"], by: Float[Tensor, "K 3 3"]) -> Float[Tensor, "BC K H W"]:
+    """Correlate every channel with each filter."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None], by[:, None])
 
 
 def _pictures(x: Tensor, who: str) -> None:

@@ -56,7 +56,7 @@ class NoisyLinear(Fill):
             raise InputError(
                 f"NoisyLinear for example {int(owner[none.nonzero()[0, 0]])} without a pixel left",
                 "coalitions that keep some pixels",
-                "use it where some pixels stay, or give groups of which pixels on the border are in none (-1)",
+                "keep some: limit= of deletion and insertion stops before the last, groups may leave pixels out (-1)",
             )
         x = q.x[owner]
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(0, 1)
