@@ -37,6 +37,7 @@ from apportion.metrics.fidelity.relative_stability import (
 from apportion.metrics.fidelity.sensitivity import AverageSensitivity, MaxSensitivity
 from apportion.metrics.fidelity.sensitivity_n import SensitivityN
 from apportion.metrics.localization.boxes import FineGrainedRecognition, WeaklySupervisedLocalization
+from apportion.metrics.localization.contrast import InputDependence, InputIndependence, ModelContrast
 from apportion.metrics.localization.energy import EnergyPointingGame, GridPointingGame, RelevanceRank, TopKIntersection
 from apportion.metrics.localization.pointing import ExtendedPointingGame, PointingGame
 from apportion.metrics.localization.region import Region
@@ -102,6 +103,8 @@ __all__ = [
     "Infidelity",
     "Information",
     "InputChange",
+    "InputDependence",
+    "InputIndependence",
     "InputInvariance",
     "InsertionAUC",
     "InsertionDeletion",
@@ -118,6 +121,7 @@ __all__ = [
     "MetricCard",
     "Missingness",
     "MoRF",
+    "ModelContrast",
     "MultiScaleSSIM",
     "NoisyBaseline",
     "OutputChange",

@@ -70,11 +70,13 @@ class ShapesOnTextures:
         object: the model of shapes; its target is the shape, its truth the mask of it, [n, H, W].
         scene: the model of textures; its target is the texture, its truth all else.
         bare: the same pictures before the shape was pasted.
+        repainted: the same shapes on other textures, which the model of shapes cannot tell from the first.
     """
 
     object: Planted
     scene: Planted
     bare: Float[Tensor, "n 3 H W"]
+    repainted: Float[Tensor, "n 3 H W"]
 
     @property
     def masks(self) -> Bool[Tensor, "n H W"]:
@@ -88,7 +90,8 @@ def shapes_on_textures(count: int = 24, seed: int = 0) -> ShapesOnTextures:
     All pairs of shape and texture come in turn, so neither tells the other. Model contrast: attribution inside the
     mask should be larger for the object model than for the scene model; by their derivatives all of the first's is
     inside and all of the second's outside. Input dependence: the scene model attributes less to a region with a shape
-    than to the same region of `bare`.
+    than to the same region of `bare`. Input independence: the object model attributes to all but the shape what it does
+    in `repainted`, where its outputs are the same.
 
     Args:
         count: how many.
@@ -118,6 +121,7 @@ def shapes_on_textures(count: int = 24, seed: int = 0) -> ShapesOnTextures:
         object=Planted(model=ObjectModel().eval(), x=x, baseline=zero, truth=masks, target=objects),
         scene=Planted(model=SceneModel().eval(), x=x, baseline=zero, truth=~masks, target=scenes),
         bare=bare,
+        repainted=torch.where(masks[:, None], x, bare.roll(1, 0)),
     )
 
 
