@@ -6,16 +6,18 @@ import math
 from dataclasses import replace
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import apportion as ap
-from apportion.bulk.comparison import compare
+from apportion.bulk.comparison import _gains, compare
 from apportion.core.attribution import Cost
 from apportion.core.errors import InputError
 from apportion.metrics import Curve, Direction, Scores
 from apportion.metrics.ranks import _holm, rank_methods
+from apportion.metrics.scores import counts
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -79,6 +81,76 @@ def test_tables_agree_with_scipy_and_by_hand() -> None:
     assert found.kendall_w == pytest.approx(chi / (7 * 2))  # W = χ² / (B (M - 1)), also with ties
     assert found.kendall_p == pytest.approx(p)
     torch.testing.assert_close(found.mean_rank, torch.tensor([8.5, 13.0, 20.5], dtype=torch.float64) / 7)
+
+
+def pairwise(one: Scores, other: Scores) -> tuple[list[float], float, float]:
+    """Compare two methods alone: the difference with its interval, p and how often the first is better."""
+    both = [k for k in range(len(one)) if not math.isnan(one.values[k] - other.values[k])]
+    if not both:
+        return [math.nan, -math.inf, math.inf], math.nan, math.nan
+    times = torch.cat([torch.ones(len(both), 1), counts([one.ids[k] for k in both], one.seed)], 1).double()
+
+    d = (one.values - other.values)[both]
+    drawn = (d @ times) / times.sum(0)
+    ends = torch.nanquantile(drawn[1:], drawn.new_tensor([0.025, 0.975])).tolist()
+    better = -d if one.direction is Direction.LOWER else d
+    p = float(stats.wilcoxon(d.numpy()).pvalue) if bool((d != 0).any()) else 1.0
+    interval = ends if len(both) > 1 else [-math.inf, math.inf]
+    return [float(drawn[0]), *interval], p, float(((better > 0).double() + (better == 0) / 2).mean())
+
+
+@pytest.mark.parametrize("examples", [1, 9, 18, 60])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_all_pairs_at_once_are_the_pairs_one_by_one(examples: int) -> None:
+    """Ties, differences of 0, examples without a score, methods that are equal, and one without any score."""
+    some = torch.Generator().manual_seed(examples)
+    table = torch.rand(6, examples, generator=some, dtype=torch.float64)
+    table[1] = (table[1] * 3).round() / 3  # tied differences
+    table[2] = (table[0] * 4).round() / 4
+    table[3] = table[2]
+    table[3, ::4] += 0.25
+    table[4, torch.rand(examples, generator=some) < 0.3] = math.nan
+    table[5] = math.nan
+    rows = {f"m{k}": row.tolist() for k, row in enumerate(table)} | {"equal": table[2].tolist()}
+    for direction in (Direction.HIGHER, Direction.LOWER):
+        held = of(rows, direction)
+        found, better = rank_methods(held), _gains(list(held.values()))
+        for (i, one), (j, other) in permutations(enumerate(held.values()), 2):
+            by, p, share = pairwise(one, other)
+            got = [float(t[i, j]) for t in (found.difference, found.low, found.high)]
+            assert got == pytest.approx(by, abs=1e-12, nan_ok=True)
+            gain = [-by[0], -by[2], -by[1]] if direction is Direction.LOWER else by
+            assert better[:, i, j].tolist() == pytest.approx(gain, abs=1e-12, nan_ok=True)
+            assert float(found.p[i, j]) == pytest.approx(p, abs=1e-12, nan_ok=True)
+            assert float(found.cles[i, j]) == pytest.approx(share, nan_ok=True)
+        same = [float(t[2, 6]) for t in (found.difference, found.p, found.cles)]
+        assert same == [0, 1, 0.5]
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median", "median curve"])
+def test_differences_are_those_of_repeated_examples(statistic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apportion.metrics.scores._BLOCK", 3)  # blocks change nothing
+    x = torch.linspace(0, 1, 4, dtype=torch.float64)
+    y = torch.rand(3, 7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y[1, 2] = math.nan
+    areas = torch.trapezoid(y, x, dim=2).tolist()
+    held = [
+        replace(scores(f"m{k}", a), curves={"c": Curve(x, c, "x", "y")}, statistic=statistic)
+        for k, (a, c) in enumerate(zip(areas, y, strict=True))
+    ]
+    known = [0, 1, 3, 4, 5, 6]
+    times = torch.cat([torch.ones(6, 1), counts(known)], 1).int()
+    found = []
+    for column in times.T:
+        repeated = [k for k, n in zip(known, column.tolist(), strict=True) for _ in range(n)]
+        if repeated and statistic == "median curve":
+            found.append([np.trapezoid(np.median(y[m, repeated].numpy(), 0), x.numpy()) for m in (0, 1)])
+        elif repeated:
+            how = np.mean if statistic == "mean" else np.median
+            found.append([how(held[m].values[repeated].numpy()) for m in (0, 1)])
+    both = np.array(found)
+    for got, drawn in ((held[0].difference(held[1]), both[:, 0] - both[:, 1]), (held[1].center(), both[:, 1])):
+        assert got == pytest.approx([drawn[0], *np.quantile(drawn[1:], [0.025, 0.975])], abs=1e-12)
 
 
 def test_agreement_of_examples_at_its_ends() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError
-from apportion.metrics.scores import Direction, Scores
+from apportion.metrics.scores import Direction, Scores, differences, resampled
+from apportion.metrics.statistics import ranks
 
 _OF_FAMILY = {
     "ablation": "faithfulness",
@@ -69,12 +70,14 @@ class Comparison:
         drawn = []
         for metric in metrics:
             held = [self.scores[m][metric] for m in self.methods]
-            drawn.append(torch.stack([s.replicates() for s in held], 1))
+            found, column = resampled([(s, ~s.values.isnan().cpu()) for s in held])
+            drawn.append(found[:, column])
         if len(metrics) == 1:
             each = drawn[0]
         else:
             signs = [1 if self.scores[self.methods[0]][m].direction is Direction.LOWER else -1 for m in metrics]
-            each = torch.stack([_ranked(sign * d) for sign, d in zip(signs, drawn, strict=True)]).mean(0)
+            placed = [ranks(sign * d).masked_fill(d.isnan(), torch.nan) for sign, d in zip(signs, drawn, strict=True)]
+            each = torch.stack(placed).mean(0)
         ends = torch.nanquantile(each[1:], each.new_tensor([0.025, 0.975]), 0)
         return torch.cat([each[:1], ends])
 
@@ -140,16 +143,18 @@ def compare(
         )
     dominated: dict[str, list[str]] = {}
     surely: dict[str, list[str]] = {}
-    for one, other in itertools.permutations(methods, 2):
-        better, sure = [], []
-        for metrics in judging.values():
-            gains = [_gain(scores[other][m], scores[one][m]) for m in metrics]
-            better.append(all(g[0] >= 0 for g in gains) and any(g[0] > 0 for g in gains))
-            sure.append(all(g[2] >= 0 for g in gains) and any(g[1] > 0 for g in gains))
-        if all(better):
-            dominated.setdefault(one, []).append(other)
-        if all(better) and all(sure):
-            surely.setdefault(one, []).append(other)
+    better, sure = [], []
+    for metrics in judging.values():
+        gains = torch.stack([_gains([held[m] for held in scores.values()]) for m in metrics])
+        by, low, high = gains.unbind(1)
+        better.append((by >= 0).all(0) & (by > 0).any(0))
+        sure.append((high >= 0).all(0) & (low > 0).any(0))
+    everywhere = torch.stack(better).all(0)
+    beyond = everywhere & torch.stack(sure).all(0)
+    for i, one in enumerate(methods):
+        for found_in, where in ((dominated, everywhere), (surely, beyond)):
+            if bool(where[:, i].any()):
+                found_in[one] = [methods[k] for k in where[:, i].nonzero()[:, 0].tolist()]
     used = {m for metrics in judging.values() for m in metrics}
     return Comparison(
         judging,
@@ -160,10 +165,19 @@ def compare(
     )
 
 
-def _gain(other: Scores, one: Scores) -> tuple[float, float, float]:
-    """Measure by how much the other is better on the same examples, with the ends of the interval."""
-    by, low, high = other.difference(one)
-    return (-by, -high, -low) if other.direction is Direction.LOWER else (by, low, high)
+def _gains(held: Sequence[Scores]) -> Float[Tensor, "3 M M"]:
+    """Measure by how much row is better than column on the same examples, with the ends of the interval."""
+    out = torch.full((3, len(held), len(held)), torch.nan, dtype=torch.float64)
+    pairs = list(itertools.combinations(range(len(held)), 2))
+    if not pairs:
+        return out
+    i, j = torch.tensor(pairs).T
+    by, low, high = differences([(held[a], held[b]) for a, b in pairs])
+    up, down = torch.stack([by, low, high]), torch.stack([-by, -high, -low])
+    if held[0].direction is Direction.LOWER:
+        up, down = down, up
+    out[:, i, j], out[:, j, i] = up, down
+    return out
 
 
 def _group(s: Scores) -> str | None:
@@ -172,10 +186,3 @@ def _group(s: Scores) -> str | None:
         return None
     *_, folder, _ = ("", "", *cls.__module__.split("."))
     return "robustness" if s.name in _ROBUSTNESS else _OF_FAMILY.get(folder)
-
-
-def _ranked(values: Float[Tensor, "R M"]) -> Float[Tensor, "R M"]:
-    """Rank within rows, the lowest first, ties by their mean; NaN has no rank."""
-    below = (values[:, None] < values[:, :, None]).double().sum(2)
-    same = (values[:, None] == values[:, :, None]).double().sum(2)
-    return (below + (same + 1) / 2).masked_fill(values.isnan(), torch.nan)

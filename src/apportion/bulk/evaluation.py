@@ -21,7 +21,7 @@ from apportion.core.config import Json
 from apportion.core.errors import ConfigError, InputError, nearest
 from apportion.core.write import write_bytes
 from apportion.metrics.ranks import Ranks, rank_methods
-from apportion.metrics.scores import LEAST, Direction, Scores
+from apportion.metrics.scores import LEAST, Direction, Scores, centers, verdicts
 
 _TOLD = 5
 """Examples that a line names."""
@@ -161,28 +161,32 @@ class Evaluation:
         Args:
             level: of the intervals.
         """
+        held = [(m, k, s, False) for m in self.metrics for k, s in self.of(m).items()]
+        held += [
+            (m, k, s, True) for m, first in self.scores[self.methods[0]].items() for k, s in first.controls.items()
+        ]
+        held.sort(key=lambda row: self.metrics.index(row[0]))  # controls after the methods of their metric
+        told = iter(verdicts([(s, control) for _, _, s, _ in held for control in s.controls.values()]))
         rows = []
-        for metric in self.metrics:
-            held = self.of(metric)
-            beside = next(iter(held.values())).controls
-            for name, s in (*held.items(), *beside.items()):
-                center, low, high = s.center(level)
-                missing = int(s.values.isnan().sum())
-                rows.append(
-                    {
-                        "metric": metric,
-                        "method": name,
-                        "statistic": s.statistic,
-                        "value": center,
-                        "low": low,
-                        "high": high,
-                        "n": len(s) - missing,
-                        "undefined": missing,
-                        "direction": s.direction.value,
-                        "control": name in beside,
-                        "beats": {c: s.beats(c) for c in s.controls},
-                    }
-                )
+        for (metric, name, s, control), (center, low, high) in zip(
+            held, centers([s for _, _, s, _ in held], level), strict=True
+        ):
+            missing = int(s.values.isnan().sum())
+            rows.append(
+                {
+                    "metric": metric,
+                    "method": name,
+                    "statistic": s.statistic,
+                    "value": center,
+                    "low": low,
+                    "high": high,
+                    "n": len(s) - missing,
+                    "undefined": missing,
+                    "direction": s.direction.value,
+                    "control": control,
+                    "beats": {c: next(told) for c in s.controls},
+                }
+            )
         return rows
 
     def ranks(self, metric: str) -> Ranks:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.errors import ConfigError, InputError, kind_of
-from apportion.metrics.scores import Direction, Scores
+from apportion.metrics.scores import Direction, Scores, differences, verdicts
+from apportion.metrics.statistics import ranks
+
+_EVERY = 13
+"""Examples up to which every assignment of signs is tried."""
+
+_EXACT = 50
+"""Examples up to which p is exact where no two differences are equal."""
+
+_AT_ONCE = 1 << 22
+"""Numbers that a step over pairs holds."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,11 +81,10 @@ def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ran
     """Compare methods by one metric over the same examples.
 
     Differences are those of `Scores.difference`; tests, ranks and effect sizes are of the examples. The signed-rank
-    test drops differences of 0 (Wilcoxon 1945);
-    p is exact for few examples without ties and else by the normal limit (SciPy's choice). Holm's correction (1979) is
-    over all pairs. The effect size is the common-language one (McGraw & Wong 1992) on pairs of the same example:
-    P(row better) + P(equal) / 2. With ranks r[b, m] of M methods on B examples, Kendall's coefficient of concordance
-    (Kendall & Babington Smith 1939) is
+    test drops differences of 0 (Wilcoxon 1945); p is exact for up to 13 examples, for up to 50 without ties, and else
+    by the normal limit. Holm's correction (1979) is over all pairs. The effect size is the common-language one (McGraw
+    & Wong 1992) on pairs of the same example: P(row better) + P(equal) / 2. With ranks r[b, m] of M methods on B
+    examples, Kendall's coefficient of concordance (Kendall & Babington Smith 1939) is
 
     W = 12 Σ_m (R_m - B (M + 1) / 2)² / (B² (M³ - M) - B Σ_b T_b),
 
@@ -102,40 +113,37 @@ def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ran
     names, held = tuple(scores), list(scores.values())
     first, count = held[0], len(scores)
     sign = -1.0 if first.direction is Direction.LOWER else 1.0
-    table = torch.stack([s.values.detach().cpu().double() for s in held], 1) if _alike(held) else torch.empty(0)
-    difference, low, high, p, holm, cles = torch.full((6, count, count), math.nan, dtype=torch.float64)
-    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    for i, j in pairs:
-        difference[i, j], low[i, j], high[i, j] = held[i].difference(held[j])
-        difference[j, i], low[j, i], high[j, i] = -difference[i, j], -high[i, j], -low[i, j]
-        d = (table[:, i] - table[:, j])[~(table[:, i] - table[:, j]).isnan()]
-        if not len(d):
-            continue
-        better = float(((sign * d > 0).double() + (d == 0).double() / 2).mean())
-        cles[i, j], cles[j, i] = better, 1 - better
-        if bool((d == 0).all()):
-            p[i, j] = p[j, i] = 1.0
-            continue
-        test: Any = stats.wilcoxon(d.numpy())
-        p[i, j] = p[j, i] = float(test.pvalue)
-    corrected = _holm([float(p[i, j]) for i, j in pairs])
-    for (i, j), value in zip(pairs, corrected, strict=True):
-        holm[i, j] = holm[j, i] = value
+    pairs = list(combinations(range(count), 2))
+    i, j = torch.tensor(pairs).T
+    by = differences([(held[a], held[b]) for a, b in pairs])
+    table = torch.stack([s.values.detach().cpu().double() for s in held], 1)
+    share, chance = [], []
+    for some in torch.arange(len(pairs)).split(max(1, _AT_ONCE // max(1, len(table)))):
+        d = (table[:, i[some]] - table[:, j[some]]).T
+        share.append(((sign * d > 0).double() + (d == 0).double() / 2).masked_fill(d.isnan(), torch.nan).nanmean(1))
+        chance.append(_signed_ranks(d))
+    each, often = torch.cat(chance), torch.cat(share)
+    corrected = torch.tensor(_holm(each.tolist()), dtype=torch.float64)
+    above = torch.stack([by[0], by[1], by[2], each, corrected, often])
+    below = torch.stack([-by[0], -by[2], -by[1], each, corrected, 1 - often])
+    tables = torch.full((6, count, count), math.nan, dtype=torch.float64)
+    tables[:, i, j], tables[:, j, i] = above, below
+    difference, low, high, p, holm, cles = tables
     scored = ~table.isnan().all(0)  # a method without any score takes no part
     some = int(scored.sum())
     whole = table[:, scored][~table[:, scored].isnan().any(1)] if some else table[:0, scored]
-    ranks = torch.from_numpy(stats.rankdata(-sign * whole.numpy(), axis=1)).double().reshape(len(whole), some)
-    w = _kendall(ranks)
-    chance = float(stats.chi2.sf(len(ranks) * (some - 1) * w, some - 1)) if not math.isnan(w) else math.nan
+    placed = ranks(-sign * whole)
+    w = _kendall(placed)
+    agreed = float(stats.chi2.sf(len(placed) * (some - 1) * w, some - 1)) if not math.isnan(w) else math.nan
     mean_rank = torch.full((count,), math.nan, dtype=torch.float64)
-    if len(ranks):
-        mean_rank[scored] = ranks.mean(0)
+    if len(placed):
+        mean_rank[scored] = placed.mean(0)
     return Ranks(
         names,
         metric or first.name,
         first.direction,
         mean_rank,
-        len(ranks),
+        len(placed),
         difference,
         low,
         high,
@@ -143,15 +151,50 @@ def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ran
         holm,
         cles,
         w,
-        chance,
-        tuple(_warnings(scores, len(ranks))),
+        agreed,
+        tuple(_warnings(scores, len(placed))),
     )
 
 
-def _alike(held: list[Scores]) -> bool:
-    for other in held[1:]:
-        held[0].against(other)  # an error where they are not
-    return True
+def _signed_ranks(d: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
+    """Test rows of differences by Wilcoxon's signed ranks, two-sided, without zeros; NaN are of no example.
+
+    By every assignment of signs for few; else by the distribution without ties, or its limit, corrected for them.
+    """
+    from scipy import stats
+
+    p = torch.full((len(d),), math.nan, dtype=torch.float64)
+    known = ~d.isnan()
+    sizes = known.sum(1)
+    for n in sizes.unique().tolist():
+        at = (sizes == n).nonzero()[:, 0]
+        if not n:
+            continue
+        v = d[at][known[at]].reshape(len(at), n)
+        size = v.abs().sort(1).values
+        plain = (size[:, 0] > 0) & (size[:, 1:] != size[:, :-1]).all(1)
+        zero = (v == 0).all(1)
+        if n <= _EVERY:
+            p[at] = _by_every_sign(v)
+            continue
+        for rows, how in ((plain & (n <= _EXACT), "exact"), (~(plain & (n <= _EXACT)) & ~zero, "asymptotic")):
+            if bool(rows.any()):
+                test: Any = stats.wilcoxon(v[rows].numpy(), method=how, axis=1)
+                p[at[rows]] = torch.from_numpy(np.asarray(test.pvalue, dtype=np.float64))
+        p[at[zero]] = 1.0
+    return p
+
+
+def _by_every_sign(d: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
+    """Test few differences exactly: twice the share of the assignments of signs with as low or as high a rank sum."""
+    size = d.abs().masked_fill(d == 0, math.inf)  # zeros come last, and have no rank
+    r = ranks(size).masked_fill(d == 0, 0.0)
+    signs = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * d.shape[1]).reshape(-1, d.shape[1])
+    found = []
+    for some, up in zip(r.split(_AT_ONCE // len(signs)), (d > 0).split(_AT_ONCE // len(signs)), strict=True):
+        sums, seen = some @ signs.T, (some * up).sum(1, keepdim=True)  # of halves: exact
+        found.append(torch.minimum((sums <= seen).double().mean(1), (sums >= seen).double().mean(1)))
+    return (2 * torch.cat(found)).clamp(max=1)
 
 
 def _holm(p: list[float]) -> list[float]:
@@ -181,10 +224,12 @@ def _kendall(ranks: Float[Tensor, "B M"]) -> float:
 
 def _warnings(scores: Mapping[str, Scores], complete: int) -> list[str]:
     said = []
+    beside = [(s, control) for s in scores.values() for control in s.controls.values()]
+    told = iter(verdicts(beside))
     for name, s in scores.items():
         if bool(s.values.isnan().all()):
             said.append(f"{name} has no score, and takes no part")
-        lost = [c for c in s.controls if s.beats(c) is False]
+        lost = [control for control in s.controls if next(told) is False]
         if lost:
             said.append(f"{name} does not beat {', '.join(lost)}: its rank says little")
     if complete < len(next(iter(scores.values()))):

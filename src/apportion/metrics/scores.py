@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from apportion.core.attribution import Cost
@@ -20,6 +21,15 @@ from apportion.core.streams import Stream
 
 REPLICATES = 1000
 """Bootstrap replicates of a summary."""
+
+_BLOCK = 2048
+"""Examples whose counts are held at once."""
+
+_AT_ONCE = 1 << 22
+"""Numbers that a step over replicates or pairs holds."""
+
+_ROUNDING = 64 * torch.finfo(torch.float64).eps
+"""Share of two sums by which they may differ when they are of the same numbers."""
 
 LEAST = 6
 """Examples from which chance can be told: with fewer, percentiles of the bootstrap promise too much."""
@@ -82,9 +92,10 @@ class Summary:
         known = ~values.isnan()
         v = values.detach().cpu().double()[known.cpu()]
         named = [i for i, k in zip(ids, known.tolist(), strict=True) if k]
-        ones = torch.ones(len(v), 1, dtype=torch.float64)
-        times = torch.cat([ones, counts(named, seed)], 1)
-        return cls((times * v[:, None]).sum(0), times.sum(0), int((~known).sum()), level)
+        sums = torch.zeros(2, 1 + REPLICATES, dtype=torch.float64)
+        for part, times in _blocks(named, seed):
+            sums += torch.stack([v[part], torch.ones_like(v[part])]) @ times
+        return cls(sums[0], sums[1], int((~known).sum()), level)
 
     def __add__(self, other: Summary) -> Summary:
         if not isinstance(other, Summary):
@@ -110,9 +121,7 @@ class Summary:
         """Percentiles of the replicates' means; infinite with fewer than two values, which show no spread."""
         if self.n < 2:
             return (-math.inf, math.inf)
-        drawn = self.counts[1:] > 0
-        means = self.sums[1:][drawn] / self.counts[1:][drawn]
-        low, high = torch.quantile(means, means.new_tensor([(1 - self.level) / 2, (1 + self.level) / 2])).tolist()
+        _, low, high = _ends((self.sums / self.counts)[:, None], self.counts[:1], self.level)[:, 0].tolist()
         return low, high
 
     def __repr__(self) -> str:
@@ -121,25 +130,30 @@ class Summary:
         return f"{self.mean:.4g} [{low:.4g}, {high:.4g}] ({self.n} example(s){missing})"
 
 
-def medians(y: Float[Tensor, "B K"], times: Float[Tensor, "B R"]) -> Float[Tensor, "R K"]:
+def medians(y: Float[Tensor, "B K"], times: Shaped[Tensor, "B R"]) -> Float[Tensor, "R K"]:
     """Give the median of each column, of whose entries each counts so many times; NaN where none does."""
     if not len(y):
         return y.new_full((times.shape[1], y.shape[1]), math.nan)
     found = []
+    wide = max(1, _AT_ONCE // len(y))
     for v in y.T:  # a column at a time: there may be a thousand, with a thousand replicates each
         v, order = v.sort()
-        total = times[order].cumsum(0)
-        half = total[-1] / 2
-        first, next_ = (total >= half).int().argmax(0), (total > half).int().argmax(0)  # two where counts are even
-        found.append((v[first] + v[next_]) / 2)
+        middle = []
+        for some in times.split(wide, 1):
+            total = some[order].cumsum(0, dtype=torch.float64)
+            half = total[-1] / 2
+            first, next_ = (total >= half).int().argmax(0), (total > half).int().argmax(0)  # two where counts are even
+            middle.append((v[first] + v[next_]) / 2)
+        found.append(torch.cat(middle))
     return torch.stack(found, 1).masked_fill((times.sum(0) == 0)[:, None], torch.nan)
 
 
-def _interval(found: Float[Tensor, " R"], n: int, level: float) -> tuple[float, float, float]:
-    """Read what `Scores.replicates` gives of n examples: the number, and the percentiles of its replicates."""
-    ends = found.new_tensor([(1 - level) / 2, (1 + level) / 2])
-    low, high = torch.nanquantile(found[1:], ends).tolist() if n > 1 else (-math.inf, math.inf)
-    return (float(found[0]), low, high) if n else (math.nan, math.nan, math.nan)
+def _blocks(ids: Sequence[Any], seed: int) -> Iterator[tuple[slice, Float[Tensor, "b R"]]]:
+    """Draw `counts` for some examples at a time, with a column of ones before them: memory is flat in examples."""
+    for start in range(0, len(ids), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        drawn = counts(ids[part], seed)
+        yield part, torch.cat([drawn.new_ones(len(drawn), 1), drawn], 1)
 
 
 def counts(ids: Sequence[Any], seed: int = 0, replicates: int = REPLICATES) -> Float[Tensor, "B R"]:
@@ -217,11 +231,7 @@ class Scores:
 
     def center(self, level: float = 0.95) -> tuple[float, float, float]:
         """Sum up the examples as the source does, by `statistic`: the number, and its bootstrap interval."""
-        if self.statistic == "mean":
-            total = self.summary(level)
-            return total.mean, *total.interval
-        known = ~self.values.isnan()
-        return _interval(self.replicates(known), int(known.sum()), level)
+        return centers([self], level)[0]
 
     def difference(self, other: Scores, level: float = 0.95) -> tuple[float, float, float]:
         """Subtract the center of other scores, over the examples with both values: the number, and its interval.
@@ -229,11 +239,8 @@ class Scores:
         Raises:
             InputError: as `against`.
         """
-        paired = self.against(other)
-        if self.statistic == "mean":
-            return paired.mean, *replace(paired, level=level).interval
-        both = ~(self.values.isnan() | other.values.isnan())
-        return _interval(self.replicates(both) - other.replicates(both), int(both.sum()), level)
+        by, low, high = differences([(self, other)], level)[:, 0].tolist()
+        return by, low, high
 
     def replicates(self, where: Bool[Tensor, " B"] | None = None) -> Float[Tensor, " R"]:
         """Sum up as `center` does: with every example once first, then in each bootstrap replicate.
@@ -241,17 +248,8 @@ class Scores:
         Args:
             where: the examples that count, of those with a value; all unless given.
         """
-        known = ~self.values.isnan() if where is None else where & ~self.values.isnan()
-        named = [i for i, k in zip(self.ids, known.tolist(), strict=True) if k]
-        if not named:  # where the metric failed there are no curves, either
-            return torch.full((1 + REPLICATES,), math.nan, dtype=torch.float64)
-        times = torch.cat([torch.ones(len(named), 1, dtype=torch.float64), counts(named, self.seed)], 1)
-        values = self.values[known].detach().cpu().double()
-        if self.statistic == "median curve":
-            (curve,) = self.curves.values()
-            y = medians(curve.y[known].detach().cpu().double(), times)
-            return torch.trapezoid(y, curve.x.detach().cpu().double(), dim=1)
-        return medians(values[:, None], times)[:, 0] if self.statistic == "median" else times.T @ values / times.sum(0)
+        known = ~self.values.isnan()
+        return resampled([(self, (known if where is None else where & known).cpu())])[0][:, 0]
 
     def against(self, other: Scores) -> Summary:
         """Sum up the differences to scores of the same examples by the same metric: this minus the other.
@@ -259,13 +257,16 @@ class Scores:
         Raises:
             InputError: other examples, or another metric.
         """
+        self._comparable(other)
+        return Summary.of(self.values - other.values, self.ids, self.seed)
+
+    def _comparable(self, other: Any) -> None:
         if not isinstance(other, Scores) or other.ids != self.ids or other.metric != self.metric:
             raise InputError(
                 f"scores of {getattr(other, 'of', kind_of(other))} beside those of {self.of}",
                 "the same metric, settings and examples",
                 "judge both on the same data",
             )
-        return Summary.of(self.values - other.values, self.ids, self.seed)
 
     def beats(self, control: str) -> bool | None:
         """Tell whether `center` lies beyond a control's on the better side, beyond chance.
@@ -277,12 +278,7 @@ class Scores:
             raise InputError(
                 f"control {control!r}", f"one of {sorted(self.controls)}", "ask for it with controls=[...]"
             )
-        other = self.controls[control]
-        _, low, high = self.difference(other)
-        both = int((~(self.values.isnan() | other.values.isnan())).sum())
-        if self.direction is Direction.NEITHER or self.blind_is_best or both < LEAST:
-            return None
-        return low > 0 if self.direction is Direction.HIGHER else high < 0
+        return verdicts([(self, self.controls[control])])[0]
 
     def show(self) -> Any:
         """Draw the curves with bootstrap bands, controls beside, as a Matplotlib figure; needs the image extra."""
@@ -359,6 +355,117 @@ class Scores:
         lines += [f"  undefined for {int(where.sum())}: {why}" for why, where in self.undefined.items()]
         lines += [f"  warning: {w}" for w in self.warnings]
         return "\n".join(lines)
+
+
+def resampled(asked: Sequence[tuple[Scores, Bool[Tensor, " B"]]]) -> tuple[Float[Tensor, "R C"], Int[Tensor, " A"]]:
+    """Sum up scores of the same examples, each over some of these, as `Scores.replicates` does one by one.
+
+    The examples' counts in the replicates are drawn once for all.
+
+    Args:
+        asked: scores, and the examples that count, all with a value.
+
+    Returns:
+        A column for all that is asked alike, and the column of each.
+    """
+    keys = [(id(s), m.numpy().tobytes()) for s, m in asked]
+    distinct = dict(zip(keys, asked, strict=True))
+    place = {key: at for at, key in enumerate(distinct)}
+    column = torch.tensor([place[key] for key in keys])
+    first = asked[0][0]
+    out = torch.empty(1 + REPLICATES, len(distinct), dtype=torch.float64)
+    means = torch.tensor([s.statistic == "mean" for s, _ in distinct.values()])
+    if bool(means.any()):
+        out[:, means] = _means([a for a in distinct.values() if a[0].statistic == "mean"], first.ids, first.seed)
+    if not bool(means.all()):
+        times = torch.cat([times.to(torch.uint8) for _, times in _blocks(first.ids, first.seed)])
+        rest = [_median(s, m, times) for s, m in distinct.values() if s.statistic != "mean"]
+        out[:, ~means] = torch.stack(rest, 1)
+    return out, column
+
+
+def _means(asked: Sequence[tuple[Scores, Bool[Tensor, " B"]]], ids: Sequence[Any], seed: int) -> Float[Tensor, "R A"]:
+    held = {id(s): s for s, _ in asked}
+    masks = {m.numpy().tobytes(): m for _, m in asked}
+    values = torch.stack([s.values.detach().cpu().double().nan_to_num(0) for s in held.values()], 1)
+    within = torch.stack(list(masks.values()), 1)
+    v = torch.tensor([list(held).index(id(s)) for s, _ in asked])
+    u = torch.tensor([list(masks).index(m.numpy().tobytes()) for _, m in asked])
+    totals = torch.zeros(1 + REPLICATES, len(asked), dtype=torch.float64)
+    numbers = torch.zeros(1 + REPLICATES, len(masks), dtype=torch.float64)
+    for part, times in _blocks(ids, seed):
+        inside = within[part].double()
+        totals += times.T @ (values[part][:, v] * inside[:, u])
+        numbers += times.T @ inside
+    return totals / numbers[:, u]
+
+
+def _median(s: Scores, where: Bool[Tensor, " B"], times: Shaped[Tensor, "B R"]) -> Float[Tensor, " R"]:
+    if not bool(where.any()):  # where the metric failed there are no curves, either
+        return torch.full((times.shape[1],), math.nan, dtype=torch.float64)
+    if s.statistic == "median":
+        return medians(s.values.detach().cpu().double()[where][:, None], times[where])[:, 0]
+    (curve,) = s.curves.values()
+    y = medians(curve.y.detach().cpu().double()[where], times[where])
+    return torch.trapezoid(y, curve.x.detach().cpu().double(), dim=1)
+
+
+def _ends(found: Float[Tensor, "R A"], n: Shaped[Tensor, " A"], level: float) -> Float[Tensor, "3 A"]:
+    """Read replicates over n examples each: the number, and percentiles; infinite below two, which show no spread."""
+    if not 0 < level < 1:
+        raise ConfigError(f"level={level!r}", "between 0 and 1", "write level=.95")
+    ordered = torch.from_numpy(np.sort(found[1:].T.numpy(), axis=1))  # NaN last; a tenth of the time of nanquantile
+    drawn = (~ordered.isnan()).sum(1).double()
+    low, high = (_at(ordered, end * (drawn - 1).clamp(min=0)) for end in ((1 - level) / 2, (1 + level) / 2))
+    return torch.stack([found[0], low.masked_fill(n < 2, -math.inf), high.masked_fill(n < 2, math.inf)])
+
+
+def _at(ordered: Float[Tensor, "A R"], place: Float[Tensor, " A"]) -> Float[Tensor, " A"]:
+    below, above = (ordered.gather(1, p.long()[:, None])[:, 0] for p in (place.floor(), place.ceil()))
+    return torch.lerp(below, above, place - place.floor())
+
+
+def centers(held: Sequence[Scores], level: float = 0.95) -> list[tuple[float, float, float]]:
+    """Sum up scores of the same examples, each as `Scores.center` does."""
+    known = [~s.values.isnan().cpu() for s in held]
+    found, column = resampled(list(zip(held, known, strict=True)))
+    ends = _ends(found[:, column], torch.stack([k.sum() for k in known]), level)
+    return [(value, low, high) for value, low, high in ends.T.tolist()]
+
+
+def differences(pairs: Sequence[tuple[Scores, Scores]], level: float = 0.95) -> Float[Tensor, "3 P"]:
+    """Subtract the second's center from the first's, as `Scores.difference` does one by one: numbers, low, high ends.
+
+    Raises:
+        InputError: other examples, or another metric, within a pair.
+    """
+    for one, other in pairs:
+        one._comparable(other)
+    known = {id(s): ~s.values.isnan().cpu() for pair in pairs for s in pair}
+    both = [known[id(one)] & known[id(other)] for one, other in pairs]
+    found, column = resampled([(pair[side], b) for side in (0, 1) for pair, b in zip(pairs, both, strict=True)])
+    n = torch.stack([b.sum() for b in both])
+    ends = []
+    for at in torch.arange(len(pairs)).split(max(1, _AT_ONCE // len(found))):
+        one, other = found[:, column[at]], found[:, column[len(pairs) + at]]
+        by = one - other
+        size = torch.maximum(one.abs(), other.abs())
+        ends.append(_ends(by.masked_fill(by.abs() <= _ROUNDING * size, 0.0), n[at], level))
+    return torch.cat(ends, 1)
+
+
+def verdicts(pairs: Sequence[tuple[Scores, Scores]]) -> list[bool | None]:
+    """Tell of scores and a control's whether they are beaten, as `Scores.beats` does one by one."""
+    if not pairs:
+        return []
+    said: list[bool | None] = []
+    _, low, high = differences(pairs)
+    for (one, other), least, most in zip(pairs, low.tolist(), high.tolist(), strict=True):
+        both = int((~(one.values.isnan().cpu() | other.values.isnan().cpu())).sum())
+        blind = one.direction is Direction.NEITHER or one.blind_is_best
+        won = least > 0 if one.direction is Direction.HIGHER else most < 0
+        said.append(None if blind or both < LEAST else won)
+    return said
 
 
 def worded(scores: Scores, level: float = 0.95) -> str:
