@@ -177,6 +177,18 @@ def test_the_seed_decides_and_nothing_else_changes() -> None:
     assert not torch.equal(one[0].bias, net[0].bias)  # pyright: ignore
 
 
+def test_the_callers_modes_do_not_matter() -> None:
+    field = ap.Field(normed())
+    usual = QUICK(field, TRAIN)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            other = QUICK(field, TRAIN)
+        assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), other.parameters(), strict=True))
+    single = ap.Field(normed().float(), precision=torch.float64)  # what is explained in float64 is trained as it is
+    few = TrainingSet(X[:16].float(), TRAIN.y[:16])
+    assert len(InDomainSingleDeletion(train=few, tuning=QUICK)(single, HERE.float(), ap.Gradient())) == 12
+
+
 def test_statistics_follow_the_data_unless_they_are_to_stay() -> None:
     field = ap.Field(normed())
     moved, kept = QUICK(field, TRAIN), InDomain(trainer=QUICK.trainer, statistics=False)(field, TRAIN)
@@ -216,6 +228,12 @@ class Fragile(nn.Module):
         return self.net(x)
 
 
+def uncopied() -> nn.Module:
+    net = nn.Linear(4, 2, dtype=torch.float64).eval()
+    net.kept = net.weight * 2  # pyright: ignore
+    return net
+
+
 WRONG: list[tuple[Callable[[], Any], type[ApportionError], str]] = [
     (lambda: InDomain(count=1.5), ConfigError, "count=1.5"),
     (lambda: InDomain(count=0), ConfigError, "count"),
@@ -223,6 +241,7 @@ WRONG: list[tuple[Callable[[], Any], type[ApportionError], str]] = [
     (lambda: InDomain(ap.groups.Cells), ConfigError, "groups"),  # pyright: ignore[reportArgumentType]
     (lambda: InDomain()(normed(), TRAIN), ConfigError, "Field"),  # pyright: ignore[reportArgumentType]
     (lambda: InDomain()(ap.Field(normed()), X), ConfigError, "TrainingSet"),  # pyright: ignore[reportArgumentType]
+    (lambda: InDomain()(ap.Field(uncopied()), TRAIN), ConfigError, "cannot be copied"),
     (lambda: InDomain()(ap.Field(lambda x: x[:, :2]), TRAIN), ConfigError, r"torch\.nn\.Module"),
     (lambda: InDomain()(ap.Field(normed(), site=ap.At("0")), TRAIN), ConfigError, "inner site"),
     (lambda: InDomain()(ap.Field(normed().requires_grad_(False)), TRAIN), ConfigError, "requires gradient"),

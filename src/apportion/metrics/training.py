@@ -254,6 +254,10 @@ class InDomain(Configurable):
             train: examples in the units of the field's x, and their classes.
             seed: of the order, the cells, the fill, and torch's own numbers, which are put back.
         """
+        with torch.inference_mode(False):  # whose tensors could not be trained
+            return self._trained(field, train, seed)
+
+    def _trained(self, field: Field, train: TrainingSet, seed: int) -> nn.Module:
         net = self._copied(field, train)
         game = self._game(field, train, seed)
 
@@ -263,7 +267,7 @@ class InDomain(Configurable):
 
         device = game.question.device
         data = torch.arange(len(train.x), device=device), train.y.to(device)
-        with torch.inference_mode(False), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             if self.anew:
                 net = self._drawn(net)
