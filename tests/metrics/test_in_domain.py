@@ -189,6 +189,13 @@ def test_the_callers_modes_do_not_matter() -> None:
     assert len(InDomainSingleDeletion(train=few, tuning=QUICK)(single, HERE.float(), ap.Gradient())) == 12
 
 
+def test_a_model_frozen_as_a_whole_is_trained_as_a_whole() -> None:
+    usual, frozen = normed(), normed().requires_grad_(False)
+    one, other = (QUICK(ap.Field(net), TRAIN) for net in (usual, frozen))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
 def test_statistics_follow_the_data_unless_they_are_to_stay() -> None:
     field = ap.Field(normed())
     moved, kept = QUICK(field, TRAIN), InDomain(trainer=QUICK.trainer, statistics=False)(field, TRAIN)
@@ -244,7 +251,7 @@ WRONG: list[tuple[Callable[[], Any], type[ApportionError], str]] = [
     (lambda: InDomain()(ap.Field(uncopied()), TRAIN), ConfigError, "cannot be copied"),
     (lambda: InDomain()(ap.Field(lambda x: x[:, :2]), TRAIN), ConfigError, r"torch\.nn\.Module"),
     (lambda: InDomain()(ap.Field(normed(), site=ap.At("0")), TRAIN), ConfigError, "inner site"),
-    (lambda: InDomain()(ap.Field(normed().requires_grad_(False)), TRAIN), ConfigError, "requires gradient"),
+    (lambda: InDomain()(ap.Field(nn.Softmax(1).eval()), TRAIN), ConfigError, "without parameters"),
     (lambda: InDomain(count=5)(ap.Field(normed()), TRAIN), InputError, r"5 cell\(s\)"),
     (lambda: InDomain()(ap.Field(Fragile().eval()), TRAIN), ConfigError, "not today"),
     (

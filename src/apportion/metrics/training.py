@@ -190,13 +190,13 @@ class InDomain(Configurable):
     In each step an example is left whole with probability 1 - `probability`; otherwise `count` of its cells, drawn
     anew, are replaced by the fill. Cross-entropy with the classes, by the trainer's Adam. The copy trains in training
     mode, so that dropout drops and batch norm's running statistics follow the data with holes; parameters that require
-    no gradient stay as they are. It comes back in evaluation mode; the model given is not touched.
+    no gradient stay as they are, unless none requires any: then all are trained. It comes back in evaluation mode; the
+    model given is not touched.
 
     The source's code deletes one of 4 × 4 cells from half of the images, in training mode, with every parameter free:
     30 epochs of SGD with momentum .9, rate .001, divided by 10 every 10 epochs, weight decay 1e-4 and batches of 256,
     of which the weights that do best on whole validation images are kept. Here it is Adam, one rate, and the last
-    weights. With a share of the cells for `count`, it is the training that F-Fidelity asks for; its own removals are
-    not done.
+    weights.
 
     Attributes:
         groups: the cells; 4 × 4 of pictures, single elements of everything else, unless given.
@@ -213,7 +213,8 @@ class InDomain(Configurable):
         InputError: outputs that are no classes, or examples with fewer cells than are to go.
         NonFiniteError: a training that diverges.
 
-    Source: Hesse et al. (2024), by their code; F-Fidelity of Zheng et al. (2025) is known here from its summary only.
+    Source: Hesse et al. (2024), by their code. F-Fidelity (Zheng et al. 2025) also trains with deletions, of a share of
+    the input, by its summary, which is all that was read of it; its removals at random are not done.
 
     >>> import apportion as ap
     >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -274,12 +275,12 @@ class InDomain(Configurable):
             for module in net.train().modules():
                 if not self.statistics and isinstance(module, nn.modules.batchnorm._NormBase):
                     module.eval()
+            if not any(p.requires_grad for p in net.parameters()):  # frozen to be explained, not to stay
+                net.requires_grad_(True)
             free: dict[str, Tensor] = {name: p for name, p in net.named_parameters() if p.requires_grad}
             if not free:
                 raise ConfigError(
-                    f"a {type(net).__name__} none of whose parameters requires gradient",
-                    "some that may be trained",
-                    "write model.requires_grad_(True)",
+                    f"a {type(net).__name__} without parameters", "some to train", "leave this training out"
                 )
             try:
                 replace(self.trainer, seed=seed).fit(free, net, data, loss, "an in-domain network")
