@@ -57,6 +57,8 @@ def test_the_same_command_goes_on_and_another_is_an_error(call: Call, monkeypatc
     [
         (("--metric", "sparsenes"), "'sparseness'"),
         (("--metric", "agreement"), "use ap.evaluate"),
+        (("--metric", "model_contrast"), "the object's region"),
+        (("--metric", "label_randomization"), "without train"),
         (("--metric", "pointing_game"), "no object is drawn"),
         (("--method", "gradien"), "'gradient'"),
         (("--control", "rando"), "'random'"),

@@ -124,6 +124,16 @@ def test_maps_that_know_nothing_of_the_model_are_rejected() -> None:
     assert torch.equal(reversed_.values, -torch.ones(12, dtype=torch.float64))
 
 
+def test_functions_are_asked_about_other_inputs() -> None:
+    def gradient(x: Tensor, target: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(P.scene.model(x).gather(1, target.reshape(-1, 1)).sum(), x)[0]
+
+    found = InputDependence()(SCENE, P.scene.x, ap.External(gradient), **AS_SCENE)
+    assert torch.equal(found.values, torch.ones(12, dtype=torch.float64))
+
+
 def test_a_map_with_fewer_points_than_the_percentile_cuts_off_is_still_scaled() -> None:
     """One pixel of 200: the 99th percentile is the minimum, by which the source's code divides 0 by 0."""
     m, on = torch.zeros(1, 1, 10, 20), torch.zeros(1, 10, 20, dtype=torch.bool)

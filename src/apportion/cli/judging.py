@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def metrics(names: Sequence[str]) -> dict[str, Metric]:
 
     Raises:
         RegistryError: there is none, with the nearest.
-        ConfigError: one that compares with something a command does not have.
+        ConfigError: one that compares with something a command does not have, or needs a setting.
 
     >>> list(metrics(["Sparseness,complexity"]))
     ['sparseness', 'complexity']
@@ -50,6 +51,10 @@ def metrics(names: Sequence[str]) -> dict[str, Metric]:
         if cls.card.truth and not needs_object(cls):
             raise ConfigError(
                 f"--metric {name} compares with {cls.card.truth}", "a metric that needs none", "use ap.evaluate"
+            )
+        if needed := [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]:
+            raise ConfigError(
+                f"--metric {name} without {', '.join(needed)}", "a metric with defaults", "use ap.evaluate"
             )
         found[key] = cls()
     return found

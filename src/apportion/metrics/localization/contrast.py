@@ -27,7 +27,7 @@ from apportion.metrics.scores import Direction
 _PAPER = Paper(
     "Yang, Kim", 2019, "Benchmarking attribution methods with relative feature importance", "arXiv:1907.09701"
 )
-_WHERE = "where the object is, one entry an example: a mask [H, W] or an ap.metrics.Region"
+_WHERE = "the object's region, one entry an example: a mask [H, W] or an ap.metrics.Region"
 
 
 @dataclass(frozen=True, kw_only=True)
