@@ -41,6 +41,7 @@ from apportion.metrics.localization.contrast import InputDependence, InputIndepe
 from apportion.metrics.localization.energy import EnergyPointingGame, GridPointingGame, RelevanceRank, TopKIntersection
 from apportion.metrics.localization.pointing import ExtendedPointingGame, PointingGame
 from apportion.metrics.localization.region import Region
+from apportion.metrics.localization.transport import EarthMoverSimilarity
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, metric, names, register
 from apportion.metrics.noise.map_noise import MapNoise
 from apportion.metrics.noise.mass_outside import MassOutside
@@ -83,6 +84,7 @@ __all__ = [
     "DeletionAUC",
     "Direction",
     "Dummy",
+    "EarthMoverSimilarity",
     "EffectCompleteness",
     "EffectiveComplexity",
     "EffectiveRandomization",
