@@ -49,16 +49,16 @@ _PAIRS = 1 << 23
 class EarthMoverSimilarity(OnRegions):
     """1 - EMD / D: the least work that turns |m|, of mass 1, into the object, evenly of mass 1, over the farthest way.
 
-    EMD = min Σ_ij π_ij d_ij over plans π ≥ 0 with Σ_j π_ij = |m_i| / Σ |m| and Σ_i π_ij = 1 / |object| for its pixels j;
+    EMD is min Σ_ij π_ij d_ij over π ≥ 0 with Σ_j π_ij = |m_i| / Σ |m| and Σ_i π_ij = 1 / |object| for its pixels j;
     d_ij is Euclidean, in pixels, and D the largest, between opposite corners. `parts["distance"]` is EMD. The plan is
-    exact, by the network simplex of POT, which the authors take too. Their code has D = √(H² + W²), longer by the width
-    of a pixel; it stops after 200,000 steps, and leaves out examples that fail.
+    exact, by the network simplex of POT, which the authors take too. Their code has D = √(H² + W²), longer by a
+    pixel's diagonal; it stops after 200,000 steps, and leaves out examples that fail.
 
     Time grows with pixels times pixels of the object: for one that covers a fifth 2 ms at 8 × 8, .03 s at 32 × 32, 2 s
     at 64 × 64, and at 224 × 224 more than five minutes. By `side` cells of k × k pixels are transported instead, from
     center to center, which moves the value by at most √2 (k - 1) / D, about 1 / side.
 
-    Undefined for maps of zeros, and without an object.
+    Undefined without an object, and for zeros, which have no mass to move.
 
     Attributes:
         side: cells along the longer side; pixels unless given, where they are few enough. Whoever names the picture's
