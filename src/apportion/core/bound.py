@@ -211,15 +211,27 @@ class Bound:
             name: the method's.
             account: what binding took.
         """
+        new = self._anew()
+        new._common, new._ledger = common, Ledger(name)
+        new._ledger.charge(account)
+        return new
+
+    def rewritten(self) -> Question:
+        """Ask the same after the weights of the model were written to, by who owns it, on an account of its own."""
+        self.field.rewritten()
+        new = self._anew()
+        new._at_x, new._common, new._ledger, new.lasting = None, None, Ledger(""), {}
+        return new
+
+    def _anew(self) -> Any:
+        """Ask the same with nothing spent, and nothing made."""
         new: Any = copy.copy(self)
         new._of, new._stream = None, self.stream
-        new._common, new._ledger = common, Ledger(name)
         new._runner = copy.copy(self._runner)
         new._runner.spent = {k: torch.zeros_like(v) for k, v in self._runner.spent.items()}
         new._runner.warnings, new._checks = dict(self._runner.warnings), 0
         new._references, new._overrides, new._reaching, new._memo = {}, {}, {}, {}
         new._compared, new._under_rules = [], []
-        new._ledger.charge(account)
         return new
 
     @property

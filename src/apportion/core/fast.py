@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,22 @@ class Plan:
     def is_on(self) -> bool:
         """Whether there is anything to gain, and nothing against it."""
         return self.channels_last or bool(self.folds or self.pads)
+
+    def moved(self, to: Mapping[int, Tensor]) -> Plan:
+        """Give the plan of a copy of the network.
+
+        Args:
+            to: by the id of each tensor of the network, that of the copy.
+        """
+
+        def there(t: Tensor | None) -> Any:
+            return None if t is None else to[id(t)]
+
+        folds = {
+            (id(to[weight]), n): Fold((there(f.conv[0]), there(f.conv[1])), tuple(map(there, f.norm)), f.eps)  # pyright: ignore[reportArgumentType]
+            for (weight, n), f in self.folds.items()
+        }
+        return replace(self, folds=folds, repeats=0, _digest=((), None))
 
     def give_up(self, why: str) -> None:
         """Run as the model says from now on."""

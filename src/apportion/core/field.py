@@ -92,6 +92,7 @@ class Checked:
         row_bytes: memory kept per row for the backward pass.
         rows: rows spent.
         sites: the addressable tensors of a pass, once they were listed.
+        met: where a pass first meets each parameter, once that was looked for.
     """
 
     outputs: Any
@@ -100,6 +101,7 @@ class Checked:
     row_bytes: int
     rows: int
     sites: list[SiteInfo] | None = None
+    met: dict[str, int] | None = None
 
 
 @dataclass
@@ -238,19 +240,35 @@ class Field:
         return new
 
     def with_copy(self, model: nn.Module) -> Field:
-        """Ask the same of a copy of this field's model whose weights hold other numbers.
+        """Ask the same of a copy of this field's model, whose weights may hold other numbers and be written to.
 
         How a model behaves does not depend on these: what checks have shown of the model, in this thread, is taken
-        over, and one pass of the copy shows what can be folded.
+        over, and so is what can be folded. The copy runs itself, without a twin of its own, where it may.
         """
         new = self.with_model(model, rowwise=self._rowwise)
-        own, held = self.prepared, new.prepare()
-        held.checked.update(own.checked)
-        new._fits = dict(self._fits)
-        plan = own.twin.plan
-        if plan is not None:
-            held.twin.plan, held.twin.learns = (None, True) if plan.is_on else (replace(plan), False)
+        own = self.prepared
+        if self.precision is None and own.is_open and own.twin.note is None:
+            new._local.around = kept.autocast()
+            new._local.held = replace(own, twin=Twin(model, None, itself=True), state=survey(model), checked={})
+        held, mine = new.prepare(), own.twin.tensors()
+        theirs, plan = held.twin.tensors(), own.twin.plan
+        if [t.shape for t in mine] == [t.shape for t in theirs] and plan is not None:
+            held.twin.plan = plan.moved({id(a): b for a, b in zip(mine, theirs, strict=True)})
+            held.twin.plan.refresh()
+            held.checked.update(own.checked)
+            new._fits = dict(self._fits)
         return new
+
+    def rewritten(self) -> None:
+        """Keep what checks have shown though weights were written to since, by who owns the model.
+
+        Where numbers in memory are told apart by their version, these have another one.
+        """
+        known = dict(self.prepared.checked)
+        held = self.prepare()
+        if held.twin.plan is not None:
+            held.twin.plan.refresh()
+        held.checked.update(known)
 
     def __repr__(self) -> str:
         return f"Field({type(self.model).__name__}, {self.score}, {self.site})"
@@ -565,12 +583,6 @@ class Field:
         self._choose(shapes)
         known: Checked | None = held.checked.get(key)
         first = torch.zeros(1, dtype=torch.long)
-        if known is not None and plan is None and held.twin.learns and not q.differentiable:  # see `with_copy`
-            q.look(first, grad=True)
-            q.looked(1)
-            plan = held.twin.plan
-            if plan is not None:
-                plan.refresh()
         if known is not None and (plan is not None or q.differentiable):
             self._fit(shapes, known)
             return known

@@ -91,12 +91,13 @@ class Twin:
         compiled: compiled passes, by the number and shapes of rows.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype | None) -> None:
+    def __init__(self, model: Any, precision: torch.dtype | None, *, itself: bool = False) -> None:
         """Build the stand-in.
 
         Args:
             model: module or callable.
             precision: dtype to cast a copy of the weights to; None shares them.
+            itself: whether the module is a copy already, which no other uses, and stands in for itself.
 
         Raises:
             ModelError: a precision is asked of something that cannot be copied.
@@ -111,6 +112,9 @@ class Twin:
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._lock: threading.RLock | None = None
         if not isinstance(model, nn.Module):
+            return
+        if itself:
+            self.module = model.requires_grad_(False)
             return
         try:
             memo = _memo(model, precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,8 +93,12 @@ class Spearman(Correlation):
     """
 
     def __call__(self, a: Float[Tensor, "*b N"], b: Float[Tensor, "*b N"]) -> Float[Tensor, "*b"]:
-        found = _cosine(_centered(ranks(a)), _centered(ranks(b)))
-        return found.masked_fill(is_constant(a) | is_constant(b), torch.nan)
+        return self.to(a)(b)
+
+    def to(self, a: Float[Tensor, "*b N"]) -> Callable[[Tensor], Float[Tensor, "*b"]]:
+        """Correlate many with one, which is ranked once."""
+        ranked, constant = _centered(ranks(a)), is_constant(a)
+        return lambda b: _cosine(ranked, _centered(ranks(b))).masked_fill(constant | is_constant(b), torch.nan)
 
 
 def _centered(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,23 +41,15 @@ def at_examples(subject: Subject, q: Question) -> Tree:
 
 def of_model(subject: Subject, q: Question, model: Any) -> Tree:
     """Ask about the same examples and classes of another model, on the same account."""
-    return of_field(subject, q, q.field.with_model(model))
-
-
-def of_field(subject: Subject, q: Question, field: Field, ask: Callable[..., Tree] = at_examples) -> Tree:
-    """Ask about the same examples and classes of a field of another model, whose weights may change between calls.
-
-    How a model behaves does not depend on the numbers in its weights: it is checked in the first call.
-    """
-    known = dict(field.prepared.checked)
-    held = field.prepare()
-    if held.twin.plan is not None:
-        held.twin.plan.refresh()
-    held.checked.update(known)
-    other = field.bind(q.inputs, as_asked(q.target), q.ids, q.seed)
-    values = ask(subject, other)
+    other = bound(q.field.with_model(model), q)
+    values = at_examples(subject, other)
     q.charge(other.account)
     return values
+
+
+def bound(field: Field, q: Question) -> Question:
+    """Ask another field about the same examples and classes."""
+    return field.bind(q.inputs, as_asked(q.target), q.ids, q.seed)
 
 
 def copies(

@@ -56,13 +56,19 @@ def with_layers(q: Question) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
 
 def _met(q: Question) -> dict[str, int]:
     """Tell where each parameter is first met when the first example passes the network as it is, unfolded."""
+    checked = q._checked
+    if checked is not None and checked.met is not None:
+        return checked.met
     met: dict[int, int] = {}
     with _Noting(met):
         q.look(torch.zeros(1, dtype=torch.long), plain=True)
     q.looked(1)
     module = q.field.twin().module
     assert module is not None
-    return {name: met[p.data_ptr()] for name, p in module.named_parameters() if p.data_ptr() in met}
+    found = {name: met[p.data_ptr()] for name, p in module.named_parameters() if p.data_ptr() in met}
+    if checked is not None:
+        checked.met = found
+    return found
 
 
 class _Noting(TorchFunctionMode):

@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from apportion.core import tree
 from apportion.core.card import Paper
 from apportion.core.errors import InputError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
+from apportion.core.site import Input
 from apportion.core.tree import Tree
-from apportion.metrics.fidelity.copies import at_examples, of_field
+from apportion.metrics.fidelity.copies import at_examples, bound
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, register
 from apportion.metrics.randomization.layers import Draw, randomize, restore, with_layers
 from apportion.metrics.randomization.similarities import RankSimilarity, Similarity
@@ -34,6 +35,20 @@ def of_class(q: Question, target: Tensor) -> Question:
         field = field.with_model(field.model)
         field.score = replace(score, target=None)  # pyright: ignore[reportCallIssue]
     return field.bind(q.inputs, target, q.ids, q.seed)
+
+
+def _copied(q: Question, model: nn.Module) -> Question:
+    """Ask a copy of the question's model, with other weights, about the same examples and classes."""
+    return bound(q.field.with_copy(model), q)
+
+
+def _rewritten(q: Question) -> Question:
+    """Ask again after weights were written to: where values at an inner site depend on these, they are read again."""
+    field = q.field
+    if isinstance(field.site, Input) and field.lowered is None:
+        return q.rewritten()
+    field.rewritten()
+    return bound(field, q)
 
 
 @register(
@@ -105,14 +120,15 @@ class ParameterRandomization(Metric):
         model, layers = with_layers(q)
         learned = {n: p.detach().clone() for n, p in model.named_parameters()}
         parts = self._stages(layers)
-        own, random = self._maps(subject, q), q.field.with_copy(model)
+        to_own, other = self.similarity.to(self._maps(subject, q)), None
         found = []
         for stage in parts:
             if self.order == "independent":
                 restore(model, learned)
             randomize(model, stage, self.draw, q.seed, learned)
-            made = of_field(subject, q, random, self._maps)
-            found.append(self.similarity(own, made))
+            other = _copied(q, model) if other is None else _rewritten(other)
+            found.append(to_own(self._maps(subject, other)))
+            q.charge(other.account)
         y = torch.stack(found, 1)
         none = y.isnan().any(1)
         return Found(
@@ -202,7 +218,9 @@ class EffectiveRandomization(Metric):
         randomize(model, [p for _, own in layers for p in own], self.draw, q.seed, learned)
         own = at_examples(subject, q)
         bins = _bins(own) if self.bins is None else torch.full((len(q), 1), self.bins, device=q.device)
-        before, after = _entropy(own, bins), _entropy(of_field(subject, q, q.field.with_copy(model)), bins)
+        random = _copied(q, model)
+        before, after = _entropy(own, bins), _entropy(at_examples(subject, random), bins)
+        q.charge(random.account)
         none = before == 0
         return Found(
             torch.where(none, torch.nan, (after - before) / before),

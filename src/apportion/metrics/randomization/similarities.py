@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +36,10 @@ class Similarity(Configurable):
         one, other = (tree.apply(torch.abs, m) if self.absolute else m for m in (a, b))
         return self.compare(one, other)
 
+    def to(self, a: Tree) -> Callable[[Tree], Float[Tensor, " B"]]:
+        """Compare many maps with one, for which what is worked out of it alone may be kept."""
+        return lambda b: self(a, b)
+
     @abstractmethod
     def compare(self, a: Tree, b: Tree) -> Float[Tensor, " B"]:
         """Compare maps as they are."""
@@ -47,6 +52,10 @@ def _pictures(m: Tree, who: str) -> Tensor:
     return m.sum(1).double()
 
 
+def _flat(m: Tree) -> Float[Tensor, "B N"]:
+    return torch.cat([t.flatten(1) for t in tree.leaves(m)], 1)
+
+
 @dataclass(frozen=True)
 class RankSimilarity(Similarity):
     """Spearman's rank correlation over all elements; undefined for constant maps.
@@ -56,8 +65,16 @@ class RankSimilarity(Similarity):
     """
 
     def compare(self, a: Tree, b: Tree) -> Float[Tensor, " B"]:
-        one, other = (torch.cat([t.flatten(1) for t in tree.leaves(m)], 1) for m in (a, b))
-        return Spearman()(one, other)
+        return self._to(a)(b)
+
+    def to(self, a: Tree) -> Callable[[Tree], Float[Tensor, " B"]]:
+        """Rank the one map once."""
+        of_one = self._to(tree.apply(torch.abs, a) if self.absolute else a)
+        return lambda b: of_one(tree.apply(torch.abs, b) if self.absolute else b)
+
+    def _to(self, a: Tree) -> Callable[[Tree], Float[Tensor, " B"]]:
+        to = Spearman().to(_flat(a))
+        return lambda b: to(_flat(b))
 
 
 @dataclass(frozen=True)
