@@ -216,9 +216,16 @@ class Bound:
         new._ledger.charge(account)
         return new
 
+    def aside(self) -> Question:
+        """Give the same question on another account; what one of the two makes for both is made once."""
+        if self._common is None:
+            self._common = Common(0)
+            self._common.wanted["fx"] = 2
+        return self.fork(self._common, self._ledger.name, Account({}))
+
     def rewritten(self) -> Question:
         """Ask the same after the weights of the model were written to, by who owns it, on an account of its own."""
-        self.field.rewritten()
+        self.field.twin().refresh()
         new = self._anew()
         new._at_x, new._common, new._ledger, new.lasting = None, None, Ledger(""), {}
         return new

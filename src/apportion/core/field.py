@@ -250,7 +250,8 @@ class Field:
         if self.precision is None and own.is_open and own.twin.note is None:
             new._local.around = kept.autocast()
             new._local.held = replace(own, twin=Twin(model, None, itself=True), state=survey(model), checked={})
-        held, mine = new.prepare(), own.twin.tensors()
+        new.prepare().is_ours = True
+        held, mine = new.prepared, own.twin.tensors()
         theirs, plan = held.twin.tensors(), own.twin.plan
         if [t.shape for t in mine] == [t.shape for t in theirs] and plan is not None:
             held.twin.plan = plan.moved({id(a): b for a, b in zip(mine, theirs, strict=True)})
@@ -258,17 +259,6 @@ class Field:
             held.checked.update(own.checked)
             new._fits = dict(self._fits)
         return new
-
-    def rewritten(self) -> None:
-        """Keep what checks have shown though weights were written to since, by who owns the model.
-
-        Where numbers in memory are told apart by their version, these have another one.
-        """
-        known = dict(self.prepared.checked)
-        held = self.prepare()
-        if held.twin.plan is not None:
-            held.twin.plan.refresh()
-        held.checked.update(known)
 
     def __repr__(self) -> str:
         return f"Field({type(self.model).__name__}, {self.score}, {self.site})"
@@ -578,7 +568,7 @@ class Field:
         shapes = tuple((tuple(t.shape[1:]), t.dtype, t.device) for t in tree.leaves(x))
         key = (self.score.site, *shapes)
         plan = held.twin.plan
-        if plan is not None and plan.refresh():
+        if plan is not None and plan.refresh() and not held.is_ours:
             held.checked.clear()  # other weights: what is equal to rounding may no longer be
         self._choose(shapes)
         known: Checked | None = held.checked.get(key)

@@ -29,6 +29,7 @@ class Held:
         facts: what the model was seen to be.
         checked: what checks have shown, by kind of example.
         is_open: whether all that would change the twin can be seen; else it serves one call.
+        is_ours: whether the model is a copy made here, of which checks stay whatever is written to its weights.
     """
 
     twin: Twin
@@ -36,12 +37,14 @@ class Held:
     facts: Facts
     checked: dict[Any, Any] = field(default_factory=dict)
     is_open: bool = True
+    is_ours: bool = False
 
     def written(self, state: State) -> None:
         """Forget the checks of a model whose weights were written to since."""
         if self.state.versions != state.versions:
             self.state = state
-            self.checked.clear()
+            if not self.is_ours:
+                self.checked.clear()
 
 
 class _OfThread(threading.local):

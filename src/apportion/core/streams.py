@@ -43,6 +43,15 @@ def _between(bits: np.ndarray) -> np.ndarray:
     return out
 
 
+def _halves(bits: np.ndarray) -> np.ndarray:
+    """Turn 64 bits each into two numbers of 23, in place."""
+    high = bits >> np.uint64(41)
+    high <<= np.uint64(32)
+    bits &= np.uint64(0x7FFFFF)
+    bits |= high
+    return bits.astype("<u8", copy=False).view("<u4")
+
+
 def key_of(*words: object) -> int:
     """Hash words to a 64-bit key.
 
@@ -141,12 +150,16 @@ class Stream:
         >>> torch.equal(both[1], alone[0])
         True
         """
+        return self._fill(like, owner, draw, lambda bits, n: torch.from_numpy(_between(_halves(bits))[:, :n]))
 
-        def fill(bits: np.ndarray, n: int) -> Tensor:
-            words = (bits & np.uint64(0x7FFFFF)) | (bits >> np.uint64(41) << np.uint64(32))  # two numbers of 23 bits
-            return torch.from_numpy(_between(words.astype("<u8", copy=False).view("<u4"))[:, :n])
+    def places(self, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"], count: int) -> Int[Tensor, "R count"]:
+        """Draw whole numbers below 2²³ which are in the order of those that `uniform` draws.
 
-        return self._fill(like, owner, draw, fill)
+        >>> s, one = Stream.of(0, ["a"], "demo"), torch.zeros(1, dtype=torch.long)
+        >>> torch.equal((s.places(one, one, 5) + 0.5) * 2**-23, s.uniform(torch.zeros(1, 5), one, one))
+        True
+        """
+        return torch.from_numpy(_halves(self._pairs(owner, draw, (count + 1) // 2, 0)).view("<i4")[:, :count])
 
     def normal(self, like: Tree, owner: Int[Tensor, " R"], draw: Int[Tensor, " R"]) -> Tree:
         """Fill rows shaped as those of `like` with N(0, 1), by the Box-Muller transform."""

@@ -169,6 +169,8 @@ class Subject:
             InputError: another number of maps than examples, a shape that does not fit, or no map of the input.
             NonFiniteError: NaN or infinity in the map.
         """
+        if self._given is None and isinstance(self._explainer, GivenMap) and q is q.root and not q.differentiable:
+            self._given = self._explainer.explain(q.aside())
         if self._given is None:
             assert self._explainer is not None  # one of the two is there
             resolved = as_asked(q.target)

@@ -21,6 +21,8 @@ from apportion.parts.masks.fill import Fill
 
 _AT_ONCE = 1 << 22
 """Entries of masks held at once."""
+_IN_CACHE = 1 << 16
+"""Numbers that are partitioned at once."""
 
 
 def game(q: Question, groups: Groups | None, fill: Fill) -> Game:
@@ -56,30 +58,33 @@ def subsets(
     for start in range(0, n.shape[1] * samples, step):
         at = torch.arange(start, min(start + step, n.shape[1] * samples))
         owner = torch.arange(batch).repeat_interleave(len(at))
-        key: Tensor = stream.uniform(torch.zeros(1, count), owner, at.repeat(batch))
+        key = stream.places(owner, at.repeat(batch), count)
         if not bool(own.all()):
-            key = key.masked_fill(~own[owner], 2)
+            key = key.masked_fill(~own[owner], 1 << 23)
         yield at, lowest(key, n[:, at // samples].flatten()).reshape(batch, len(at), count)
 
 
-def lowest(key: Float[Tensor, "R P"], n: Int[Tensor, " R"]) -> Bool[Tensor, "R P"]:
+def lowest(key: Int[Tensor, "R P"], n: Int[Tensor, " R"]) -> Bool[Tensor, "R P"]:
     """Mark the n lowest numbers of each row, n differing from row to row: by selection, which is faster than sorting.
 
-    >>> lowest(torch.tensor([[0.3, 0.1, 0.1, 0.2]]), torch.tensor([2])).tolist()
+    >>> lowest(torch.tensor([[3, 1, 1, 2]]), torch.tensor([2])).tolist()
     [[False, True, True, False]]
     """
-    limit, many = torch.empty_like(key[:, :1]), torch.zeros(len(key), dtype=torch.bool)
-    for size in n.unique().tolist():
-        row = n == size
-        parted = np.partition(key[row].numpy(), size - 1, axis=1)
-        limit[row] = torch.from_numpy(parted[:, size - 1 : size])
-        many[row] = torch.from_numpy(parted[:, size:].min(axis=1, initial=np.inf) == parted[:, size - 1])
-    out = key <= limit
-    many = many.nonzero()[:, 0]  # of equal numbers at the limit, the first ones
-    if len(many):
-        place = key[many].argsort(dim=1, stable=True).argsort(1)
-        out[many] = place < n[many, None]
-    return out
+    numbers, sizes = key.numpy(), n.numpy()
+    out, most = np.empty(numbers.shape, dtype=bool), np.iinfo(numbers.dtype).max
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        for block in np.array_split(rows, -(-rows.size * numbers.shape[1] // _IN_CACHE)):
+            here = numbers[block]
+            parted = here.copy()
+            parted.partition(size - 1, axis=1)
+            limit = parted[:, size - 1 : size]
+            mine = here <= limit
+            many = np.flatnonzero(parted[:, size:].min(axis=1, initial=most) == limit[:, 0])
+            if many.size:  # of equal numbers at the limit, the first ones
+                mine[many] = here[many].argsort(axis=1, kind="stable").argsort(axis=1) < size
+            out[block] = mine
+    return torch.from_numpy(out)
 
 
 def correlated(

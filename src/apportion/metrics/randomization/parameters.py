@@ -43,11 +43,10 @@ def _copied(q: Question, model: nn.Module) -> Question:
 
 
 def _rewritten(q: Question) -> Question:
-    """Ask again after weights were written to: where values at an inner site depend on these, they are read again."""
+    """Ask again after weights were written to, on which values at an inner site depend."""
     field = q.field
     if isinstance(field.site, Input) and field.lowered is None:
         return q.rewritten()
-    field.rewritten()
     return bound(field, q)
 
 
