@@ -155,6 +155,10 @@ class Probe:
                 f"sites {sorted(modules)} of a plain callable", "a torch.nn.Module", "pass the module itself"
             )
         named = dict(self.model.named_modules(remove_duplicate=False))
+        for name in named if self.trace else modules:
+            if isinstance(named.get(name), torch.jit.ScriptModule):
+                where = repr(name) if name else "the model"
+                raise SiteError(f"{where}, TorchScript, which takes no hooks", "an eager module", "pass the original")
         for name, sites in modules.items():
             if name not in named:
                 raise SiteError(

@@ -224,3 +224,14 @@ def test_embeddings_of_integers() -> None:
     assert a.gap is not None
     assert float(a.gap.abs().max()) < 1e-13
     assert torch.allclose(a.references.rows[:, 0], start.detach())  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning")
+def test_torchscript_takes_no_hooks() -> None:
+    x, net = torch.zeros(2, 1, 4, 4), nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
+    for model in (torch.jit.script(net), torch.jit.trace(net, x)):
+        for ask in (ap.GradCAM(), ap.GradCAM(ap.At("0"))):
+            with pytest.raises(SiteError, match="TorchScript"):
+                ask(ap.Field(model), x, target=0)
+        with pytest.raises(SiteError, match="TorchScript"):
+            ap.Field(model).sites(x)
