@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 import apportion as ap
 from apportion import planted
 from apportion.core.errors import ConfigError, InputError
+from apportion.core.game import labels_of
 from apportion.metrics import Metric, Scores
 from apportion.metrics.fidelity.subsets import lowest
+from apportion.metrics.ranking import by_player
 from apportion.metrics.statistics import Pearson, Spearman, is_constant, ranks
 
 F64 = torch.float64
@@ -441,12 +443,58 @@ def test_baselines_made_of_the_input_move_with_it() -> None:
         assert bool((found.values > 1e-3 * own.flatten(1).norm(dim=1)).all())
 
 
+def test_baselines_at_the_input_of_a_moved_embedding_are_those_of_its_example() -> None:
+    """Also where copies that changed their class are left out, so that the rest are as many as examples by chance."""
+    words = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    net = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    blank = ap.baselines.Given(torch.tensor([[7, 8], [8, 7], [0, 0]]))
+    field, rest = ap.Field(net, site=ap.At("0")), ap.Field(net[1:])
+    there = ap.baselines.Given(net[0](blank.value).detach())
+    several = ap.baselines.Several((blank, ap.baselines.Given(torch.tensor([0, 1]))))
+    method, other = (ap.IntegratedGradients(b, ap.quadrature.Gauss(3)) for b in (ap.baselines.AtInput(blank), there))
+    values = net[0](words).detach()
+    for k in (1, 3):
+        found = ap.metrics.AverageSensitivity(Moved(), k)(field, words, method, target=0, ids=[1, 2, 3]).values
+        far = []
+        for i in range(3):
+            mine = replace(other, baseline=ap.baselines.Given(there.value[i]))
+            own = mine(rest, values[i : i + 1], target=0).values
+            moved = [mine(rest, values[i : i + 1] + 0.1 * (1 + s), target=0).values for s in range(k)]
+            far.append(sum((m - own).norm() for m in moved) / k / own.norm())
+        torch.testing.assert_close(found, torch.stack(far))
+    owner = torch.tensor([2, 0, 2])
+    copies = field.bind(words, target=0).anew(values[owner] + 0.1, owner, torch.tensor([0, 0, 1]))
+    made = ap.baselines.AtInput(several)(copies)
+    torch.testing.assert_close(made[:, 0], there.value[owner])
+    torch.testing.assert_close(made[:, 1], net[0](torch.tensor([0, 1])).detach().expand(3, 2, 3))
+    assert torch.equal(there(copies)[:, 0], there.value[owner])
+
+
+def test_groups_given_for_each_example_are_those_of_its_copies() -> None:
+    x, labels = drawn(3, 4), torch.tensor([[0, 0, 1, -1], [0, 1, 1, 1], [1, 0, 1, 0]])
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double().eval()
+    field, method = ap.Field(net), ap.Occlusion(ap.groups.Labels(labels))
+    found = ap.metrics.AverageSensitivity(Moved(), 2, relative=False)(field, x, method, target=0).values
+    for i in range(3):
+        mine = ap.Occlusion(ap.groups.Labels(labels[i]))
+        maps = [mine(field, x[i : i + 1] + s, target=0).spread(share=True).values for s in (0.0, 0.1, 0.2)]
+        torch.testing.assert_close(found[i], sum((m - maps[0]).norm() for m in maps[1:]) / 2)
+    owner = torch.tensor([2, 0, 2])
+    copies = field.bind(x, target=0).at(x[owner], owner, torch.tensor([0, 0, 1]))
+    values = by_player(copies, x[owner], ap.groups.Labels(labels))
+    assert torch.equal(values, by_player(field.bind(x[owner]), x[owner], ap.groups.Labels(labels[owner])))
+    of_two = ap.groups.PerInput((ap.groups.Elements(), ap.groups.RealTokens(labels >= 0)))
+    two = ap.Field(lambda a, b: a.sum(1) + b.sum(1)).bind((x, x)).at((x[owner], x[owner]), owner, owner)
+    told = ap.groups.PerInput((ap.groups.Elements(), ap.groups.RealTokens(labels[owner] >= 0)))
+    assert torch.equal(labels_of(of_two, two)[1], told.labels(two.x)[1])
+
+
 @dataclass(frozen=True)
 class Moved(ap.noise.NoiseModel):
     """Adds .1 to the first copy, .2 to the second."""
 
     def __call__(self, q: Any, owner: Tensor, draw: Tensor, purpose: str = "noise") -> Tensor:
-        return q.x[owner] + 0.1 * (1 + draw.to(q.x).reshape(-1, 1, 1, 1))
+        return q.x[owner] + 0.1 * (1 + draw.to(q.x).reshape(-1, *[1] * (q.x.ndim - 1)))
 
 
 def test_a_gradient_of_a_linear_model_does_not_move_and_others_do() -> None:

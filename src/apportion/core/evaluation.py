@@ -370,7 +370,7 @@ class Evaluation(Calls):
         return torch.cat(self._chunks(body, inputs, owner, {"forward": 1}))
 
     def carry(self, make: Baseline) -> Tree:
-        """Make points at the model's input, for the user's examples, and give the field's site there.
+        """Make points at the model's input, for those of the examples here, and give the field's site there.
 
         Args:
             make: gives [B, k, ...] points for a question whose x is the model's input.
@@ -379,7 +379,9 @@ class Evaluation(Calls):
             [B, k, ...] points at the field's site.
         """
         outer = copy.copy(self)
-        outer.x, outer._of = self.inputs, self._root
+        below = tree.index(self._root.inputs, self._in_root) if self.below is None else self.below
+        outer.x = outer.inputs = below
+        outer._of = self._root
         points = make(outer)
         k = tree.leaves(points)[0].shape[1]
         owner = self._owners().repeat_interleave(k)

@@ -163,7 +163,7 @@ class Game:
         batch = len(question)
         self.labels: Tree = None
         if isinstance(groups, Groups):
-            self.labels = groups.labels(question.x)
+            self.labels = labels_of(groups, question)
             present = _present(question.x, self.labels)
             self.players = present.shape[1] - 1
             self.sizes = (present[:, :-1] * torch.arange(1, self.players + 1)).amax(1)
@@ -622,6 +622,18 @@ class Game:
                 f"{self._named} left {int(same.sum())} player(s) as they are, where it was looked: "
                 f"of example {example}, {named[:8]}{' and more' if len(named) > 8 else ''}"
             )
+
+
+def labels_of(groups: Groups, q: Question) -> Tree:
+    """Name each element's player; groups that are given for each of the user's examples hold for points made of it."""
+    derived = q is not q.root and q.field is q.root.field
+    return labels_at(groups, q.x, q.root.x, q.in_root) if derived else groups.labels(q.x)
+
+
+def labels_at(groups: Groups, rows: Tree, examples: Tree, owner: Tensor) -> Tree:
+    """Name the players of points made of examples."""
+    own: Any = getattr(groups, "labels_at", None)
+    return groups.labels(rows) if own is None else own(rows, examples, owner)
 
 
 def _blend(x: Tensor, mask: Tensor, other: Tensor) -> Tensor:

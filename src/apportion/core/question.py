@@ -105,7 +105,7 @@ class Question(Evaluation, Looks, Referenced):
         new = Question()
         new.field, new.seed, new.differentiable = self.field, self.seed, self.differentiable
         new.x = rows if self.differentiable else tree.apply(torch.Tensor.detach, rows)
-        new.inputs, new._runner = self._root.inputs, self._runner
+        new.inputs, new._runner = self.inputs, self._runner
         new.target = take(self.target, owner)
         new._ids, new._of, new._in_root = None, self._root, self._in_root[owner]
         new._home, new._in_home = self.home, self._in_home[owner]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Groups
+from apportion.core.game import labels_of
 from apportion.core.question import Question
 from apportion.core.tree import Tree
 from apportion.metrics.statistics import argsort
@@ -44,7 +45,7 @@ def by_player(q: Question, values: Tree, groups: Groups) -> Float[Tensor, "B P"]
     tensor([[1., 2.]])
     """
     batch = len(q)
-    labels = tree.leaves(groups.labels(q.x))
+    labels = tree.leaves(labels_of(groups, q))
     players = 1 + max(int(one.max()) for one in labels)
     sums: Tensor | None = None
     for v, x, label in zip(tree.leaves(values), tree.leaves(q.x), labels, strict=True):

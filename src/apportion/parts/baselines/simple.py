@@ -291,10 +291,10 @@ class Given(Baseline):
                 raise BaselineError("a sparse or nested baseline", "dense tensors", "convert it with .to_dense()")
             if tuple(v.shape) == tuple(x.shape[1:]):
                 v = v[None]
-            if tuple(v.shape[1:]) != tuple(x.shape[1:]) or v.shape[0] not in (1, x.shape[0]):
+            if tuple(v.shape[1:]) != tuple(x.shape[1:]) or v.shape[0] not in (1, count):
                 raise BaselineError(
-                    f"a baseline of shape {tuple(v.shape)} for input {tuple(x.shape)}",
-                    f"shape {(1, *x.shape[1:])} or {tuple(x.shape)}",
+                    f"a baseline of shape {tuple(v.shape)} for input {(count, *x.shape[1:])}",
+                    f"shape {(1, *x.shape[1:])} or {(count, *x.shape[1:])}",
                     "index or expand it to one of these shapes",
                 )
             if q.field.precision is not None and v.is_floating_point():
@@ -305,8 +305,9 @@ class Given(Baseline):
                     f"{x.dtype} on {x.device}, as the input",
                     "convert it with .to(x)",
                 )
-            return v.expand_as(x)[:, None]
+            return (v if len(v) == 1 else v[q.in_root]).expand_as(x)[:, None]  # a copy has what its example has
 
+        count = len(q.root)
         try:
             return tree.apply(fit, q.x, self.value)
         except TypeError as error:

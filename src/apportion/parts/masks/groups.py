@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,7 +14,7 @@ from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.config import Configurable
 from apportion.core.errors import InputError, kind_of
-from apportion.core.game import Windows
+from apportion.core.game import Windows, labels_at
 from apportion.core.tree import Tree
 from apportion.parts.masks.columns import Columns, Correlated
 from apportion.parts.masks.segments import Felzenszwalb, QuickShift, Superpixels
@@ -116,8 +117,18 @@ class Cells(Configurable):
         return (down[:, None] * self.across + across)[None, None]
 
 
+class _Given:
+    """What groups have in common that are given, and may be for each of the user's examples."""
+
+    labels: Callable[[Tree], Tree]
+
+    def labels_at(self, rows: Tree, examples: Tree, owner: Tensor) -> Tree:
+        """Name the players of points made of examples: those of their owners."""
+        return tree.apply(lambda one: one if len(one) == 1 else one[owner.to(one.device)], self.labels(examples))
+
+
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class Labels(Configurable):
+class Labels(_Given, Configurable):
     """Players named by the user: integers from 0, -1 for elements of no player.
 
     Attributes:
@@ -198,7 +209,7 @@ def _fitting(given: Tensor, like: Tensor, what: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class RealTokens(Configurable):
+class RealTokens(_Given, Configurable):
     """Each token a player with all its features; padding is none.
 
     Attributes:
@@ -221,7 +232,7 @@ class RealTokens(Configurable):
 
 
 @dataclass(frozen=True, eq=False)
-class Words(Configurable):
+class Words(_Given, Configurable):
     """The tokens of one word together.
 
     Attributes:
@@ -294,14 +305,22 @@ class PerInput(Configurable):
 
     def labels(self, like: Tree) -> Tree:
         """Number the groups of all inputs."""
+        return self._joined(like, lambda part, t, _: part.labels(t))
+
+    def labels_at(self, rows: Tree, examples: Tree, owner: Tensor) -> Tree:
+        """Number those of points made of examples."""
+        of = tree.leaves(examples)
+        return self._joined(rows, lambda part, t, i: labels_at(part, t, of[i], owner))
+
+    def _joined(self, like: Tree, labels: Callable[[Groups, Tensor, int], Any]) -> Tree:
         flat = tree.leaves(like)
         if len(flat) != len(self.parts):
             raise InputError(f"{len(self.parts)} groups for {len(flat)} input(s)", "one each", "see tree order of x")
         start, out = torch.zeros(1, dtype=torch.long), []
-        for part, t in zip(self.parts, flat, strict=True):
+        for i, (part, t) in enumerate(zip(self.parts, flat, strict=True)):
             if not isinstance(part, Groups):
                 raise InputError(f"{kind_of(part)} among groups", "partitions", "use ap.groups.Squares for patches")
-            label = part.labels(t)
+            label = labels(part, t, i)
             first = start.to(label.device).reshape(-1, *[1] * (label.ndim - 1))
             out.append(torch.where(label < 0, label, label + first))
             start = start + 1 + label.cpu().flatten(1).amax(1)
