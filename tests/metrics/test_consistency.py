@@ -62,6 +62,8 @@ def test_missing_features_get_nothing_from_methods_that_multiply_by_the_differen
     moved = Missingness(ap.fills.Baselines(given))
     close(moved(field, x, ap.IntegratedGradients(given), target=0).values, 0.0)
     assert (moved(field, x, ap.IntegratedGradients(), target=0).values > 0.01).all()  # another absence
+    mean = ap.baselines.Mean()  # of x, also where half of it is gone
+    close(Missingness(ap.fills.Baselines(mean))(field, x, ap.IntegratedGradients(mean), target=0).values, 0.0)
     with pytest.raises(InputError, match="single player"):
         judge(ap.Field(lambda x: x[:, 0]), torch.ones(1, 1), ap.Gradient())
     nothing = judge(ap.Field(lambda x: 0 * x.sum(1)), x, ap.Gradient())

@@ -102,7 +102,8 @@ class LocalAccuracy(Metric):
 class Missingness(Metric):
     """Σ_{i absent} |φ_i| / Σ |φ_i| where half of the players, drawn at random, have been put to the baseline.
 
-    The mean over `samples` such points. Lundberg and Lee ask for 0.
+    The mean over `samples` such points. Lundberg and Lee ask for 0. The explainer keeps the baselines it has at x, so
+    that what is absent can equal them, as with `Mean` in both.
 
     Undefined where a map is zero at every one of them.
 
@@ -141,7 +142,7 @@ class Missingness(Metric):
             ranks = drawn.masked_fill(~game.own[row], 2.0).argsort(1).argsort(1)
             present = ranks >= (game.sizes // 2)[row][:, None]
             points = tree.apply(lambda r: r[:, 0], game.rows(present, owner, draw))
-            there = q.at(points, owner, draw)
+            there = q.at(points, owner, draw)  # not anew: baselines are those of x, with which the fill can agree
             size = by_player(there, explained(subject, there), groups).abs().double()
             shares.append((size.masked_fill(present.to(size.device), 0).sum(1)) / size.sum(1))
         found = torch.cat(shares).reshape(self.samples, len(q)).T

@@ -52,7 +52,7 @@ class Sensitivity(Metric):
 
     For each feature i drawn, the point is the baseline but for x_i; where the score there differs from the baseline's
     by more than `least` of |f(x) - f(x')|, the axiom asks for a value at i. A value counts if its magnitude is above
-    `least` of the largest in its map.
+    `least` of the largest in its map, made with the explainer's baselines for x.
 
     Undefined where none of the features drawn changes the score alone.
 
@@ -100,7 +100,7 @@ class Sensitivity(Metric):
             masks = torch.zeros(len(owner), game.players, dtype=torch.bool)
             masks[torch.arange(len(owner)), chosen[owner.cpu(), column.cpu()]] = True
             points = tree.apply(lambda r: r[:, 0], game.rows(masks, owner, torch.zeros_like(column)))
-            there_q = q.at(points, owner, column)
+            there_q = q.at(points, owner, column)  # not anew, so that the explainer's baseline can be the fill's
             part = by_player(there_q, explained(subject, there_q), groups).abs()
             there = part.gather(1, chosen[owner.cpu(), column.cpu()].to(part.device)[:, None])[:, 0]
             got[owner, column] = there > self.least * part.amax(1)
