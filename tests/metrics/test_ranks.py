@@ -212,6 +212,37 @@ def test_what_does_not_beat_its_control_is_warned_of() -> None:
     assert float(few.p[0, 2]) > 0.05
 
 
+def test_what_only_rounding_tells_apart_is_equal_everywhere() -> None:
+    """A similarity of 1, short of it by rounding on each example, against controls at 1; one that is really less."""
+    units = torch.rand(12, generator=torch.Generator().manual_seed(0)).double() * 1e-6
+    control = scores("Random", [1.0] * 12, Direction.LOWER)
+    table = {"blind": (1 - units).tolist(), "also": (1 - units / 3).tolist(), "seeing": (0.99 - 9e3 * units).tolist()}
+    for rounding, told in ((7.6e-6, False), (0.0, True)):
+        held = {k: replace(scores(k, v, Direction.LOWER, Random=control), rounding=rounding) for k, v in table.items()}
+        found = rank_methods(held)
+        assert held["blind"].beats("Random") is told
+        assert held["seeing"].beats("Random") is True
+        assert bool(found.p[0, 1] < 0.05) is told
+        assert bool(found.mean_rank[0] == found.mean_rank[1]) is not told
+        met = compare({k: {"M": s} for k, s in held.items()}, {"all": ["M"]})
+        assert ("blind" in met.dominated.get("also", ())) is told
+        assert met.dominated["blind"] == ("seeing",)
+    pair = rank_methods({k: s for k, s in held.items() if k != "seeing"} | {"Random": control})
+    assert not math.isnan(pair.kendall_w)
+    level = rank_methods({k: replace(s, rounding=7.6e-6) for k, s in held.items() if k != "seeing"})
+    assert math.isnan(level.kendall_w)
+    assert [float(t[0, 1]) for t in (level.difference, level.low, level.high, level.p, level.cles)] == [0, 0, 0, 1, 0.5]
+
+
+def test_scores_know_the_rounding_of_their_numbers() -> None:
+    x = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    field = ap.Field(lambda x: (x**2).sum(1))
+    one, double = (ap.metrics.Sparseness()(field, v, ap.Gradient()) for v in (x, x.double()))
+    assert one.rounding == 64 * 2.0**-23
+    assert double.rounding == 64 * 2.0**-52
+    assert Scores.join([one, replace(one, rounding=0.0)]).rounding == one.rounding
+
+
 def test_other_examples_are_refused() -> None:
     with pytest.raises(InputError, match="1 method"):
         rank_methods(of({"a": TABLE["a"]}))

@@ -14,7 +14,7 @@ from torch import Tensor
 from apportion.core.config import Configurable
 from apportion.core.errors import ConfigError
 from apportion.metrics.scores import Direction, Scores, differences, resampled
-from apportion.metrics.statistics import ranks
+from apportion.metrics.statistics import levels, ranks
 
 _OF_FAMILY = {
     "ablation": "faithfulness",
@@ -71,12 +71,12 @@ class Comparison:
         for metric in metrics:
             held = [self.scores[m][metric] for m in self.methods]
             found, column = resampled([(s, ~s.values.isnan().cpu()) for s in held])
-            drawn.append(found[:, column])
+            sign = 1 if held[0].direction is Direction.LOWER else -1
+            drawn.append((sign, max(s.rounding for s in held), found[:, column]))
         if len(metrics) == 1:
-            each = drawn[0]
+            each = drawn[0][2]
         else:
-            signs = [1 if self.scores[self.methods[0]][m].direction is Direction.LOWER else -1 for m in metrics]
-            placed = [ranks(sign * d).masked_fill(d.isnan(), torch.nan) for sign, d in zip(signs, drawn, strict=True)]
+            placed = [ranks(levels(sign * d, r).double()).masked_fill(d.isnan(), torch.nan) for sign, r, d in drawn]
             each = torch.stack(placed).mean(0)
         ends = torch.nanquantile(each[1:], each.new_tensor([0.025, 0.975]), 0)
         return torch.cat([each[:1], ends])

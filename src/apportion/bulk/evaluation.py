@@ -21,6 +21,7 @@ from apportion.core.config import Json
 from apportion.core.errors import ConfigError, InputError, nearest
 from apportion.core.write import write_bytes
 from apportion.metrics.ranks import Ranks, rank_methods
+from apportion.metrics.reliability import Reliability
 from apportion.metrics.scores import LEAST, Direction, Scores, centers, verdicts
 
 _TOLD = 5
@@ -192,6 +193,21 @@ class Evaluation:
     def ranks(self, metric: str) -> Ranks:
         """Rank the methods by a metric, with tests and sizes of their differences; see `rank_methods`."""
         return rank_methods(self.of(metric), metric)
+
+    def reliability(self, metric: str, again: Evaluation | None = None) -> Reliability:
+        """Measure how reliable a metric is: over examples, beside the other metrics, and over seeds.
+
+        Args:
+            metric: its name.
+            again: what the same call found with another seed.
+
+        Raises:
+            InputError: no such metric, or an evaluation of something else.
+        """
+        self.of(metric)
+        if again is not None:
+            again.of(metric)
+        return Reliability.of(self.scores, metric, None if again is None else again.scores)
 
     def compare(self, groups: Mapping[str, Sequence[str]] | None = None) -> Comparison:
         """Find methods that another one dominates in every group of metrics, such as faithfulness and robustness.

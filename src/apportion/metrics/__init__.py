@@ -54,6 +54,14 @@ from apportion.metrics.randomization.similarities import (
     StructuralSimilarity,
 )
 from apportion.metrics.ranks import Ranks, rank_methods
+from apportion.metrics.reliability import (
+    Reliability,
+    inter_method,
+    inter_rater,
+    internal_consistency,
+    krippendorff,
+    test_retest,
+)
 from apportion.metrics.scores import Curve, Direction, Scores, Summary, by_category
 from apportion.metrics.statistics import Correlation, Pearson, Spearman
 from apportion.metrics.training import FromScratch, InDomain, SmallNetwork, TrainingSet
@@ -138,6 +146,7 @@ __all__ = [
     "Region",
     "RelativeStability",
     "RelevanceRank",
+    "Reliability",
     "RepresentationChange",
     "Scores",
     "Sensitivity",
@@ -161,9 +170,14 @@ __all__ = [
     "Zlib",
     "accuracy_table",
     "by_category",
+    "inter_method",
+    "inter_rater",
+    "internal_consistency",
+    "krippendorff",
     "metric",
     "names",
     "rank_methods",
     "register",
     "rescaled",
+    "test_retest",
 ]

@@ -27,6 +27,7 @@ from apportion.core.score import Target
 from apportion.core.sharing import Common
 from apportion.core.tree import Tree
 from apportion.metrics.scores import Curve, Direction, Scores
+from apportion.metrics.statistics import NOISE
 
 M = TypeVar("M", bound=type["Metric"])
 T = TypeVar("T")
@@ -226,6 +227,12 @@ class Subject:
         return self._memo[key]
 
 
+def _rounding(q: Question) -> float:
+    """Give the share by which scores may differ that are equal on paper: half precision's would be half of all."""
+    exact = all(leaf.dtype is torch.float64 for leaf in tree.leaves(q.x))
+    return NOISE * torch.finfo(torch.float64 if exact else torch.float32).eps
+
+
 def in_common(q: Question) -> Common:
     """Hold what metrics make of some examples alike for every map, such as scores of perturbed rows."""
     return Common(max(_KEPT, sum(leaf.numel() for leaf in tree.leaves(q.x))))
@@ -344,6 +351,7 @@ class Metric(Configurable):
             warnings=(*(w for w in q.warnings if w not in warned), *self._cautions(subject)),
             statistic=self.card.statistic,
             blind_is_best=self.card.blind_is_best,
+            rounding=_rounding(q),
             tensors=tensors,
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.metrics.scores import Direction, Scores, differences, verdicts
-from apportion.metrics.statistics import ranks
+from apportion.metrics.statistics import leveled, ranks
 
 _EVERY = 13
 """Examples up to which every assignment of signs is tried."""
@@ -116,7 +116,7 @@ def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ran
     pairs = list(combinations(range(count), 2))
     i, j = torch.tensor(pairs).T
     by = differences([(held[a], held[b]) for a, b in pairs])
-    table = torch.stack([s.values.detach().cpu().double() for s in held], 1)
+    table = leveled(torch.stack([s.values.detach().cpu().double() for s in held], 1), max(s.rounding for s in held))
     share, chance = [], []
     for some in torch.arange(len(pairs)).split(max(1, _AT_ONCE // max(1, len(table)))):
         d = (table[:, i[some]] - table[:, j[some]]).T

@@ -93,7 +93,7 @@ class Summary:
         v = values.detach().cpu().double()[known.cpu()]
         named = [i for i, k in zip(ids, known.tolist(), strict=True) if k]
         sums = torch.zeros(2, 1 + REPLICATES, dtype=torch.float64)
-        for part, times in _blocks(named, seed):
+        for part, times in blocks(named, seed):
             sums += torch.stack([v[part], torch.ones_like(v[part])]) @ times
         return cls(sums[0], sums[1], int((~known).sum()), level)
 
@@ -121,7 +121,7 @@ class Summary:
         """Percentiles of the replicates' means; infinite with fewer than two values, which show no spread."""
         if self.n < 2:
             return (-math.inf, math.inf)
-        _, low, high = _ends((self.sums / self.counts)[:, None], self.counts[:1], self.level)[:, 0].tolist()
+        _, low, high = ends((self.sums / self.counts)[:, None], self.counts[:1], self.level)[:, 0].tolist()
         return low, high
 
     def __repr__(self) -> str:
@@ -148,7 +148,7 @@ def medians(y: Float[Tensor, "B K"], times: Shaped[Tensor, "B R"]) -> Float[Tens
     return torch.stack(found, 1).masked_fill((times.sum(0) == 0)[:, None], torch.nan)
 
 
-def _blocks(ids: Sequence[Any], seed: int) -> Iterator[tuple[slice, Float[Tensor, "b R"]]]:
+def blocks(ids: Sequence[Any], seed: int) -> Iterator[tuple[slice, Float[Tensor, "b R"]]]:
     """Draw `counts` for some examples at a time, with a column of ones before them: memory is flat in examples."""
     for start in range(0, len(ids), _BLOCK):
         part = slice(start, start + _BLOCK)
@@ -189,6 +189,8 @@ class Scores:
         statistic: how the source sums up examples: "mean", "median" or "median curve".
         tensors: tensors that configurations name by digest.
         blind_is_best: whether maps that know nothing of the model are best by definition.
+        rounding: the share of two scores' size by which they may differ and be equal on paper; nothing ranks or tests
+            such a difference.
     """
 
     values: Float[Tensor, " B"]
@@ -209,6 +211,7 @@ class Scores:
     statistic: str = "mean"
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     blind_is_best: bool = False
+    rounding: float = 0.0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -257,10 +260,11 @@ class Scores:
         Raises:
             InputError: other examples, or another metric.
         """
-        self._comparable(other)
+        self.comparable(other)
         return Summary.of(self.values - other.values, self.ids, self.seed)
 
-    def _comparable(self, other: Any) -> None:
+    def comparable(self, other: Any) -> None:
+        """Refuse scores of other examples, or by another metric."""
         if not isinstance(other, Scores) or other.ids != self.ids or other.metric != self.metric:
             raise InputError(
                 f"scores of {getattr(other, 'of', kind_of(other))} beside those of {self.of}",
@@ -344,6 +348,7 @@ class Scores:
             },
             controls={k: Scores.join([p.controls[k] for p in parts]) for k in first.controls if k in shared},
             warnings=told_once(w for p in parts for w in p.warnings),
+            rounding=max(p.rounding for p in parts),
             tensors={k: t for p in parts for k, t in p.tensors.items()},
         )
 
@@ -378,7 +383,7 @@ def resampled(asked: Sequence[tuple[Scores, Bool[Tensor, " B"]]]) -> tuple[Float
     if bool(means.any()):
         out[:, means] = _means([a for a in distinct.values() if a[0].statistic == "mean"], first.ids, first.seed)
     if not bool(means.all()):
-        times = torch.cat([times.to(torch.uint8) for _, times in _blocks(first.ids, first.seed)])
+        times = torch.cat([times.to(torch.uint8) for _, times in blocks(first.ids, first.seed)])
         rest = [_median(s, m, times) for s, m in distinct.values() if s.statistic != "mean"]
         out[:, ~means] = torch.stack(rest, 1)
     return out, column
@@ -393,7 +398,7 @@ def _means(asked: Sequence[tuple[Scores, Bool[Tensor, " B"]]], ids: Sequence[Any
     u = torch.tensor([list(masks).index(m.numpy().tobytes()) for _, m in asked])
     totals = torch.zeros(1 + REPLICATES, len(asked), dtype=torch.float64)
     numbers = torch.zeros(1 + REPLICATES, len(masks), dtype=torch.float64)
-    for part, times in _blocks(ids, seed):
+    for part, times in blocks(ids, seed):
         inside = within[part].double()
         totals += times.T @ (values[part][:, v] * inside[:, u])
         numbers += times.T @ inside
@@ -410,7 +415,7 @@ def _median(s: Scores, where: Bool[Tensor, " B"], times: Shaped[Tensor, "B R"]) 
     return torch.trapezoid(y, curve.x.detach().cpu().double(), dim=1)
 
 
-def _ends(found: Float[Tensor, "R A"], n: Shaped[Tensor, " A"], level: float) -> Float[Tensor, "3 A"]:
+def ends(found: Float[Tensor, "R A"], n: Shaped[Tensor, " A"], level: float = 0.95) -> Float[Tensor, "3 A"]:
     """Read replicates over n examples each: the number, and percentiles; infinite below two, which show no spread."""
     if not 0 < level < 1:
         raise ConfigError(f"level={level!r}", "between 0 and 1", "write level=.95")
@@ -429,8 +434,8 @@ def centers(held: Sequence[Scores], level: float = 0.95) -> list[tuple[float, fl
     """Sum up scores of the same examples, each as `Scores.center` does."""
     known = [~s.values.isnan().cpu() for s in held]
     found, column = resampled(list(zip(held, known, strict=True)))
-    ends = _ends(found[:, column], torch.stack([k.sum() for k in known]), level)
-    return [(value, low, high) for value, low, high in ends.T.tolist()]
+    told = ends(found[:, column], torch.stack([k.sum() for k in known]), level)
+    return [(value, low, high) for value, low, high in told.T.tolist()]
 
 
 def differences(pairs: Sequence[tuple[Scores, Scores]], level: float = 0.95) -> Float[Tensor, "3 P"]:
@@ -440,18 +445,27 @@ def differences(pairs: Sequence[tuple[Scores, Scores]], level: float = 0.95) -> 
         InputError: other examples, or another metric, within a pair.
     """
     for one, other in pairs:
-        one._comparable(other)
+        one.comparable(other)
     known = {id(s): ~s.values.isnan().cpu() for pair in pairs for s in pair}
     both = [known[id(one)] & known[id(other)] for one, other in pairs]
     found, column = resampled([(pair[side], b) for side in (0, 1) for pair, b in zip(pairs, both, strict=True)])
     n = torch.stack([b.sum() for b in both])
-    ends = []
+    scale = {key: _scale(s) for key, s in {id(s): s for pair in pairs for s in pair}.items()}
+    told = []
     for at in torch.arange(len(pairs)).split(max(1, _AT_ONCE // len(found))):
         one, other = found[:, column[at]], found[:, column[len(pairs) + at]]
+        some = [pairs[k] for k in at.tolist()]
+        size = torch.tensor([max(scale[id(a)], scale[id(b)]) for a, b in some], dtype=torch.float64)
+        share = torch.tensor([max(_ROUNDING, a.rounding, b.rounding) for a, b in some], dtype=torch.float64)
         by = one - other
-        size = torch.maximum(one.abs(), other.abs())
-        ends.append(_ends(by.masked_fill(by.abs() <= _ROUNDING * size, 0.0), n[at], level))
-    return torch.cat(ends, 1)
+        same = by.abs() <= share * torch.maximum(torch.maximum(one.abs(), other.abs()), size)
+        told.append(ends(by.masked_fill(same, 0.0), n[at], level))
+    return torch.cat(told, 1)
+
+
+def _scale(s: Scores) -> float:
+    """Give the size of the numbers that a mean is of, which tells how much of it is rounding."""
+    return float(s.values.detach().double().abs().nanmean().nan_to_num(0)) if s.statistic == "mean" else 0.0
 
 
 def verdicts(pairs: Sequence[tuple[Scores, Scores]]) -> list[bool | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from apportion.core import tree
 from apportion.core.config import Configurable
 
-_NOISE = 64
+NOISE = 64
 """Units in the last place by which numbers that are equal on paper may differ."""
 
 
@@ -28,7 +28,7 @@ def is_constant(values: Float[Tensor, "*b N"]) -> Bool[Tensor, "*b"]:
     tensor([ True, False])
     """
     size = values.abs().amax(-1)
-    return values.amax(-1) - values.amin(-1) <= _NOISE * torch.finfo(values.dtype).eps * size
+    return values.amax(-1) - values.amin(-1) <= NOISE * torch.finfo(values.dtype).eps * size
 
 
 def ranks(values: Float[Tensor, "*b N"]) -> Float[Tensor, "*b N"]:
@@ -47,6 +47,34 @@ def ranks(values: Float[Tensor, "*b N"]) -> Float[Tensor, "*b N"]:
         last = (at + len(at) * ~new.roll(-1, -1)).flip(-1).cummin(-1).values.flip(-1)
         place = (first + last) / tree.wide(values.new_tensor(2.0)) + 1
     return torch.zeros_like(place).scatter_(-1, order, place)
+
+
+def levels(values: Float[Tensor, "*b N"], rounding: float = 0.0) -> Int[Tensor, "*b N"]:
+    """Number the distinct values from 0, the lowest; one is that of the next lower where rounding may tell them apart.
+
+    Args:
+        values: numbers; each NaN is a value of its own.
+        rounding: the share of the greater of two by which they may differ.
+
+    >>> levels(torch.tensor([3.0, 1.0, 3.0000001, 2.0]), 1e-6)
+    tensor([2, 0, 2, 1])
+    """
+    order = argsort(values)
+    v = values.gather(-1, order)
+    low, high = v[..., :-1], v[..., 1:]
+    same = (low == high) | (high - low <= rounding * torch.maximum(low.abs(), high.abs()))
+    place = torch.nn.functional.pad((~same).long().cumsum(-1), (1, 0)) if v.shape[-1] else order
+    return torch.zeros_like(order).scatter_(-1, order, place)
+
+
+def leveled(values: Float[Tensor, "*b N"], rounding: float) -> Float[Tensor, "*b N"]:
+    """Make numbers that are one of `levels` one number, the lowest of them.
+
+    >>> leveled(torch.tensor([3.0, 1.0, 3.0000002]), 1e-6)
+    tensor([3., 1., 3.])
+    """
+    place = levels(values, rounding)
+    return torch.zeros_like(values).scatter_reduce_(-1, place, values, "amin", include_self=False).gather(-1, place)
 
 
 def argsort(values: Float[Tensor, "*b N"]) -> Int[Tensor, "*b N"]:
@@ -111,4 +139,4 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return ((a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()).clamp(-1, 1)
 
 
-__all__ = ["Correlation", "Pearson", "Spearman", "argsort", "is_constant", "ranks"]
+__all__ = ["Correlation", "Pearson", "Spearman", "argsort", "is_constant", "leveled", "levels", "ranks"]
