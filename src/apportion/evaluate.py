@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from apportion.bulk.runner import Estimate, Found, Judged, Runner, join
 from apportion.bulk.store import Store
 from apportion.core.attribution import Attribution
 from apportion.core.config import Json, to_config, whole
-from apportion.core.errors import ConfigError, InputError, kind_of
+from apportion.core.errors import ApportionError, ConfigError, InputError, kind_of
 from apportion.core.external import GivenMap
 from apportion.core.field import Field
+from apportion.core.registry import methods as registered
+from apportion.core.registry import spelled
 from apportion.core.score import Target
 from apportion.metrics.metric import Metric, Subject
 from apportion.metrics.metric import metric as metric_named
@@ -42,7 +44,7 @@ def evaluate(
     ids: Sequence[Any] | None = None,
     seed: int = 0,
     batch: int = 64,
-    out: str | Path | None = None,
+    out: Any = None,
     strict: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
@@ -58,14 +60,14 @@ def evaluate(
         field: what is asked of which model.
         data: the examples, or an iterable of batches: x, (x, labels), or dicts with x and any of target, truth and ids.
         metrics: likewise of names from `ap.metrics.names()` and metrics.
-        controls: explainers judged beside, such as those of `ap.controls`; () for none.
+        controls: judged beside: names of `ap.controls`, such as "edges", or what methods may be; () for none.
         truth: what metrics compare with, one entry for each of all examples; a dict of such by the name of the metric
             where they differ.
         target: as `Field.bind` takes it, with one entry for each of all examples where they differ.
         ids: one name for each of all examples; a hash of its content unless given.
         seed: of all random numbers.
         batch: the most examples at once; results do not depend on it.
-        out: a folder that keeps what is finished; called again with the same settings and data, the rest is done.
+        out: the path of a folder that keeps what is finished; called again on the same data, the rest is done.
         strict: raise the first error of a method or metric, instead of recording it as the reason for undefined scores.
         dry_run: give the estimate of passes, and do nothing.
         quiet: print neither the estimate nor what went wrong.
@@ -93,9 +95,11 @@ def evaluate(
         raise ConfigError(f"batch={batch!r}", "a positive int", "leave it out for 64")
     if (number := whole(seed)) is None:
         raise ConfigError(f"seed={seed!r}", "an int", "give a whole number")
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise ConfigError(f"{kind_of(out)} as out", "the path of a folder", "write out='results'")
     judged = _named(methods, _judged, "method")
     by = _named(metrics, _metric, "metric")
-    beside = _named(controls, _judged, "control", none=True)
+    beside = _named(controls, _control, "control", none=True)
     if both := set(judged) & set(beside):
         raise ConfigError(f"{min(both)!r} among methods and controls", "two names", "give a dict of names")
     if truth is not None and not any(m.card.truth for m in by.values()):
@@ -157,6 +161,14 @@ def _judged(given: Any) -> Judged:
     return as_explainer(given)
 
 
+def _control(given: Any) -> Judged:
+    if not isinstance(given, str):
+        return _judged(given)
+    own = knowing_nothing.names()
+    found = spelled(given, (*own, *registered()), "control or method", f"controls are {', '.join(own)}")
+    return knowing_nothing.named(found)() if found in own else as_explainer(found)
+
+
 def _metric(given: Any) -> Metric:
     if isinstance(given, str):
         made = metric_named(given)
@@ -179,7 +191,7 @@ def _named(given: Any, make: Any, what: str, none: bool = False) -> dict[str, An
     if isinstance(given, Mapping):
         if bad := [k for k in given if not isinstance(k, str) or not k]:
             raise ConfigError(f"{bad[0]!r} as the name of a {what}", "a str", "name it")
-        found = {k: make(v) for k, v in given.items()}
+        found = {k: _called(k, v, make) for k, v in given.items()}
     else:
         several = isinstance(given, Iterable) and not isinstance(given, str | Tensor | np.ndarray)
         each = list(given) if several else [given]
@@ -193,6 +205,14 @@ def _named(given: Any, make: Any, what: str, none: bool = False) -> dict[str, An
     if not found and not none:
         raise ConfigError(f"no {what}", "one at least", f"name a {what}")
     return found
+
+
+def _called(name: str, given: Any, make: Any) -> Any:
+    try:
+        made = make(given)
+    except ApportionError as error:
+        raise error.about(name) from error
+    return replace(made, name=name) if isinstance(made, GivenMap) and made is not given else made
 
 
 def _name(made: Any) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -249,6 +250,30 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
     assert sum(asked) == 0
 
 
+def test_metrics_are_added_to_a_folder_and_nothing_is_judged_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call: dict[str, Any] = {"methods": ["gradient", "gradient_times_input"], "batch": 4, "out": tmp_path / "out"}
+    run(metrics=[Drop()], **call)
+    asked: list[tuple[str, ...]] = []
+    judge = runners.Runner.judge
+    monkeypatch.setattr(
+        runners.Runner, "judge", lambda self, b, names, m: (asked.append(tuple(m)), judge(self, b, names, m))[1]
+    )
+    truth = torch.ones(len(X), 1, *X.shape[2:], dtype=torch.float64)
+    both = run(metrics=[Drop(), Inside()], truth=truth, **call)
+    assert set(asked) == {("Inside",)}
+    same(both, run(methods=call["methods"], metrics=[Drop(), Inside()], truth=truth, batch=4))
+    del asked[:]
+    same(run(metrics=[Wobble(), Drop()], **call), run(methods=call["methods"], metrics=[Wobble(), Drop()], batch=4))
+    assert ("Wobble",) in asked
+    del asked[:]
+    run(metrics=[Inside(), Wobble()], truth=truth, **call)
+    assert not asked
+    with pytest.raises(ConfigError, match="truth of batch 0 differ"):
+        run(metrics=[Inside()], truth=truth / 2, **call)
+
+
 def test_half_a_file_is_never_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dying(*_: Any) -> None:
         raise Killed
@@ -266,7 +291,6 @@ def test_half_a_file_is_never_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("change", "told"),
     [
         ({"metrics": {**METRICS, "drop": Drop(1)}}, "metrics.drop.k was 2 and is 1"),
-        ({"metrics": {"drop": Drop()}}, "metrics.wobble was given before"),
         ({"methods": {**METHODS, "ig": "integrated_gradients"}}, "methods.ig.quadrature"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"field": ap.Field(NET, ap.Probability())}, "field.score.type"),
@@ -424,6 +448,7 @@ def test_a_metric_that_cannot_judge_a_map_says_so() -> None:
         ({"metrics": [Drop]}, ConfigError, "an instance"),
         ({"metrics": []}, ConfigError, "no metric"),
         ({"batch": 0}, ConfigError, "batch=0"),
+        ({"out": 3}, ConfigError, "an int as out"),
         ({"data": []}, InputError, "without examples"),
         ({"data": ["a"]}, InputError, "a str as examples"),
         ({"data": 3}, InputError, "an int as data"),
@@ -444,6 +469,53 @@ def test_mistakes_are_told_before_anything_runs(given: dict[str, Any], error: ty
 
 
 # -- the result -----------------------------------------------------------------------------------
+
+
+def test_names_are_found_in_any_spelling_and_controls_by_theirs() -> None:
+    found = run(X, ["SmoothGrad"], ["Sparseness", "effective-complexity"], controls=["random", "center-gaussian"])
+    plain = run(X, [ap.SmoothGrad()], ["sparseness"], controls=(ap.controls.Random(), ap.controls.CenterGaussian()))
+    assert (found.methods, found.controls) == (("SmoothGrad",), ("random", "center-gaussian"))
+    torch.testing.assert_close(
+        found.scores["SmoothGrad"]["Sparseness"].values, plain.scores["SmoothGrad"]["sparseness"].values
+    )
+    assert ap.metrics.metric("MoRF") is ap.metrics.metric("morf") is ap.metrics.MoRF
+    with pytest.raises(RegistryError, match="'mo_rf'"):
+        ap.metrics.metric("MoRFF")
+    with pytest.raises(RegistryError, match="'random'"):
+        run(controls=["rando"])
+
+
+def test_stars_are_told_of_where_there_are_some_and_digits_tell_methods_apart() -> None:
+    assert "beats" not in repr(run(X, ["gradient"], [Wobble()], controls=()))
+    maps = {n: X * v for n, v in (("a", 1.0), ("b", 2.0), ("c", -1.0))}  # whose sparseness is one
+    assert "; none beats same beyond chance" in repr(run(X, maps, ["sparseness"], controls={"same": X}))
+    found = repr(run(X, {"a": X, "b": X.exp()}, ["sparseness"], controls={"ones": torch.ones_like(X)}))
+    assert "* beats ones beyond chance" in found
+    near = repr(run(X, {"a": X, "b": X + 1e-4, "c": X + 2e-4}, ["sparseness"], controls=()))
+    values = [line.split()[1] for line in near.splitlines()[1:4]]
+    assert len(set(values)) == 3
+    assert max(map(len, values)) > len("0.123")
+    with pytest.raises(InputError, match="a alone to rank"):
+        run(X, {"a": X}, ["sparseness"]).ranks("sparseness")
+
+
+def test_the_sigmoid_of_a_regression_is_told_of() -> None:
+    field = ap.Field(lambda x: x.flatten(1).sum(1))
+    told = ap.metrics.DeletionAUC()(field, X, ap.Gradient()).warnings
+    assert any("sigmoid of the model's one number" in w for w in told)
+    told = ap.metrics.DeletionAUC(score=ap.Logit())(field, X, ap.Gradient()).warnings
+    assert not any("sigmoid" in w for w in told)
+
+
+@pytest.mark.filterwarnings("error")
+def test_maps_in_a_file_are_read_from_there_and_called_by_their_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "maps.npy", X.numpy())
+    held = np.load(tmp_path / "maps.npy", mmap_mode="r")
+    same(run(X, {"mine": held}, ["sparseness"]), run(X, {"mine": X}, ["sparseness"]))
+    with pytest.raises(InputError, match=r"7 map\(s\) of mine"):
+        run(X[:5], {"mine": X}, ["sparseness"])
+    with pytest.raises(ConfigError, match=r"mine: values of torch.int64"):
+        run(X, {"mine": X.long()}, ["sparseness"])
 
 
 def test_what_differs_tells_methods_of_one_class_apart() -> None:

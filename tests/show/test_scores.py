@@ -86,6 +86,40 @@ def test_titles_fit_their_picture() -> None:
     assert box.x1 <= figure.bbox.width
 
 
+LONG = "IntegratedGradients(quadrature=Gauss, baseline.fill=Uniform, points={}, reduce=Mean)"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["m{}", LONG])
+@pytest.mark.parametrize(("methods", "metrics"), [(1, 1), (7, 5)])
+def test_names_of_any_length_stay_inside_their_picture(name: str, methods: int, metrics: int) -> None:
+    found = {}
+    for i in range(methods):
+        by = {}
+        for m in range(metrics):
+            control = of(name.format("none"), [0.0, 1.0, 2.0])
+            by[f"metric {m}"] = replace(of(name.format(i), [float(i), i * m, 3.0]), controls={control.of: control})
+        found[name.format(i)] = by
+    held = ap.Evaluation(found, {}, {})
+    one = held.scores[name.format(0)]["metric 0"]
+    y = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    drawn = [held.show(), one.show(), replace(one, curves={"c": Curve(torch.arange(4.0), y, "k", "score")}).show()]
+    if metrics > 1:
+        drawn.append(held.compare({"one": ["metric 0"], "other": ["metric 1", "metric 2"]}).show())
+    for figure in drawn:
+        figure.canvas.draw()
+        wide, high = figure.get_size_inches()
+        taken: Any = figure.get_tightbbox()
+        assert min(taken.x0, taken.y0, wide - taken.x1, high - taken.y1) >= 0
+        assert all(p.get_position().width * wide > 1.2 for p in figure.axes if p.axison)
+
+
+def test_numbers_of_dots_that_are_close_stand_together() -> None:
+    found = {str(i): {m: of(str(i), [v, v + 1e-3], m) for m in "ab"} for i, v in enumerate([0.0, 0.01, 5.0])}
+    panel = compare(found, {"a": ["a"], "b": ["b"]}).show().axes[0]
+    assert [t.get_text() for t in panel.texts] == ["1, 2", "3"]
+
+
 def judged() -> ap.Evaluation:
     x = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
     field = ap.Field(lambda x: (x**2).sum(1))

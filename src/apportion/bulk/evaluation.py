@@ -191,7 +191,13 @@ class Evaluation:
         return rows
 
     def ranks(self, metric: str) -> Ranks:
-        """Rank the methods by a metric, with tests and sizes of their differences; see `rank_methods`."""
+        """Rank the methods by a metric, with tests and sizes of their differences; see `rank_methods`.
+
+        Raises:
+            InputError: one method, or no such metric.
+        """
+        if len(self.methods) < 2:
+            raise InputError(f"{self.methods[0]} alone to rank", "two methods or more", "evaluate another beside it")
         return rank_methods(self.of(metric), metric)
 
     def reliability(self, metric: str, again: Evaluation | None = None) -> Reliability:
@@ -287,14 +293,16 @@ class Evaluation:
         arrow = {Direction.HIGHER: " ↑", Direction.LOWER: " ↓", Direction.NEITHER: ""}
         first = self.scores[self.methods[0]]
         head = ["", *(f"{m}{arrow[first[m].direction]}" for m in self.metrics)]
+        digits = {m: _digits([rows[k, m]["value"] for k in self.methods]) for m in self.metrics}
         body = []
         for method in (*self.methods, *self.controls):
             line = [method]
             for metric in self.metrics:
                 r = rows[method, metric]
                 mark = "*" if r["beats"] and all(r["beats"].values()) else ""
-                spread = f" [{r['low']:.3g}, {r['high']:.3g}]{mark}" if r["n"] > 1 else ""
-                line.append(f"{r['value']:.3g}{spread}" if r["n"] else "undefined")
+                value, low, high = (f"{r[k]:.{digits[metric]}g}" for k in ("value", "low", "high"))
+                spread = f" [{low}, {high}]{mark}" if r["n"] > 1 else ""
+                line.append(f"{value}{spread}" if r["n"] else "undefined")
             body.append(line)
         return head, body
 
@@ -312,8 +320,10 @@ class Evaluation:
         return "\n".join(lines + ([f"undefined in {failed} place(s): see .failures"] if failed else []))
 
     def _words(self) -> str:
-        beside = f"; * beats {' and '.join(self.controls)} beyond chance" if self.controls else ""
-        beside = f"; {self._few()}" if beside and len(self) < LEAST else beside
+        told = [r["beats"].values() for r in self.summary() if r["beats"]]
+        star = "* " if any(all(won) for won in told) else "none " if any(False in won for won in told) else ""
+        beside = f"; {star}beats {' and '.join(self.controls)} beyond chance" if star else ""
+        beside = f"; {self._few()}" if self.controls and len(self) < LEAST else beside
         return f"{len(self)} example(s), bootstrap intervals at 95 %{beside}"
 
     def _repr_html_(self) -> str:
@@ -381,6 +391,12 @@ class Evaluation:
             raise ConfigError(
                 f"{path}: {type(error).__name__}: {error}", "a file written by Evaluation.to_json", "check the path"
             ) from error
+
+
+def _digits(values: Sequence[float]) -> int:
+    """Choose how many digits tell methods apart; three where more than five would have to."""
+    apart = len(set(values))
+    return next((n for n in (3, 4, 5) if len({f"{v:.{n}g}" for v in values}) == apart), 3)
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:

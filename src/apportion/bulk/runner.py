@@ -46,6 +46,9 @@ _OF_THE_MODEL = (ConfigError, ModelError, NoGradientPathError, RuleError, SiteEr
 _THE_ONLY = re.compile(r",? ?(?:(?:for|of|in) )?\bexample 0\b(?: \(1 of 1 rows\))?")
 """How errors name the example where there is one alone: which of all it is, results say."""
 
+_EMPTY: Mapping[str, Any] = {"scores": {}}
+"""What is kept of a method that has not been judged."""
+
 _LONGEST = 400
 """Characters of a reason."""
 
@@ -156,8 +159,7 @@ class Runner:
                     try:
                         part.check(self.field)
                     except BaselineError as error:
-                        told = f"{name}: {error.given}"
-                        raise BaselineError(told, error.expected, f"{error.do}, or give {name} another fill") from error
+                        raise error.about(name).advising(f"or give {name} another fill") from error
 
     def settings(self, weighed: bool) -> dict[str, Json]:
         """Say what results depend on besides the data.
@@ -267,25 +269,30 @@ class Runner:
             self._check_truth(batch)
             mine = None if store is None else batch.fingerprint()
             have = {} if store is None else {n: store.get(number - 1, n, mine) for n in self.judged}
+            kept: dict[str, dict[str, Any]] = {n: h for n, h in have.items() if h is not None}
             if self.strict:  # what failed fails again, and says so
-                have = {n: None if isinstance(h, dict) and h.get("failed") else h for n, h in have.items()}
-            todo = [n for n in self.judged if have.get(n) is None]
-            made = self.judge(batch, todo, list(self.metrics))
-            for name in self.judged:
-                found = have.get(name)
-                if found is None:
+                kept = {n: h for n, h in kept.items() if not h.get("failed")}
+            missing = {n: tuple(m for m in self.metrics if m not in kept.get(n, _EMPTY)["scores"]) for n in self.judged}
+            alike = {m: [n for n in missing if missing[n] == m] for m in missing.values() if m}
+            made = {wanted: self.judge(batch, names, wanted) for wanted, names in alike.items()}
+            for name, wanted in missing.items():
+                before = kept.get(name, _EMPTY)
+                found = Found(before["scores"], before.get("cost", _nothing(0)), before.get("warnings", ()))
+                if wanted:
                     with progress(_silent):
-                        found = next(made)
+                        found = next(made[wanted])
+                    if name in kept:
+                        cost, warnings = kept[name]["cost"], kept[name]["warnings"]
+                        found = replace(found, scores=before["scores"] | found.scores, cost=cost, warnings=warnings)
                     if store is not None and not found.passing:
                         held = {
-                            "failed": found.failed,
+                            "failed": found.failed or before.get("failed", False),
                             "scores": dict(found.scores),
                             "cost": found.cost,
                             "warnings": found.warnings,
                         }
                         store.put(number - 1, name, mine, held)
-                elif isinstance(found, dict):
-                    found = Found(found["scores"], found["cost"], found["warnings"])
+                found = replace(found, scores={m: found.scores[m] for m in self.metrics})
                 done += len(batch)
                 seen = batch.rows.stop
                 total = done + 1 if examples is None else examples * len(self.judged)
@@ -403,7 +410,7 @@ class Runner:
                 try:
                     metric.check_truth(q, self._truth(batch, name))
                 except ApportionError as error:
-                    raise type(error)(f"truth of {name}: {error.given}", error.expected, error.do) from error
+                    raise error.about(f"truth of {name}") from error
         of_maps = all(m.card.judges is Judges.MAP for m in self.metrics.values())
         for name, one in judged.items():
             if isinstance(one, GivenMap):

@@ -25,6 +25,9 @@ _KINDS = {kind.__name__: kind for kind in (Scores, Curve, Cost)}
 _PLAIN = {"Scores": ("metric", "method", "score")}
 """Fields that are JSON already."""
 
+_GROWING = ("methods", "controls", "metrics")
+"""Settings to which names may be added."""
+
 
 def pack(value: Any, put: Callable[[Tensor], Json]) -> Json:
     """Write scores, and what they hold, as JSON.
@@ -103,8 +106,8 @@ class Store:
 
         Args:
             folder: a new or empty one, or that of an earlier run with these settings.
-            settings: what results depend on besides the data. Under "methods" and "controls" new names may be
-                added; everything else must be as it was.
+            settings: what results depend on besides the data. Under "methods", "controls" and "metrics" new names may
+                be added; everything else must be as it was.
 
         Raises:
             ConfigError: the folder holds results of other settings; it says which.
@@ -123,7 +126,7 @@ class Store:
                     "the settings it was begun with",
                     "give another folder, or the settings of before",
                 )
-            for group in ("methods", "controls"):
+            for group in _GROWING:
                 now[group] = before[group] | now[group]
             if now == before:
                 return
@@ -157,14 +160,17 @@ class Store:
         Raises:
             OutputError: it cannot be written.
         """
-        tensors: dict[str, Tensor] = {}
+        path, tensors = self._path(batch, name), {}
+        if path.is_file():  # what was found before goes on with further metrics, which may have no truth
+            before = read_tensors(path, "apportion_evaluation", "ap.evaluate")[0]["data"]
+            fingerprint = fingerprint | {"truth": _all_truths(before["truth"], fingerprint["truth"])}
 
         def keep(t: Tensor) -> str:
             tensors[key := str(len(tensors))] = t
             return key
 
         record = {"version": 1, "name": name, "data": fingerprint, "found": pack(found, keep)}
-        write_tensors(self._path(batch, name), tensors, {"apportion_evaluation": record})
+        write_tensors(path, tensors, {"apportion_evaluation": record})
 
     def get(self, batch: int, name: str, fingerprint: Json) -> Any:
         """Give what was found of a batch by a method, None where it has not been finished.
@@ -175,16 +181,20 @@ class Store:
         path = self._path(batch, name)
         if not path.is_file():
             return None
-        record, tensors = read_tensors(path, "apportion_evaluation", "ap.evaluate")
         try:
-            different = [k for k in fingerprint if record["data"][k] != json.loads(json.dumps(fingerprint[k]))]
+            record, tensors = read_tensors(path, "apportion_evaluation", "ap.evaluate")
+        except ConfigError as error:
+            raise ConfigError(error.given, error.expected, "remove it: the same call makes it again") from error
+        try:
+            now = json.loads(json.dumps(fingerprint))
+            different = [k for k in now if not _fits(record["data"][k], now[k], k)]
             if not different and record["name"] == name:
                 return unpack(record["found"], tensors.__getitem__)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"{path} has a damaged record ({type(error).__name__}: {error})",
                 "a file written by ap.evaluate",
-                "remove it, and evaluate again",
+                "remove it: the same call makes it again",
             ) from error
         raise ConfigError(
             f"{self.folder} holds results of other data: {', '.join(different)} of batch {batch} differ",
@@ -208,10 +218,23 @@ class Store:
             )
 
 
+def _fits(before: Json, now: Json, name: str) -> bool:
+    """Compare a part of two fingerprints; truths may come with the metric that needs them."""
+    if name == "truth" and isinstance(before, dict) and isinstance(now, dict):
+        return all(before[k] == now[k] for k in before if k in now)
+    return before == now or (name == "truth" and None in (before, now))
+
+
+def _all_truths(before: Json, now: Json) -> Json:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return before | now
+    return before if now is None else now
+
+
 def _read_json(path: Path) -> Json:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and all(isinstance(found.get(k), dict) for k in ("methods", "controls")):
+        if isinstance(found, dict) and all(isinstance(found.get(k), dict) for k in _GROWING):
             return found
     except (OSError, ValueError):
         pass
@@ -219,9 +242,9 @@ def _read_json(path: Path) -> Json:
 
 
 def _differences(before: Json, now: Json, place: str = "") -> Iterable[str]:
-    """Say where two records differ; names of methods and controls may be missing from either."""
+    """Say where two records differ; names of methods, controls and metrics may be missing from either."""
     if isinstance(before, dict) and isinstance(now, dict):
-        optional = place in ("methods", "controls")
+        optional = place in _GROWING
         for key in dict.fromkeys([*before, *now]):
             inner = f"{place}.{key}" if place else key
             if key in before and key in now:

@@ -13,7 +13,7 @@ from apportion import metrics as judging
 from apportion.bulk import Estimate
 from apportion.cli import work
 from apportion.core.card import Need
-from apportion.core.errors import ConfigError, RegistryError, nearest
+from apportion.core.errors import ConfigError, RegistryError
 from apportion.core.explainer import Explainer
 from apportion.core.external import Resized
 from apportion.core.field import Field
@@ -43,9 +43,8 @@ def metrics(names: Sequence[str]) -> dict[str, Metric]:
     """
     found = {}
     for name in _apart(names):
-        key = snake(name.replace("-", "_"))
         try:
-            cls = judging.metric(key)
+            cls = judging.metric(name)
         except RegistryError as error:
             raise RegistryError(error.given, error.expected, "list the metrics with `apportion metrics`") from error
         if cls.card.truth and not needs_object(cls):
@@ -56,7 +55,7 @@ def metrics(names: Sequence[str]) -> dict[str, Metric]:
             raise ConfigError(
                 f"--metric {name} without {', '.join(needed)}", "a metric with defaults", "use ap.evaluate"
             )
-        found[key] = cls()
+        found[snake(cls.__name__)] = cls()
     return found
 
 
@@ -74,18 +73,8 @@ def beside(names: Sequence[str]) -> dict[str, Explainer]:
     >>> list(beside(["center-gaussian"])), beside(["none"])
     (['center_gaussian'], {})
     """
-    known = {snake(name): getattr(controls, name) for name in controls.__all__}
-    found = {}
-    for name in _apart(names):
-        key = snake(name.replace("-", "_"))
-        if key == "none":
-            continue
-        if key not in known:
-            raise RegistryError(
-                f"no control named {name!r}", nearest(key, known), f"one of {', '.join(known)}, or none"
-            )
-        found[key] = known[key]()
-    return found
+    made = [controls.named(name)() for name in _apart(names) if name.lower() != "none"]
+    return {snake(type(control).__name__): control for control in made}
 
 
 def methods(choices: Sequence[work.Choice]) -> tuple[dict[str, Explainer], list[str]]:

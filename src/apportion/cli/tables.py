@@ -14,7 +14,7 @@ from rich.text import Text
 import apportion
 from apportion.cli.work import Estimate, Explained, named
 from apportion.core.attribution import Attribution
-from apportion.core.registry import methods, snake
+from apportion.core.registry import methods
 from apportion.metrics.metric import Judges
 from apportion.metrics.metric import metric as metric_named
 from apportion.metrics.metric import names as metric_cards
@@ -214,7 +214,7 @@ def print_metrics() -> None:
 
 def print_metric(name: str) -> None:
     """Show the card of a metric."""
-    cls = metric_named(snake(name.replace("-", "_")))
+    cls = metric_named(name)
     card = cls.card
     low, high = card.range
     rows = [

@@ -33,7 +33,7 @@ from apportion.core.errors import (
 from apportion.core.explainer import Explainer
 from apportion.core.field import Field
 from apportion.core.question import Question
-from apportion.core.registry import method, methods, snake
+from apportion.core.registry import method, methods, snake, spelled
 from apportion.core.score import Contrast, main_output
 from apportion.core.together import answers
 from apportion.methods import CLIME, RISE, GradCAM, Gradient, GradientTimesInput, IntegratedGradients, SmoothGrad
@@ -149,7 +149,7 @@ def named(name: str) -> type[Explainer]:
     True
     """
     try:
-        return method(snake(name.replace("-", "_")))
+        return method(name)
     except RegistryError as error:
         raise RegistryError(error.given, error.expected, "list the methods with `apportion methods`") from error
 
@@ -401,7 +401,8 @@ def contrast_by_name(choices: Sequence[Choice], name: str) -> str:
     """Check what is to be contrasted, in any spelling.
 
     Raises:
-        ConfigError: it is neither one of `CONTRASTS` nor a method of this run, or one whose map is of no class.
+        RegistryError: it is neither one of `CONTRASTS` nor a method of this run.
+        ConfigError: a method whose map is of no class.
 
     >>> contrast_by_name(choose(["quick"]), "SmoothGrad")
     'smooth_grad'
@@ -409,10 +410,7 @@ def contrast_by_name(choices: Sequence[Choice], name: str) -> str:
     if name in CONTRASTS:
         return name
     known = [*CONTRASTS, *(c.name for c in choices)]
-    if (found := snake(name.replace("-", "_"))) not in known:
-        raise ConfigError(
-            f"--contrast {name}", nearest(found, known), f"name a method of this run, or {', '.join(CONTRASTS)}"
-        )
+    found = spelled(name, known, "contrast", f"name a method of this run, or {', '.join(CONTRASTS)}")
     if any(c.name == found and not c.explainer.card.scored for c in choices):
         raise ConfigError(
             f"--contrast {name}, whose map is the same for every class",

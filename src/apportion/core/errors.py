@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 
@@ -32,6 +32,10 @@ class ApportionError(Exception):
     def advising(self, do: str) -> ApportionError:
         """Give the same error with a further next step."""
         return type(self)(self.given, self.expected, f"{self.do}; {do}" if self.do else do)
+
+    def about(self, whose: str) -> ApportionError:
+        """Give the same error, which says first what it is about."""
+        return type(self)(f"{whose}: {self.given}", self.expected, self.do)
 
     def __reduce__(self) -> tuple[type[ApportionError], tuple[str, str, str]]:
         return type(self), (self.given, self.expected, self.do)
@@ -162,20 +166,26 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(name: str, known: Iterable[str], count: int = 3, names: Mapping[str, str] | None = None) -> str:
     """Name the known spellings closest to a wrong one.
+
+    Args:
+        name: the wrong one.
+        known: those compared with.
+        count: the most that are named.
+        names: what those are called, where that is another spelling.
 
     >>> nearest("sallency", ["saliency", "lrp"])
     "the nearest are 'saliency'"
     """
-    known = list(known)
+    known, names = list(known), names or {}
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.4)
     if not close:
         tail = name.rsplit(".", 1)[-1]
         close = [k for k in known if tail and tail in k][:count]
     if close:
-        return "the nearest are " + ", ".join(repr(c) for c in close)
-    return "known are " + ", ".join(repr(k) for k in known[:8]) + (", ..." if len(known) > 8 else "")
+        return "the nearest are " + ", ".join(repr(names.get(c, c)) for c in close)
+    return "known are " + ", ".join(repr(names.get(k, k)) for k in known[:8]) + (", ..." if len(known) > 8 else "")
 
 
 def errors_table() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -205,7 +206,9 @@ class Resized(Unregistered):
 
 def _as_tensor(value: Any) -> Tensor:
     try:
-        t = torch.as_tensor(value).detach()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # nothing here writes to it
+            t = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{kind_of(value)} as values", "numbers", "give a tensor or an array of floats") from error
     if not t.is_floating_point():

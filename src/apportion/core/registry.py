@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from apportion.core.card import Card
@@ -22,6 +22,33 @@ def snake(name: str) -> str:
     ('integrated_gradients', 'grad_cam', 'lrp', 'grad_cam_plus_plus')
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def spelled(name: str, known: Iterable[str], what: str, do: str) -> str:
+    """Find a name among those known, whatever its capitals and what joins its words.
+
+    Args:
+        name: as a user wrote it.
+        known: the names there are.
+        what: what they are names of.
+        do: the advice where there is none.
+
+    Raises:
+        RegistryError: unknown, with the nearest names, or no name at all.
+
+    >>> [spelled(n, ["mo_rf", "grad_cam_plus_plus"], "metric", "") for n in ("MoRF", "morf", "mo-rf", "Grad-CAM++")]
+    ['mo_rf', 'mo_rf', 'mo_rf', 'grad_cam_plus_plus']
+    """
+    if not isinstance(name, str):
+        raise RegistryError(f"{kind_of(name)} as the name of a {what}", "a str", do)
+    letters = {_letters(k): k for k in sorted(known)}
+    if (wanted := _letters(name)) in letters:
+        return letters[wanted]
+    raise RegistryError(f"no {what} named {name!r}", nearest(wanted, letters, names=letters), do)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.replace("+", "plus")).lower()
 
 
 def register(card: Card) -> Callable[[E], E]:
@@ -53,18 +80,12 @@ def methods() -> dict[str, Card]:
 
 
 def method(name: str) -> type[Explainer]:
-    """Find a method by its name.
+    """Find a method by its name or that of its class, in any spelling.
 
     Raises:
-        RegistryError: unknown, with the nearest names, or no name at all.
+        RegistryError: see `spelled`.
     """
-    if not isinstance(name, str):
-        raise RegistryError(f"{kind_of(name)} as the name of a method", "a str", "list the names with ap.methods()")
-    if name not in _METHODS:
-        raise RegistryError(
-            f"no method named {name!r}", nearest(name, sorted(_METHODS)), "list the names with ap.methods()"
-        )
-    return _METHODS[name]
+    return _METHODS[spelled(name, _METHODS, "method", "list the names with ap.methods()")]
 
 
 def methods_table() -> str:

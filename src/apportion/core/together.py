@@ -106,7 +106,7 @@ def named(error: Exception, explainer: Explainer, place: str) -> Exception:
     """Give an error that says which method it is from."""
     whose = f"{type(explainer).__name__} ({place})"
     if isinstance(error, ApportionError):
-        told = type(error)(f"{whose}: {error.given}", error.expected, error.do)
+        told = error.about(whose)
         told.__cause__ = error
         return told
     error.add_note(f"in {whose}")

@@ -17,13 +17,13 @@ from apportion.core import tree
 from apportion.core.attribution import Attribution, Cost, Domain
 from apportion.core.card import Kind, Paper
 from apportion.core.config import Configurable, is_reproducible, to_config
-from apportion.core.errors import ConfigError, InputError, NonFiniteError, RegistryError, kind_of, nearest
+from apportion.core.errors import ConfigError, InputError, NonFiniteError, kind_of
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.external import External, GivenMap, fitted
 from apportion.core.field import Field
 from apportion.core.question import Question
-from apportion.core.registry import snake
-from apportion.core.score import Target
+from apportion.core.registry import snake, spelled
+from apportion.core.score import Probability, Target
 from apportion.core.sharing import Common
 from apportion.core.tree import Tree
 from apportion.metrics.scores import Curve, Direction, Scores
@@ -348,18 +348,21 @@ class Metric(Configurable):
             parts=found.parts,
             undefined={k: v for k, v in found.undefined.items() if bool(v.any())},
             controls=beside,
-            warnings=(*(w for w in q.warnings if w not in warned), *self._cautions(subject)),
+            warnings=(*(w for w in q.warnings if w not in warned), *self._cautions(subject, q)),
             statistic=self.card.statistic,
             blind_is_best=self.card.blind_is_best,
             rounding=_rounding(q),
             tensors=tensors,
         )
 
-    def _cautions(self, subject: Subject) -> tuple[str, ...]:
-        given = subject._given
+    def _cautions(self, subject: Subject, q: Question) -> tuple[str, ...]:
+        given, name, found = subject._given, type(self).__name__, []
         if self.card.kind is not None and given is not None and given.kind is not self.card.kind:
-            return (f"{type(self).__name__} is made for {self.card.kind.value} maps; this is a {given.kind.value}",)
-        return ()
+            found.append(f"{name} is made for {self.card.kind.value} maps; this is a {given.kind.value}")
+        if q.target is None and isinstance(getattr(self, "score", None), Probability):
+            told = f"{name} judges the sigmoid of the model's one number, as of a class"
+            found.append(f"{told}; for a regression write {name}(score=ap.Logit()), the number itself")
+        return tuple(found)
 
     @abstractmethod
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
@@ -434,13 +437,9 @@ def names() -> dict[str, MetricCard]:
 
 
 def metric(name: str) -> type[Metric]:
-    """Find a metric by its name.
+    """Find a metric by its name or that of its class, in any spelling.
 
     Raises:
         RegistryError: unknown, with the nearest names.
     """
-    if not isinstance(name, str) or name not in _METRICS:
-        raise RegistryError(
-            f"no metric named {name!r}", nearest(str(name), sorted(_METRICS)), "list them with ap.metrics.names()"
-        )
-    return _METRICS[name]
+    return _METRICS[spelled(name, _METRICS, "metric", "list them with ap.metrics.names()")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,12 @@ _DASHES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 _ARROWS = {Direction.HIGHER: "higher is better →", Direction.LOWER: "← lower is better", Direction.NEITHER: ""}
 _ACROSS = 4
 """Panels in a row."""
+_LETTERS = 30
+"""Letters of a name in a line."""
+_LETTER, _LINE = 0.078, 0.16
+"""Inches of a letter, roughly, and of a line."""
+_NEAR = 0.06
+"""Dots nearer than this share of a panel have their numbers in one place, where they would cover each other."""
 _POINTS = 101
 """Places at which curves with positions of their own are averaged."""
 
@@ -51,10 +57,13 @@ def scores(found: Scores) -> Figure:
     for name, curve in found.curves.items():
         shared.setdefault((curve.x_label, curve.y_label), []).append(name)
     names = [own[0] for own in shared.values()]
-    figure, panels = _panels(max(1, len(names)), 4.2, 3.1)
     beside = list(found.controls.items())
-    if not names:
-        _dots(panels[0], [(found.of, found), *beside])
+    if names:
+        figure, panels = _panels(len(names), 4.2, 3.1)
+    else:
+        held = {_wrapped(name): s for name, s in ((found.of, found), *beside)}
+        figure, panels = _panels(1, 4.2, 1.0 + _high(held, 0.5), left=_wide(held))
+        _dots(panels[0], list(held.items()))
     for panel, ((across, up), (name, *others)) in zip(panels, shared.items(), strict=False):
         lines = [(label, other, name) for label, other in beside if name in other.curves]
         lines += [(other, found, other) for other in others]
@@ -67,7 +76,9 @@ def scores(found: Scores) -> Figure:
         panel.set_title(name if len(names) > 1 else "", fontsize=9)
         panel.tick_params(labelsize=7)
     title = f"{found.name}: {worded(found)}, {found.direction.value}"
-    figure.suptitle(textwrap.fill(title, int(14 * figure.get_figwidth())), fontsize=9)  # letters to an inch, roughly
+    lines = textwrap.wrap(title, int(14 * figure.get_figwidth()))  # letters to an inch, roughly
+    figure.suptitle("\n".join(lines), fontsize=9)
+    figure.set_figheight(figure.get_figheight() + _LINE * (len(lines) - 1))
     if names:
         _legend(figure, panels[0].get_legend_handles_labels()[0])
     return figure
@@ -93,7 +104,8 @@ def evaluation(found: Evaluation, metrics: Sequence[str] | None = None) -> Figur
     for name in names:
         found.of(name)
     rows = {(r["metric"], r["method"]): r for r in found.summary()}
-    figure, panels = _panels(len(names), 3.0, 0.8 + 0.26 * len(found.methods), share=True)
+    labels = [_wrapped(name) for name in found.methods]
+    figure, panels = _panels(len(names), 3.0, 1.1 + _high(labels, 0.26), share=True, left=_wide(labels))
     for i, (panel, name) in enumerate(zip(panels, names, strict=False)):
         for n, control in enumerate(found.controls):
             r, color = rows[name, control], _CONTROLS[n % len(_CONTROLS)]
@@ -112,7 +124,7 @@ def evaluation(found: Evaluation, metrics: Sequence[str] | None = None) -> Figur
         direction = found.scores[found.methods[0]][name].direction
         panel.set_title("\n".join(textwrap.wrap(name, 30)), fontsize=9)
         panel.set_xlabel(_ARROWS[direction], fontsize=8)
-        panel.set_yticks(range(len(found.methods)), found.methods)
+        panel.set_yticks(range(len(labels)), labels)
         panel.set_ylim(len(found.methods) - 0.4, -0.6)
         panel.tick_params(labelsize=8, labelleft=i % _ACROSS == 0)
         panel.locator_params(axis="x", nbins=4)
@@ -160,7 +172,7 @@ def comparison(found: Comparison, groups: Sequence[str] | None = None) -> Figure
             panel.plot([x], [y], "o", color=colors[i], markerfacecolor=face, markersize=6, label=method)
             numbers.setdefault((x, y), []).append(str(i + 1))
         panel.margins(0.1)
-        for place, some in numbers.items():
+        for place, some in _apart(panel, numbers).items():
             panel.annotate(", ".join(some), place, xytext=(4, 4), textcoords="offset points", fontsize=7)
         for group, turn, name in (
             (one, panel.invert_xaxis, panel.set_xlabel),
@@ -171,7 +183,7 @@ def comparison(found: Comparison, groups: Sequence[str] | None = None) -> Figure
             if len(metrics) > 1 or alone.direction is Direction.LOWER:
                 turn()
             what = f"{metrics[0]}" if len(metrics) == 1 else f"mean rank of {len(metrics)} metrics"
-            name(f"{group}: {what}", fontsize=8)
+            name("\n".join(textwrap.wrap(f"{group}: {what}", 2 * _LETTERS)), fontsize=8)
         panel.tick_params(labelsize=7)
     handles = []
     for i, method in enumerate(found.methods):
@@ -186,11 +198,11 @@ def comparison(found: Comparison, groups: Sequence[str] | None = None) -> Figure
 
 
 def _panels(
-    count: int, wide: float, high: float, share: bool = False, across: int = _ACROSS
+    count: int, wide: float, high: float, share: bool = False, across: int = _ACROSS, left: float = 0.6
 ) -> tuple[Figure, list[Axes]]:
     across = min(across, count)
     down = -(-count // across)
-    figure = Figure(figsize=(wide * across + 0.6, high * down + 0.7), dpi=110, layout="constrained")
+    figure = Figure(figsize=(wide * across + left, high * down + 0.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels: list[Axes] = list(figure.subplots(down, across, squeeze=False, sharey=share).flatten())
     for panel in panels[count:]:
@@ -199,12 +211,39 @@ def _panels(
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:
-    labels = [str(h.get_label()) for h in handles]
+    wide = figure.get_figwidth()
+    labels = [_wrapped(str(h.get_label()), int((wide - 0.8) / _LETTER)) for h in handles]
     if not labels:
         return
-    each = 0.6 + 0.075 * max(map(len, labels))  # inches, roughly
-    columns = max(1, min(len(labels), int(figure.get_figwidth() / each)))
+    columns = max(1, min(len(labels), int(wide / (_wide(labels, 0.6)))))
+    figure.set_figheight(figure.get_figheight() + _high(labels[::columns], 0.18) + 0.1)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def _wrapped(name: str, letters: int = _LETTERS) -> str:
+    lines = textwrap.wrap(name.replace("(", "( "), letters)  # which may break there
+    return "\n".join(lines).replace("( ", "(")
+
+
+def _wide(labels: Iterable[str], beside: float = 0.3) -> float:
+    """Tell the inches that wrapped labels take."""
+    return max(0.6, beside + _LETTER * max(len(line) for label in labels for line in label.split("\n")))
+
+
+def _high(labels: Iterable[str], least: float) -> float:
+    """Tell the inches of rows as high as the highest of their labels."""
+    held = list(labels)
+    return len(held) * max(least, _LINE * (0.6 + max(label.count("\n") + 1 for label in held)))
+
+
+def _apart(panel: Axes, numbers: Mapping[tuple[float, float], list[str]]) -> dict[tuple[float, float], list[str]]:
+    """Put numbers of dots that lie close together in one place."""
+    wide, high = (abs(b - a) or 1.0 for a, b in (panel.get_xlim(), panel.get_ylim()))
+    places: dict[tuple[float, float], list[str]] = {}
+    for (x, y), some in numbers.items():
+        at = next((p for p in places if abs(p[0] - x) < _NEAR * wide and abs(p[1] - y) < _NEAR * high), (x, y))
+        places.setdefault(at, []).extend(some)
+    return places
 
 
 def _across(panel: Axes) -> Any:
