@@ -7,7 +7,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -619,9 +619,32 @@ def test_warnings_do_not_depend_on_batches() -> None:
 
     assert warned(1) == warned(3) == warned(7)
     assert len(warned(7)) == 1
-    told = told_once(["2 of 3 fail", "1 of 4 fail", "2 of 3 fail", "other"])
-    assert told == told_once([*told, "7 of 8 fail"])
-    assert told == ("2 of 3 fail (and the like of other examples)", "other")
+
+
+def test_numbers_of_one_batch_are_not_told_of_all() -> None:
+    """Whether batches give other numbers, or some give none; what all give alike stands, as does what has none."""
+    told = told_once([["2 of 3 fail", "below 5"], ["1 of 4 fail", "other", "below 5"], ["2 of 3 fail", "below 5"]])
+    assert told == ("2 of 3 fail (numbers of one batch)", "below 5", "other")
+    assert told_once([told, ["7 of 8 fail", "below 5"]]) == told
+    assert told_once([["2 of 3 fail"], []]) == ("2 of 3 fail (numbers of one batch)",)
+    assert told_once([told]) == told
+
+
+def test_categories_count_alike_in_the_table() -> None:
+    """Five examples of one class and seven of another: the mean of class means, its interval and verdicts by it."""
+    x = X[:1].repeat(12, 1, 1, 1) * torch.linspace(0.5, 1, 12)[:, None, None, None]
+    found = run(x, ["gradient"], ["sparseness"], batch=12)
+    (own,) = [s for held in found.scores.values() for s in held.values()]
+    values = torch.tensor([1.0] * 5 + [0.0] * 7)
+    control = replace(own.controls["Random"], values=torch.full((12,), 0.45))
+    own = replace(own, values=values, controls={"Random": control})
+    found = replace(found, scores={"gradient": {"sparseness": own}})
+    plain, by = (found.summary(categories=c)[0] for c in ((), ["a"] * 5 + ["b"] * 7))
+    assert plain["value"] == pytest.approx(5 / 12)
+    assert (plain["low"] < 0.3, plain["beats"]) == (True, {"Random": False})
+    assert (by["low"], by["value"], by["high"], by["beats"]) == (0.5, 0.5, 0.5, {"Random": True})
+    with pytest.raises(InputError, match="2 categories for 12"):
+        found.summary(categories=["a", "b"])
 
 
 def test_progress_counts_examples_times_methods() -> None:

@@ -280,11 +280,15 @@ def test_categories_count_alike() -> None:
     """The pointing game averages over examples of a category first; difficult ones alone by a mask."""
     mask = squares()
     found = ask(PointingGame(tolerance=0), torch.cat([one_hot(3, 6), *[one_hot(0, 0)] * 3]), mask)
-    mean, each = ap.metrics.by_category(found, ["cat", "cat", "dog", "owl"])
+    found = replace(found, ids=(0, 1, 2, 3))  # the pictures are one
+    (mean, low, high), each = ap.metrics.by_category(found, ["cat", "cat", "dog", "owl"])
+    assert 0 == low < mean < high <= 1
     assert found.values.tolist() == [1, 0, 0, 0]
     assert mean == pytest.approx(1 / 6)
     assert {k: v.mean for k, v in each.items()} == {"cat": 0.5, "dog": 0.0, "owl": 0.0}
-    mean, each = ap.metrics.by_category(found, ["cat", "cat", "dog", "owl"], where=torch.tensor([1, 0, 1, 0]).bool())
+    (mean, *_), each = ap.metrics.by_category(
+        found, ["cat", "cat", "dog", "owl"], where=torch.tensor([1, 0, 1, 0]).bool()
+    )
     assert mean == pytest.approx(1 / 2)
     with pytest.raises(InputError, match="3 categories"):
         ap.metrics.by_category(found, ["cat"] * 3)
@@ -348,7 +352,7 @@ def test_difficult_examples_are_marked() -> None:
     made = [Region.of_mask(one, difficult=i % 2 == 1) for i, one in enumerate(squares())]
     found = ask(PointingGame(tolerance=0), torch.cat([one_hot(3, 6)] * 4), made)
     assert found.parts["difficult"].tolist() == [False, True, False, True]
-    mean, each = ap.metrics.by_category(found, ["cat"] * 4, where=found.parts["difficult"])
+    (mean, *_), each = ap.metrics.by_category(found, ["cat"] * 4, where=found.parts["difficult"])
     assert each["cat"].n == 2
     assert mean == pytest.approx(float(found.values[1::2].mean()))
 

@@ -22,7 +22,7 @@ from apportion.core.errors import ConfigError, InputError, nearest
 from apportion.core.write import write_bytes
 from apportion.metrics.ranks import Ranks, rank_methods
 from apportion.metrics.reliability import Reliability
-from apportion.metrics.scores import LEAST, Direction, Scores, centers, verdicts
+from apportion.metrics.scores import LEAST, Direction, Scores, centers, groups_of, verdicts
 
 _TOLD = 5
 """Examples that a line names."""
@@ -152,7 +152,7 @@ class Evaluation:
 
     # -- summaries --------------------------------------------------------------------------------
 
-    def summary(self, level: float = 0.95) -> list[dict[str, Any]]:
+    def summary(self, level: float = 0.95, categories: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Sum up the examples: a row for each metric and method, the controls after them.
 
         Rows hold metric, method, the mean (or the median, where the metric's source takes that) with the ends of its
@@ -161,16 +161,22 @@ class Evaluation:
 
         Args:
             level: of the intervals.
+            categories: one an example, such as its class; each is summed up first, and rows have the mean over them,
+                as the pointing game's source does. All examples are one unless given.
+
+        Raises:
+            InputError: another number of categories.
         """
+        groups = list(groups_of(categories, len(self)).values()) if len(categories) else []
         held = [(m, k, s, False) for m in self.metrics for k, s in self.of(m).items()]
         held += [
             (m, k, s, True) for m, first in self.scores[self.methods[0]].items() for k, s in first.controls.items()
         ]
         held.sort(key=lambda row: self.metrics.index(row[0]))  # controls after the methods of their metric
-        told = iter(verdicts([(s, control) for _, _, s, _ in held for control in s.controls.values()]))
+        told = iter(verdicts([(s, control) for _, _, s, _ in held for control in s.controls.values()], groups))
         rows = []
         for (metric, name, s, control), (center, low, high) in zip(
-            held, centers([s for _, _, s, _ in held], level), strict=True
+            held, centers([s for _, _, s, _ in held], level, groups), strict=True
         ):
             missing = int(s.values.isnan().sum())
             rows.append(

@@ -486,7 +486,7 @@ def join(found: Sequence[Found]) -> Found:
     return Found(
         {n: Scores.join([f.scores[n] for f in found]) for n in found[0].scores},
         Cost(forward, backward, at_x),
-        told_once(w for f in found for w in f.warnings),
+        told_once(f.warnings for f in found),
         any(f.failed for f in found),
         any(f.passing for f in found),
     )

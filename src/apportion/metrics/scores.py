@@ -347,7 +347,7 @@ class Scores:
                 for w in sorted(reasons)
             },
             controls={k: Scores.join([p.controls[k] for p in parts]) for k in first.controls if k in shared},
-            warnings=told_once(w for p in parts for w in p.warnings),
+            warnings=told_once(p.warnings for p in parts),
             rounding=max(p.rounding for p in parts),
             tensors={k: t for p in parts for k, t in p.tensors.items()},
         )
@@ -430,15 +430,31 @@ def _at(ordered: Float[Tensor, "A R"], place: Float[Tensor, " A"]) -> Float[Tens
     return torch.lerp(below, above, place - place.floor())
 
 
-def centers(held: Sequence[Scores], level: float = 0.95) -> list[tuple[float, float, float]]:
+Groups = Sequence[Bool[Tensor, " B"]]
+"""Examples of each category, of whose sums the mean is taken; none for all examples as one."""
+
+
+def _of_groups(
+    asked: Sequence[tuple[Scores, Bool[Tensor, " B"]]], groups: Groups
+) -> tuple[Float[Tensor, "R C"], Int[Tensor, " A"]]:
+    """Sum up as `resampled` within each group, then average over the groups that have a value in the replicate."""
+    if not groups:
+        return resampled(asked)
+    found, column = resampled([(s, m & g) for s, m in asked for g in groups])
+    return found[:, column].unflatten(1, (len(asked), len(groups))).nanmean(2), torch.arange(len(asked))
+
+
+def centers(held: Sequence[Scores], level: float = 0.95, groups: Groups = ()) -> list[tuple[float, float, float]]:
     """Sum up scores of the same examples, each as `Scores.center` does."""
     known = [~s.values.isnan().cpu() for s in held]
-    found, column = resampled(list(zip(held, known, strict=True)))
+    found, column = _of_groups(list(zip(held, known, strict=True)), groups)
     told = ends(found[:, column], torch.stack([k.sum() for k in known]), level)
     return [(value, low, high) for value, low, high in told.T.tolist()]
 
 
-def differences(pairs: Sequence[tuple[Scores, Scores]], level: float = 0.95) -> Float[Tensor, "3 P"]:
+def differences(
+    pairs: Sequence[tuple[Scores, Scores]], level: float = 0.95, groups: Groups = ()
+) -> Float[Tensor, "3 P"]:
     """Subtract the second's center from the first's, as `Scores.difference` does one by one: numbers, low, high ends.
 
     Raises:
@@ -448,7 +464,8 @@ def differences(pairs: Sequence[tuple[Scores, Scores]], level: float = 0.95) -> 
         one.comparable(other)
     known = {id(s): ~s.values.isnan().cpu() for pair in pairs for s in pair}
     both = [known[id(one)] & known[id(other)] for one, other in pairs]
-    found, column = resampled([(pair[side], b) for side in (0, 1) for pair, b in zip(pairs, both, strict=True)])
+    asked = [(pair[side], b) for side in (0, 1) for pair, b in zip(pairs, both, strict=True)]
+    found, column = _of_groups(asked, groups)
     n = torch.stack([b.sum() for b in both])
     scale = {key: _scale(s) for key, s in {id(s): s for pair in pairs for s in pair}.items()}
     told = []
@@ -468,12 +485,12 @@ def _scale(s: Scores) -> float:
     return float(s.values.detach().double().abs().nanmean().nan_to_num(0)) if s.statistic == "mean" else 0.0
 
 
-def verdicts(pairs: Sequence[tuple[Scores, Scores]]) -> list[bool | None]:
+def verdicts(pairs: Sequence[tuple[Scores, Scores]], groups: Groups = ()) -> list[bool | None]:
     """Tell of scores and a control's whether they are beaten, as `Scores.beats` does one by one."""
     if not pairs:
         return []
     said: list[bool | None] = []
-    _, low, high = differences(pairs)
+    _, low, high = differences(pairs, groups=groups)
     for (one, other), least, most in zip(pairs, low.tolist(), high.tolist(), strict=True):
         both = int((~(one.values.isnan().cpu() | other.values.isnan().cpu())).sum())
         blind = one.direction is Direction.NEITHER or one.blind_is_best
@@ -493,32 +510,43 @@ def worded(scores: Scores, level: float = 0.95) -> str:
 
 
 def by_category(
-    scores: Scores, categories: Sequence[Any], where: Bool[Tensor, " B"] | None = None
-) -> tuple[float, dict[Any, Summary]]:
+    scores: Scores, categories: Sequence[Any], where: Bool[Tensor, " B"] | None = None, level: float = 0.95
+) -> tuple[tuple[float, float, float], dict[Any, Summary]]:
     """Average each category first, then over categories, so that frequent ones do not count for more.
 
     Args:
         scores: of the examples.
         categories: one an example.
         where: the examples that count, such as `scores.parts["difficult"]`; all unless given.
+        level: of the intervals.
 
     Returns:
-        The mean over categories with a defined example, and the summary of each.
+        The mean over categories with a defined example, with the ends of its bootstrap interval, of whose replicates
+        each averages over the categories that it has; and the summary of each category.
 
     Raises:
         InputError: another number of categories.
     """
-    if len(categories) != len(scores):
-        raise InputError(
-            f"{len(categories)} categories for {len(scores)} example(s)", "one each", "give one an example"
-        )
-    kept = [i for i in range(len(scores)) if where is None or bool(where[i])]
-    named: dict[Any, list[int]] = {}
-    for i in kept:
-        named.setdefault(categories[i], []).append(i)
-    found = {c: Summary.of(scores.values[at], [scores.ids[i] for i in at], scores.seed) for c, at in named.items()}
-    means = [s.mean for s in found.values() if s.n]
-    return (sum(means) / len(means) if means else math.nan), found
+    kept = torch.ones(len(scores), dtype=torch.bool) if where is None else where.cpu()
+    named = {c: g & kept for c, g in groups_of(categories, len(scores)).items() if bool((g & kept).any())}
+    own = replace(scores, values=scores.values.cpu().masked_fill(~kept, math.nan), statistic="mean")
+    found = {}
+    for c, group in named.items():
+        ids = [i for i, k in zip(scores.ids, group.tolist(), strict=True) if k]
+        found[c] = Summary.of(scores.values.cpu()[group], ids, scores.seed, level)
+    return centers([own], level, list(named.values()))[0], found
+
+
+def groups_of(categories: Sequence[Any], count: int) -> dict[Any, Bool[Tensor, " B"]]:
+    """Tell of each category which examples are of it.
+
+    Raises:
+        InputError: another number of categories than examples.
+    """
+    if len(categories) != count:
+        raise InputError(f"{len(categories)} categories for {count} example(s)", "one each", "give one an example")
+    plain = categories.tolist() if isinstance(categories, Tensor) else list(categories)
+    return {c: torch.tensor([own == c for own in plain]) for c in dict.fromkeys(plain)}
 
 
 def _joined_cost(costs: Sequence[Cost]) -> Cost:
@@ -565,10 +593,19 @@ def _joined_curve(found: Sequence[Curve | None], parts: Sequence[Scores]) -> Cur
 __all__ = ["Curve", "Direction", "Scores", "Summary", "by_category", "counts"]
 
 
-def told_once(warnings: Iterable[str]) -> tuple[str, ...]:
-    """Give each warning once; of those of several batches that differ in numbers alone, the first."""
-    more = " (and the like of other examples)"
+def told_once(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Give the warnings of several batches once each: the first of those that differ in numbers alone.
+
+    Numbers that not all batches give are said to be of one.
+    """
+    mark = " (numbers of one batch)"
+    held = [tuple(dict.fromkeys(part)) for part in parts]
     found: dict[str, list[str]] = {}
-    for warning in dict.fromkeys(warnings):
-        found.setdefault(re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", warning.removesuffix(more)), []).append(warning)
-    return tuple(w[0].removesuffix(more) + more if len(w) > 1 else w[0] for w in found.values())
+    for warning in (w for part in held for w in part):
+        found.setdefault(re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", warning.removesuffix(mark)), []).append(warning)
+    told = []
+    for kind, all_told in found.items():
+        first = all_told[0].removesuffix(mark)
+        everywhere = set(all_told) == {first} and len(all_told) == len(held)
+        told.append(first if everywhere or kind == first else first + mark)
+    return tuple(told)
