@@ -224,3 +224,8 @@ def test_features_that_are_alike() -> None:
     assert zero.undefined["a map of zeros"].all()
     with pytest.raises(InputError, match="one element"):
         Symmetry()(ap.Field(nn.Linear(1, 2)), torch.ones(1, 1), ap.Gradient())
+    alike = ap.Normalize((0.1, 0.5, 0.1, 0.9, 0.5, 0.5), (0.2, 1.0, 0.2, 3.0, 1.0, 2.0))  # 0 and 2, 1 and 4
+    for method in (ap.Gradient(), ap.GradientTimesInput(), ap.IntegratedGradients()):
+        assert bool((Symmetry(pairs=6)(ap.Field(mlp(), normalize=alike), X, method).values < 1e-9).all()), method
+    with pytest.raises(InputError, match="each in its own way"):
+        Symmetry()(ap.Field(mlp(), normalize=ap.Normalize((0.0,) * 6, tuple(range(1, 7)))), X, ap.Gradient())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from apportion.core import tree
@@ -322,8 +322,8 @@ class Symmetry(Metric):
     """The largest |φ_i - φ_j| / max |φ| over pairs i, j, on the network f(x) + f(x with i, j exchanged), at x_i = x_j.
 
     That function is symmetric in i and j whatever the user's network is. Pairs are drawn among the elements of one
-    example; both get the mean of their values. Explainers with a fixed layer, or whose baseline differs between i and
-    j, are asked another question.
+    example that the field normalizes alike; both get the mean of their values. Explainers with a fixed layer, or whose
+    baseline differs between i and j, are asked another question.
 
     Undefined for maps of zeros.
 
@@ -332,6 +332,7 @@ class Symmetry(Metric):
 
     Raises:
         ModelError: several inputs, or a function without modules.
+        InputError: no two elements, or none that are normalized alike, as in tables with a mean for each column.
 
     Source: Sundararajan et al. (2017), section 4, symmetry-preserving.
 
@@ -350,14 +351,18 @@ class Symmetry(Metric):
         """Draw pairs, make networks that are symmetric in them, and explain."""
         _ = subject.for_any_model  # refuses functions
         model, x = _module(q, "Symmetry")
-        count = x[0].numel()
-        if count < 2:
-            raise InputError("examples of one element for Symmetry", "two or more", "leave this metric out")
+        kind = _normalized_alike(q, x)
+        shared = torch.bincount(kind) > 1
+        if not bool(shared.any()):
+            one = "one element" if len(kind) < 2 else "elements that are normalized each in its own way"
+            raise InputError(f"examples of {one} for Symmetry", "two alike or more", "normalize x beforehand")
         g = torch.Generator().manual_seed(key_of(q.seed, "pairs") >> 1)
         worst = torch.zeros(len(q), dtype=torch.float64, device=q.device)
         none = torch.zeros(len(q), dtype=torch.bool, device=q.device)
         for _ in range(self.pairs):
-            i, j = torch.randperm(count, generator=g)[:2].tolist()
+            drawn = torch.randperm(len(kind), generator=g)
+            first = drawn[shared[kind[drawn]]][0]
+            i, j = drawn[kind[drawn] == kind[first]][:2].tolist()
             flat = x.flatten(1).clone()
             flat[:, [i, j]] = flat[:, [i, j]].mean(1, keepdim=True)
             both = q.field.with_model(_Exchanged(model, i, j))
@@ -382,6 +387,15 @@ class Symmetry(Metric):
     @classmethod
     def variants(cls) -> tuple[Metric, ...]:
         return (cls(pairs=2),)
+
+
+def _normalized_alike(q: Question, x: Tensor) -> Int[Tensor, " P"]:
+    """Number the ways in which elements of one example are normalized."""
+    count, norm = x[0].numel(), q.field.normalize
+    if norm is None or len(norm.mean) == 1:
+        return torch.zeros(count, dtype=torch.long)
+    ways = list(zip(norm.mean, norm.std, strict=True))
+    return torch.tensor([ways.index(way) for way in ways]).repeat_interleave(count // len(ways))
 
 
 class _Exchanged(nn.Module):
