@@ -18,6 +18,7 @@ from apportion.core.errors import InputError
 from apportion.metrics import Curve, Direction, Scores
 from apportion.metrics.ranks import _holm, rank_methods
 from apportion.metrics.scores import counts
+from apportion.metrics.statistics import levels
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -64,6 +65,29 @@ def test_wilcoxon_is_exact_by_enumeration_of_signs() -> None:
     assert float(found.holm[0, 1]) == float(found.p[0, 1])
 
 
+@pytest.mark.parametrize("count", [3, 5, 6])
+def test_few_differences_among_many_zeros_are_tested_exactly(count: int) -> None:
+    """All of one sign: 2 / 2ⁿ, which the normal limit has too low, .043 for .0625 of five."""
+    a = [k + 1.0 for k in range(count)] + [0.0] * (20 - count)
+    assert float(rank_methods(of({"a": a, "b": [0.0] * 20})).p[0, 1]) == 2.0 ** (1 - count)
+
+
+def test_a_level_is_no_wider_than_rounding_however_near_neighbors_are() -> None:
+    def slowly(row: list[float], rounding: float) -> list[int]:
+        out, first, number = [0] * len(row), None, -1
+        for k in sorted(range(len(row)), key=lambda k: row[k]):
+            if first is None or not row[k] - first <= rounding * max(abs(first), abs(row[k])):
+                first, number = row[k], number + 1
+            out[k] = number
+        return out
+
+    near = 1 - 1e-4 * torch.rand(3, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.cat([near, -near, torch.zeros(3, 2, dtype=torch.float64)], 1)
+    for rounding in (0.0, 8e-6, 1e-2):
+        assert levels(rows, rounding).tolist() == [slowly(row, rounding) for row in rows.tolist()]
+    assert int(levels(rows, 8e-6).max()) > 20
+
+
 def test_tables_agree_with_scipy_and_by_hand() -> None:
     found = rank_methods(of(TABLE))
     for i, one in enumerate(TABLE.values()):
@@ -94,7 +118,7 @@ def pairwise(one: Scores, other: Scores) -> tuple[list[float], float, float]:
     drawn = (d @ times) / times.sum(0)
     ends = torch.nanquantile(drawn[1:], drawn.new_tensor([0.025, 0.975])).tolist()
     better = -d if one.direction is Direction.LOWER else d
-    p = float(stats.wilcoxon(d.numpy()).pvalue) if bool((d != 0).any()) else 1.0
+    p = float(stats.wilcoxon(d[d != 0].numpy()).pvalue) if bool((d != 0).any()) else 1.0
     interval = ends if len(both) > 1 else [-math.inf, math.inf]
     return [float(drawn[0]), *interval], p, float(((better > 0).double() + (better == 0) / 2).mean())
 

@@ -81,7 +81,7 @@ def rank_methods(scores: Mapping[str, Scores], metric: str | None = None) -> Ran
     """Compare methods by one metric over the same examples.
 
     Differences are those of `Scores.difference`; tests, ranks and effect sizes are of the examples. The signed-rank
-    test drops differences of 0 (Wilcoxon 1945); p is exact for up to 13 examples, for up to 50 without ties, and else
+    test drops differences of 0 (Wilcoxon 1945); p is exact for up to 13 others, for up to 50 without ties, and else
     by the normal limit. Holm's correction (1979) is over all pairs. The effect size is the common-language one (McGraw
     & Wong 1992) on pairs of the same example: P(row better) + P(equal) / 2. With ranks r[b, m] of M methods on B
     examples, Kendall's coefficient of concordance (Kendall & Babington Smith 1939) is
@@ -164,7 +164,8 @@ def _signed_ranks(d: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
     from scipy import stats
 
     p = torch.full((len(d),), math.nan, dtype=torch.float64)
-    known = ~d.isnan()
+    known = ~d.isnan() & (d != 0)
+    p[(d == 0).any(1) & ~known.any(1)] = 1.0
     sizes = known.sum(1)
     for n in sizes.unique().tolist():
         at = (sizes == n).nonzero()[:, 0]
@@ -172,23 +173,20 @@ def _signed_ranks(d: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
             continue
         v = d[at][known[at]].reshape(len(at), n)
         size = v.abs().sort(1).values
-        plain = (size[:, 0] > 0) & (size[:, 1:] != size[:, :-1]).all(1)
-        zero = (v == 0).all(1)
+        plain = (size[:, 1:] != size[:, :-1]).all(1)
         if n <= _EVERY:
             p[at] = _by_every_sign(v)
             continue
-        for rows, how in ((plain & (n <= _EXACT), "exact"), (~(plain & (n <= _EXACT)) & ~zero, "asymptotic")):
+        for rows, how in ((plain & (n <= _EXACT), "exact"), (~(plain & (n <= _EXACT)), "asymptotic")):
             if bool(rows.any()):
                 test: Any = stats.wilcoxon(v[rows].numpy(), method=how, axis=1)
                 p[at[rows]] = torch.from_numpy(np.asarray(test.pvalue, dtype=np.float64))
-        p[at[zero]] = 1.0
     return p
 
 
 def _by_every_sign(d: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
     """Test few differences exactly: twice the share of the assignments of signs with as low or as high a rank sum."""
-    size = d.abs().masked_fill(d == 0, math.inf)  # zeros come last, and have no rank
-    r = ranks(size).masked_fill(d == 0, 0.0)
+    r = ranks(d.abs())
     signs = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * d.shape[1]).reshape(-1, d.shape[1])
     found = []
     for some, up in zip(r.split(_AT_ONCE // len(signs)), (d > 0).split(_AT_ONCE // len(signs)), strict=True):

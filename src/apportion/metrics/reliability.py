@@ -125,6 +125,8 @@ def inter_rater(scores: Mapping[str, Scores]) -> Float[Tensor, " 3"]:
     on which a method has no score do not count, nor do methods that have none at all.
 
     The interval is of a bootstrap over examples in which no example is compared with its own copies, which would agree.
+    It lies too high with few examples: of four methods with a true alpha of .61 its low end was above that in 15 % of
+    300 simulations with six examples and 8 % with thirty, where 2.5 % are due.
 
     Returns:
         Alpha and the ends of its interval at 95 %; NaN with one example, one method, or nothing but ties.

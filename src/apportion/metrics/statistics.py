@@ -50,7 +50,7 @@ def ranks(values: Float[Tensor, "*b N"]) -> Float[Tensor, "*b N"]:
 
 
 def levels(values: Float[Tensor, "*b N"], rounding: float = 0.0) -> Int[Tensor, "*b N"]:
-    """Number the distinct values from 0, the lowest; one is that of the next lower where rounding may tell them apart.
+    """Number the distinct values from 0, the lowest; those that rounding may tell from the lowest of a level are of it.
 
     Args:
         values: numbers; each NaN is a value of its own.
@@ -61,10 +61,32 @@ def levels(values: Float[Tensor, "*b N"], rounding: float = 0.0) -> Int[Tensor, 
     """
     order = argsort(values)
     v = values.gather(-1, order)
-    low, high = v[..., :-1], v[..., 1:]
-    same = (low == high) | (high - low <= rounding * torch.maximum(low.abs(), high.abs()))
-    place = torch.nn.functional.pad((~same).long().cumsum(-1), (1, 0)) if v.shape[-1] else order
-    return torch.zeros_like(order).scatter_(-1, order, place)
+    if not v.shape[-1]:
+        return order
+    new = torch.ones_like(v, dtype=torch.bool)
+    new[..., 1:] = ~((v[..., :-1] == v[..., 1:]) | (v[..., 1:] <= _reach(v[..., :-1], rounding)))
+    start = (torch.arange(v.shape[-1], device=v.device) * new).cummax(-1).values
+    wide = (v > _reach(v.gather(-1, start), rounding)) & ~new  # a chain of neighbours may go farther than rounding does
+    if bool(wide.any()):
+        for row, starts, cut in zip(*(t.reshape(-1, v.shape[-1]) for t in (v, new, wide)), strict=True):
+            _cut(row, starts, cut, rounding)
+    return torch.zeros_like(order).scatter_(-1, order, new.long().cumsum(-1) - 1)
+
+
+def _reach(low: Float[Tensor, "*b N"], rounding: float) -> Float[Tensor, "*b N"]:
+    """Give the highest number that differs from one by a share of the greater of both."""
+    return torch.where(low > 0, low / (1 - rounding), low * (1 - rounding))
+
+
+def _cut(v: Float[Tensor, " N"], new: Bool[Tensor, " N"], wide: Bool[Tensor, " N"], rounding: float) -> None:
+    """Begin a level wherever one gets too wide."""
+    row, begun = v.detach().cpu().numpy(), new.nonzero()[:, 0].cpu().numpy()
+    reach = _reach(v, rounding).detach().cpu().numpy()
+    chains = np.unique(np.searchsorted(begun, wide.nonzero()[:, 0].cpu().numpy(), side="right") - 1)
+    for chain in chains.tolist():
+        at, end = int(begun[chain]), int(begun[chain + 1]) if chain + 1 < len(begun) else len(row)
+        while (at := at + int(np.searchsorted(row[at:end], reach[at], side="right"))) < end:
+            new[at] = True
 
 
 def leveled(values: Float[Tensor, "*b N"], rounding: float) -> Float[Tensor, "*b N"]:
