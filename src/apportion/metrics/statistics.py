@@ -42,10 +42,12 @@ def ranks(values: Float[Tensor, "*b N"]) -> Float[Tensor, "*b N"]:
     new = torch.ones_like(ordered, dtype=torch.bool)
     new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
     place = at.expand(values.shape) + tree.wide(values.new_tensor(1.0))
-    if not bool(new.all()):
+    tied = ~new.all(-1)
+    if bool(tied.any()):  # of few rows mostly, as single numbers are equal by chance
+        new = new[tied]
         first = (at * new).cummax(-1).values
         last = (at + len(at) * ~new.roll(-1, -1)).flip(-1).cummin(-1).values.flip(-1)
-        place = (first + last) / tree.wide(values.new_tensor(2.0)) + 1
+        place[tied] = (first + last) / tree.wide(values.new_tensor(2.0)) + 1
     return torch.zeros_like(place).scatter_(-1, order, place)
 
 
