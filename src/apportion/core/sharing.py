@@ -82,6 +82,8 @@ class Ledger:
 
     def cost(self, own: Mapping[str, Tensor], checks: int) -> Cost:
         """Sum everything up, and apart from it what others paid."""
+        if not self.accounts:
+            return Cost(*(own[kind].clone() for kind in ("forward", "backward", "at_x")), checks=checks)
         paid = [a for a in self.accounts if a.payer != self.name]
 
         def total(of: Iterable[Account], kind: str) -> Tensor:

@@ -23,6 +23,8 @@ def apply(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     >>> apply(torch.add, (torch.ones(1), {"a": torch.zeros(1)}), (torch.ones(1), {"a": torch.ones(1)}))
     (tensor([2.]), {'a': tensor([1.])})
     """
+    if type(tree) is Tensor:
+        return fn(tree, *rest)
     for other in rest:
         _match(tree, other)
     if isinstance(tree, Mapping):
@@ -51,6 +53,8 @@ def leaves(tree: Tree) -> list[Any]:
     >>> leaves({"b": 1, "a": (2, 3)})
     [1, 2, 3]
     """
+    if type(tree) is Tensor:
+        return [tree]
     if isinstance(tree, Mapping):
         return [leaf for v in tree.values() for leaf in leaves(v)]
     if isinstance(tree, tuple | list):
