@@ -319,3 +319,18 @@ def test_every_place_sums_up_as_the_source_does() -> None:
         assert ("Random" in met.dominated) is better
         failed = replace(scores("failed", [math.nan] * 20), statistic=statistic)
         assert all(math.isnan(v) for v in (failed.center()[0], failed.difference(one)[0], failed.replicates()[1]))
+
+
+@pytest.mark.parametrize("name", ["completeness", "local_accuracy", "infidelity"])
+def test_exact_maps_of_a_linear_model_are_not_ranked_by_their_rounding(name: str) -> None:
+    """Three sums of the same terms; what is wrong by a hundredth is not taken for rounding."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, bias=False), torch.nn.Flatten(), torch.nn.Linear(216, 1))
+    x = torch.rand(8, 3, 8, 8)
+    exact = ap.explain(net.eval(), x, ap.GradientTimesInput()).values
+    maps = {"a": exact, "b": exact * (1 + 1e-7 * torch.rand(exact.shape)), "wrong": exact * 1.01}
+    found = ap.evaluate(maps, ap.Field(net), x, [name], quiet=True, controls=())
+    ranks = found.ranks(name)
+    assert [float(t[0, 1]) for t in (ranks.difference, ranks.low, ranks.high, ranks.p)] == [0, 0, 0, 1]
+    assert float(ranks.cles[0, 2]) == 1
+    assert bool((found.scores["wrong"][name].values > 0).all())

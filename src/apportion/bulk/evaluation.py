@@ -203,7 +203,9 @@ class Evaluation:
             InputError: one method, or no such metric.
         """
         if len(self.methods) < 2:
-            raise InputError(f"{self.methods[0]} alone to rank", "two methods or more", "evaluate another beside it")
+            raise InputError(
+                f"{', '.join(self.methods)} alone to rank", "two methods or more", "evaluate another beside it"
+            )
         return rank_methods(self.of(metric), metric)
 
     def reliability(self, metric: str, again: Evaluation | None = None) -> Reliability:

@@ -227,7 +227,7 @@ class Subject:
         return self._memo[key]
 
 
-def _rounding(q: Question) -> float:
+def rounding(q: Question) -> float:
     """Give the share by which scores may differ that are equal on paper: half precision's would be half of all."""
     exact = all(leaf.dtype is torch.float64 for leaf in tree.leaves(q.x))
     return NOISE * torch.finfo(torch.float64 if exact else torch.float32).eps
@@ -351,7 +351,7 @@ class Metric(Configurable):
             warnings=(*(w for w in q.warnings if w not in warned), *self._cautions(subject, q)),
             statistic=self.card.statistic,
             blind_is_best=self.card.blind_is_best,
-            rounding=_rounding(q),
+            rounding=rounding(q),
             tensors=tensors,
         )
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.card import Kind, Paper
 from apportion.core.explainer import Passes
 from apportion.core.protocols import Baseline
 from apportion.core.question import Question
-from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register
+from apportion.metrics.metric import Found, Metric, MetricCard, Subject, register, rounding
 from apportion.metrics.scores import Direction
 from apportion.parts.baselines import Zero
 
@@ -34,7 +36,7 @@ from apportion.parts.baselines import Zero
 class Completeness(Metric):
     """|Σφ - (f(x) - mean f(x'))| / |f(x) - mean f(x')|: local accuracy, as a relative gap, on any map.
 
-    0 to rounding for an exact attribution, where a comparison of floats for equality fails nearly always.
+    0 for an exact attribution: a gap that rounding alone can make, by the size of what is summed, counts as none.
     `Attribution.gap` says the same of what the method itself claims; this asks it of every method against one baseline.
     `parts["gap"]` is the difference in units of the score.
 
@@ -55,11 +57,13 @@ class Completeness(Metric):
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Sum, and compare."""
-        change = (q.fx - q.references(self.baseline).value.mean(1)).double()
-        gap = tree.total(subject.map(q)).double() - change
+        start, phi = q.references(self.baseline).value.mean(1).double(), subject.map(q)
+        change = q.fx.double() - start
+        gap = tree.total(phi).double() - change
         none = change == 0
+        size = tree.total(tree.apply(torch.abs, phi)).double() + q.fx.double().abs() + start.abs()
         return Found(
-            torch.where(none, torch.nan, gap.abs() / change.abs()),
+            torch.where(none, torch.nan, beyond_rounding(q, gap, size).abs() / change.abs()),
             parts={"gap": gap},
             undefined={"the score does not change": none},
         )
@@ -67,3 +71,8 @@ class Completeness(Metric):
     def passes(self, q: Question) -> Passes:
         """Count the baselines and f(x)."""
         return Passes(0, 0, 1, once=q.references(self.baseline).value.shape[1])
+
+
+def beyond_rounding(q: Question, gap: Float[Tensor, " B"], size: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Take gaps between sums of numbers of some size as 0 where rounding can make them: methods are ranked by it."""
+    return gap.masked_fill(gap.abs() <= rounding(q) * size, 0.0)

@@ -15,6 +15,7 @@ from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.game import Fill, Game
 from apportion.core.question import Question
+from apportion.metrics.axioms.completeness import beyond_rounding
 from apportion.metrics.axioms.effects import few, one_baseline
 from apportion.metrics.fidelity.copies import PURPOSE, explained
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, as_asked, register
@@ -72,10 +73,11 @@ class LocalAccuracy(Metric):
         game = Game(q, groups, self.fill)
         none = game.value(torch.zeros(1, game.players, dtype=torch.bool))[:, 0].double()
         change = q.fx.double() - none
-        gap = by_player(q, subject.map(q), groups).double().sum(1) - change
+        phi = by_player(q, subject.map(q), groups).double()
+        gap, size = phi.sum(1) - change, phi.abs().sum(1) + q.fx.double().abs() + none.abs()
         flat = change == 0
         return Found(
-            torch.where(flat, torch.nan, gap.abs() / change.abs()),
+            torch.where(flat, torch.nan, beyond_rounding(q, gap, size).abs() / change.abs()),
             parts={"gap": gap},
             undefined={"the score does not change": flat},
         )

@@ -24,7 +24,7 @@ from apportion.metrics.fidelity.perturbations import (
     SquareRemoval,
     Taken,
 )
-from apportion.metrics.metric import Found, Metric, MetricCard, Subject, key_of, register
+from apportion.metrics.metric import Found, Metric, MetricCard, Subject, key_of, register, rounding
 from apportion.metrics.scores import Direction
 
 CARD = MetricCard(
@@ -102,6 +102,8 @@ class Infidelity(Metric):
         scale = torch.where(square > 0, (told * found).mean(1) / square, 0)
         plain, scaled = ((s[:, None] * told - found).square().mean(1) for s in (torch.ones_like(scale), scale))
         zeros = found.square().mean(1)
+        least = rounding(q) ** 2 * (square + zeros + tree.wide(fx).square())  # what methods would be ranked by
+        plain, scaled = (each.masked_fill(each <= least, 0.0) for each in (plain, scaled))
         return Found(
             scaled if self.optimal_scale else plain, parts={"scale": scale, "scaled": scaled, "of zeros": zeros}
         )
