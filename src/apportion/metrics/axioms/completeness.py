@@ -75,4 +75,5 @@ class Completeness(Metric):
 
 def beyond_rounding(q: Question, gap: Float[Tensor, " B"], size: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Take gaps between sums of numbers of some size as 0 where rounding can make them: methods are ranked by it."""
-    return gap.masked_fill(gap.abs() <= rounding(q) * size, 0.0)
+    least = rounding(q) / 8 * size  # errors of terms cancel: 8 units in the last place
+    return gap.masked_fill(gap.abs() <= least, 0.0)
