@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import apportion as ap
-from apportion.core.errors import ApportionError, ConfigError, InputError
+from apportion.core.errors import ApportionError, ConfigError, InputError, ModelError
 from apportion.metrics import InDomain, InDomainSingleDeletion, SingleDeletion, TrainingSet
 
 WEIGHT = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
@@ -237,7 +237,7 @@ class Fragile(nn.Module):
 
 def uncopied() -> nn.Module:
     net = nn.Linear(4, 2, dtype=torch.float64).eval()
-    net.kept = net.weight * 2  # pyright: ignore
+    net.kept = (n for n in range(3))  # pyright: ignore
     return net
 
 
@@ -248,7 +248,7 @@ WRONG: list[tuple[Callable[[], Any], type[ApportionError], str]] = [
     (lambda: InDomain(ap.groups.Cells), ConfigError, "groups"),  # pyright: ignore[reportArgumentType]
     (lambda: InDomain()(normed(), TRAIN), ConfigError, "Field"),  # pyright: ignore[reportArgumentType]
     (lambda: InDomain()(ap.Field(normed()), X), ConfigError, "TrainingSet"),  # pyright: ignore[reportArgumentType]
-    (lambda: InDomain()(ap.Field(uncopied()), TRAIN), ConfigError, "cannot be copied"),
+    (lambda: InDomain()(ap.Field(uncopied()), TRAIN), ModelError, "cannot be copied"),
     (lambda: InDomain()(ap.Field(lambda x: x[:, :2]), TRAIN), ConfigError, r"torch\.nn\.Module"),
     (lambda: InDomain()(ap.Field(normed(), site=ap.At("0")), TRAIN), ConfigError, "inner site"),
     (lambda: InDomain()(ap.Field(nn.Softmax(1).eval()), TRAIN), ConfigError, "without parameters"),

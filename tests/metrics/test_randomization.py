@@ -368,3 +368,19 @@ def test_many_maps_against_one(absolute: bool) -> None:
         to = similarity.to(maps[0])
         for m in maps[1:]:
             assert torch.equal(to(m).nan_to_num(7), similarity(maps[0], m).nan_to_num(7))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_models_that_keep_what_a_pass_computed_are_copied() -> None:
+    """Torch's older `weight_norm` leaves a weight with a graph among the attributes, which deepcopy refuses."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inner = nn.utils.weight_norm(nn.Linear(6, 8))
+        net = nn.Sequential(inner, nn.Tanh(), nn.Linear(8, 3)).eval()
+    x = torch.rand(3, 6, generator=torch.Generator().manual_seed(1))
+    net(x)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(net)
+    found = ap.metrics.ParameterRandomization(stages=1)(ap.Field(net), x, ap.Gradient())
+    assert bool((found.values < 0.99).all())
+    assert bool(ap.metrics.EffectiveRandomization()(ap.Field(net), x, ap.Gradient()).values.isfinite().all())

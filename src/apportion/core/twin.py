@@ -75,6 +75,23 @@ def _memo(model: nn.Module, precision: torch.dtype | None) -> dict[int, Any]:
     return memo
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model with all it holds, also what a pass has left in its attributes, as torch's `weight_norm` does.
+
+    Raises:
+        ModelError: it cannot be copied.
+    """
+    held = (t for m in model.modules() for t in plain_tensors(own_attributes(m)) if isinstance(t, Tensor))
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in held if not t.is_leaf})
+    except Exception as error:
+        raise ModelError(
+            f"a {type(model).__name__} that cannot be copied ({type(error).__name__}: {error})",
+            "a module that copy.deepcopy copies",
+            "leave out of its attributes what belongs elsewhere, such as open files",
+        ) from error
+
+
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """Give what marks a model: see `survey`."""
     return survey(model).mark

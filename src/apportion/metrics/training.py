@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from apportion.core.question import Question
 from apportion.core.sharing import is_key
 from apportion.core.site import Input
 from apportion.core.streams import key_of
+from apportion.core.twin import copied
 from apportion.metrics.metric import Metric
 from apportion.metrics.ranking import cells
 from apportion.parts.baselines import NetworkZero
@@ -170,7 +170,7 @@ class FromScratch(Configurable):
             if not isinstance(net, nn.Module):
                 raise ConfigError(f"{kind_of(net)} from a function", "a torch.nn.Module", "return the network")
             return net
-        net = copy.deepcopy(self.network)
+        net = copied(self.network)
         for name, module in net.named_modules():
             if callable(again := getattr(module, "reset_parameters", None)):
                 again()
@@ -208,8 +208,9 @@ class InDomain(Configurable):
         anew: whether weights are drawn anew first, as `FromScratch` does: then every parameter is free.
 
     Raises:
-        ConfigError: a count or probability out of range; a model that is no module or cannot be copied; a field with
-            extra arguments or at an inner site; an error while the copy trains.
+        ConfigError: a count or probability out of range; a model that is no module; a field with extra arguments or at
+            an inner site; an error while the copy trains.
+        ModelError: a model that cannot be copied.
         InputError: outputs that are no classes, or examples with fewer cells than are to go.
         NonFiniteError: a training that diverges.
 
@@ -319,14 +320,7 @@ class InDomain(Configurable):
             raise ConfigError(
                 "a field with extra arguments or at an inner site", "a model of x alone", "train it with holes yourself"
             )
-        try:
-            return copy.deepcopy(field.model)
-        except Exception as error:
-            raise ConfigError(
-                f"a {type(field.model).__name__} that cannot be copied ({type(error).__name__}: {error})",
-                "a module that copy.deepcopy copies",
-                "train a copy of your own, and judge Field(trained) by SingleDeletion",
-            ) from error
+        return copied(field.model)
 
     def _drawn(self, net: nn.Module) -> nn.Module:
         try:

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from apportion.core.errors import InputError, ModelError
 from apportion.core.score import main_output
+from apportion.core.twin import copied
 from apportion.planted.grids import trace
 from apportion.planted.problem import Pair, seeded
 
@@ -426,7 +427,7 @@ def folded(model: nn.Module, x: Tensor, tolerance: float = 1e-5) -> Variant:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             calls[node.target] = calls.get(node.target, 0) + 1
-    other = copy.deepcopy(model).eval()
+    other = copied(model).eval()
     changed, left = [], {}
     for node in traced.graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], _NORMS):
@@ -486,7 +487,7 @@ def shifted(model: nn.Module, x: Tensor, shift: Tensor | float, tolerance: float
     twice = [n for n in given if sum(m.target == n for m in traced.graph.nodes) > 1]
     if twice:
         raise ModelError(f"{twice[0]!r}, which reads the input and is called again", "a first layer of its own")
-    other = copy.deepcopy(model).eval()
+    other = copied(model).eval()
     for name, here in given.items():
         here = here[:1] if len(here) == len(x) else here
         layer = other.get_submodule(name)
@@ -579,7 +580,7 @@ def _made(
     tolerance: float,
 ) -> Variant:
     """Edit a copy: axis 0 of what makes units, axis 1 of what reads them, -1 for what acts on each unit alone."""
-    other = copy.deepcopy(model).eval()
+    other = copied(model).eval()
     for names, axis in ((groups.made, 0), (groups.along, -1)):
         for name, group in names.items():
             if groups.root(group) in of:
@@ -601,7 +602,7 @@ def _checked(
 ) -> Variant:
     """Compare outputs, and say which layers were changed where they differ."""
     with torch.no_grad():
-        wanted = main_output(copy.deepcopy(model).eval()(x.clone()))
+        wanted = main_output(copied(model).eval()(x.clone()))
         found = main_output(other(x + shift))
     size = wanted.flatten(1).abs().amax(1).clamp(min=torch.finfo(wanted.dtype).tiny)
     difference = float(((found - wanted).flatten(1).abs().amax(1) / size).max())

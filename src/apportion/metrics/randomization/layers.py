@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from apportion.core.errors import ModelError, kind_of
 from apportion.core.question import Question
 from apportion.core.streams import key_of
+from apportion.core.twin import copied
 
 Draw = Literal["redrawn", "shuffled", "initialized"]
 
@@ -31,7 +32,7 @@ def with_layers(q: Question) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
         raise ModelError(
             f"{kind_of(q.field.model)} whose parameters are to be randomized", "an nn.Module", "wrap it in a module"
         )
-    model = copy.deepcopy(q.field.model)
+    model = copied(q.field.model)
     known = {name for name, _ in model.named_parameters()}  # tied ones stand under their first name
     met = _met(q.root)
     if known and not met:
