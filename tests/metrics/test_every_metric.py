@@ -139,12 +139,15 @@ def test_scores_with_targets_of_their_own_are_judged(score: ap.Score) -> None:
     field, maps = ap.Field(NET, score), ap.metrics.Sparseness()
     a = ap.GradientTimesInput()(field, X)
     assert torch.equal(maps(field, X, a).values, maps(field, X, ap.GradientTimesInput()).values)
+    for again in (ap.metrics.MaxSensitivity(samples=2), ap.metrics.ParameterRandomization()):
+        assert len(again(field, X, a)) == 3
     if not isinstance(score, ap.Contrast):
-        for again in (
-            ap.metrics.MaxSensitivity(samples=2),
-            ap.metrics.RandomLogit(),
-            ap.metrics.ParameterRandomization(),
-        ):
-            assert len(again(field, X, a)) == 3
+        assert len(ap.metrics.RandomLogit()(field, X, a)) == 3
+    alike = ap.metrics.ImplementationInvariance()(field, X, ap.Gradient())  # which explain the same two classes
+    assert bool((alike.values < 1e-9).all())
+    if isinstance(score, ap.Contrast | ap.LogOdds):
+        found = ap.evaluate(ap.Gradient(), field, X, [ap.metrics.Linearity(), maps], quiet=True).scores["Gradient"]
+        assert bool(found["Linearity"].values.isnan().all())  # which is for logits
+        assert torch.equal(found["Sparseness"].values, maps(field, X, ap.Gradient()).values)
     if isinstance(score, ap.Logit):
         assert bool((ap.metrics.Linearity()(field, X, ap.Gradient()).values < 1e-9).all())

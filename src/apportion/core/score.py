@@ -411,6 +411,8 @@ class Decision(_Class):
 class Contrast(Score):
     """z_c - z_o: why this class *rather than* that one.
 
+    Targets given to a question may be the classes c, or both, [B, 2], as a question knows them.
+
     Attributes:
         target: the class c; None for each example's own top class.
         other: the class o; None for each example's highest class besides c.
@@ -423,6 +425,9 @@ class Contrast(Score):
     other: int | abc.Sequence[int] | None = None
 
     def resolve(self, target: Target, shown: Any, outputs: Callable[[], Any], batch: int) -> Tree:
+        rival = self.other
+        if isinstance(target, Tensor) and target.ndim == 2 and target.shape[1] == 2:
+            target, rival = target[:, 0], _agree(self.other, target[:, 1])
         target = _agree(self.target, target)
         scores = main_output(shown)
         if scores.ndim != 2 or scores.shape[1] < 2:
@@ -431,13 +436,13 @@ class Contrast(Score):
                 "two or more classes",
                 "use Logit for a model with one number",
             )
-        all_scores = main_output(outputs()) if target is None or self.other is None else None
+        all_scores = main_output(outputs()) if target is None or rival is None else None
         if target is not None:
             own = index_targets(target, scores, batch)[:, 0].to(scores.device)
         else:
             own = all_scores.argmax(1)  # pyright: ignore[reportOptionalMemberAccess]
-        if self.other is not None:
-            other = index_targets(self.other, scores, batch)[:, 0].to(scores.device)
+        if rival is not None:
+            other = index_targets(rival, scores, batch)[:, 0].to(scores.device)
         else:
             other = all_scores.scatter(1, own[:, None], -torch.inf).argmax(1)  # pyright: ignore[reportOptionalMemberAccess]
         if bool((own == other).any()):

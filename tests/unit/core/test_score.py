@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apportion as ap
+from apportion.core.errors import TargetError
 from apportion.core.score import main_output, top_class
 
 DOUBLE = torch.float64
@@ -114,6 +115,10 @@ def test_contrast() -> None:
     assert scored(ap.Contrast(0, [1, 2, 1])) == [3, 4, 0]
     q = ap.Field(lambda x: x, ap.Contrast()).bind(Z)
     assert q.target.tolist() == [[0, 2], [0, 1], [2, 0]]
+    both = q.target.roll(1, 0)  # what is known of one question can be asked in another
+    assert ap.Field(lambda x: x, ap.Contrast()).bind(Z, target=both).target.tolist() == both.tolist()
+    with pytest.raises(TargetError, match="one of them"):
+        ap.Field(lambda x: x, ap.Contrast(other=1)).bind(Z, target=both)
 
 
 def test_contrast_does_not_follow_the_copies() -> None:
