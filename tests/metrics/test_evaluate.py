@@ -518,6 +518,30 @@ def test_maps_in_a_file_are_read_from_there_and_called_by_their_name(tmp_path: P
         run(X, {"mine": X.long()}, ["sparseness"])
 
 
+def test_settings_resolved_as_it_ran_are_kept_and_scores_of_others_are_not_compared() -> None:
+    x, m, ids = X.repeat(1, 3, 1, 1), torch.rand_like(X).repeat(1, 3, 1, 1), IDS
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 3)).double().eval()
+    plain = ap.metrics.DeletionAUC()(ap.Field(net), x, m, ids=ids, target=0)
+    assert plain.resolved["step"] == 6
+    assert (plain.resolved["groups"]["type"], plain.resolved["normalize"]) == ("Pixels", None)
+    grey = ap.Normalize((0.5,) * 3, (0.25,) * 3)
+    normal = ap.metrics.DeletionAUC()(ap.Field(net, normalize=grey), x, m, ids=ids, target=0)
+    assert plain.metric == normal.metric
+    with pytest.raises(InputError, match=r"with normalize .* beside .*with normalize null"):
+        plain.against(normal)
+    with pytest.raises(InputError, match="normalize"):
+        ap.metrics.rank_methods({"plain": plain, "normal": normal})
+    with pytest.raises(InputError, match="normalize"):
+        Scores.join([plain, normal])
+    logit = ap.metrics.DeletionAUC()(ap.Field(net, ap.Probability()), x, m, ids=ids, target=0)
+    with pytest.raises(InputError, match=r"with score .*Probability.* beside .*Logit"):
+        plain.against(logit)
+    small = ap.metrics.Sparseness()(FIELD, X, X, ids=ids)
+    elements = ap.metrics.DeletionAUC()(ap.Field(lambda x: x.sum(1)), X.flatten(1), X.flatten(1))
+    assert (small.resolved["groups"]["type"], elements.resolved["groups"]["type"]) == ("Pixels", "Elements")
+    assert Scores.join([plain, replace(plain, resolved=plain.resolved | {"step": 8})]).resolved["step"] == [6, 8]
+
+
 def test_what_differs_tells_methods_of_one_class_apart() -> None:
     found = run(X[:2], [ap.SmoothGrad(samples=2), ap.SmoothGrad(samples=3), "gradient"], [Drop(1), Drop(2)])
     assert found.methods == ("SmoothGrad(samples=2)", "SmoothGrad(samples=3)", "gradient")

@@ -22,7 +22,7 @@ from apportion.core.write import read_tensors, write_bytes, write_tensors
 from apportion.metrics.scores import Curve, Direction, Scores
 
 _KINDS = {kind.__name__: kind for kind in (Scores, Curve, Cost)}
-_PLAIN = {"Scores": ("metric", "method", "score")}
+_PLAIN = {"Scores": ("metric", "method", "score", "resolved")}
 """Fields that are JSON already."""
 
 _GROWING = ("methods", "controls", "metrics")

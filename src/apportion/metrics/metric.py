@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from apportion.core import tree
-from apportion.core.attribution import Attribution, Cost, Domain
+from apportion.core.attribution import Attribution, Cost, Domain, Groups
 from apportion.core.card import Kind, Paper
-from apportion.core.config import Configurable, is_reproducible, to_config
+from apportion.core.config import Configurable, Json, is_reproducible, to_config
 from apportion.core.errors import ConfigError, InputError, NonFiniteError, kind_of
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.external import External, GivenMap, fitted
@@ -26,6 +26,7 @@ from apportion.core.registry import snake, spelled
 from apportion.core.score import Probability, Target
 from apportion.core.sharing import Common
 from apportion.core.tree import Tree
+from apportion.metrics.ranking import players
 from apportion.metrics.scores import Curve, Direction, Scores
 from apportion.metrics.statistics import NOISE
 
@@ -351,6 +352,7 @@ class Metric(Configurable):
             warnings=(*(w for w in q.warnings if w not in warned), *self._cautions(subject, q)),
             statistic=self.card.statistic,
             blind_is_best=self.card.blind_is_best,
+            resolved=self.resolved(q),
             rounding=rounding(q),
             tensors=tensors,
         )
@@ -371,6 +373,17 @@ class Metric(Configurable):
     def settled(self) -> Metric:
         """Name what the settings leave to the machine, such as a program's version, as results record it."""
         return self
+
+    def players(self, q: Question) -> Groups:
+        """Choose the groups that a metric with such ranks: its own, or pixels of pictures, or else single elements."""
+        return players(q, getattr(self, "groups", None))
+
+    def resolved(self, q: Question) -> dict[str, Json]:
+        """Name what runs where the settings leave it to the field or the examples, as results record it."""
+        found = {"normalize": to_config(q.field.normalize), "site": to_config(q.field.site)}
+        if getattr(self, "groups", self) is None:
+            found["groups"] = to_config(self.players(q))
+        return found
 
     def passes(self, q: Question) -> Passes:
         """Count the rows evaluated per example, without making the map; none unless a metric says otherwise."""

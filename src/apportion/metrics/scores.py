@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -166,6 +167,24 @@ def counts(ids: Sequence[Any], seed: int = 0, replicates: int = REPLICATES) -> F
     return torch.searchsorted(steps, uniform.double()).double()
 
 
+_OF_EXAMPLES = ("step",)
+"""What goes by the sizes of examples, and follows from the rest."""
+
+
+def _all_resolved(parts: Sequence[Json]) -> Json:
+    """Put together what ran for several examples."""
+    found: dict[str, Json] = {}
+    for name, value in ((n, v) for p in parts for n, v in p.items()):
+        if name in _OF_EXAMPLES and name in found:
+            known = found[name] if isinstance(found[name], list) else [found[name]]
+            new = value if isinstance(value, list) else [value]
+            both = list(dict.fromkeys([*known, *new]))
+            found[name] = both if len(both) > 1 else both[0]
+        else:
+            found[name] = value
+    return found
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     """What a metric found of one attribution, example by example.
@@ -189,6 +208,8 @@ class Scores:
         statistic: how the source sums up examples: "mean", "median" or "median curve".
         tensors: tensors that configurations name by digest.
         blind_is_best: whether maps that know nothing of the model are best by definition.
+        resolved: what ran where the metric's settings leave it to the field or the examples: the normalization, the
+            site, groups and step; a list where the step differs with the examples.
         rounding: the share of two scores' size by which they may differ and be equal on paper; nothing ranks or tests
             such a difference.
     """
@@ -211,6 +232,7 @@ class Scores:
     statistic: str = "mean"
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     blind_is_best: bool = False
+    resolved: Json = field(default_factory=dict)
     rounding: float = 0.0
 
     def __len__(self) -> int:
@@ -264,13 +286,26 @@ class Scores:
         return Summary.of(self.values - other.values, self.ids, self.seed)
 
     def comparable(self, other: Any) -> None:
-        """Refuse scores of other examples, or by another metric."""
+        """Refuse scores of other examples, by another metric, or where other settings ran."""
         if not isinstance(other, Scores) or other.ids != self.ids or other.metric != self.metric:
             raise InputError(
                 f"scores of {getattr(other, 'of', kind_of(other))} beside those of {self.of}",
                 "the same metric, settings and examples",
                 "judge both on the same data",
             )
+        self._same_settings(other)
+
+    def _same_settings(self, other: Scores) -> None:
+        held = [{"score": s.score, **s.resolved} for s in (self, other)]
+        for name in held[0]:
+            mine, its = (h.get(name) for h in held)
+            if name in held[1] and mine != its and name not in _OF_EXAMPLES:
+                raise InputError(
+                    f"scores of {other.of} with {name} {json.dumps(its)} beside those of {self.of}, "
+                    f"with {name} {json.dumps(mine)}",
+                    "the same field, and the same settings in what ran",
+                    "judge both with one field",
+                )
 
     def beats(self, control: str) -> bool | None:
         """Tell whether `center` lies beyond a control's on the better side, beyond chance.
@@ -322,7 +357,8 @@ class Scores:
             raise InputError("no scores", "one or more", "judge at least one example")
         first = parts[0]
         for other in parts[1:]:
-            if other.metric != first.metric or other.of != first.of or other.score != first.score:
+            first._same_settings(other)
+            if other.metric != first.metric or other.of != first.of:
                 raise InputError(
                     f"scores of {other.of} by {other.name} beside those of {first.of} by {first.name}",
                     "one metric with one configuration, and one method",
@@ -348,6 +384,7 @@ class Scores:
             },
             controls={k: Scores.join([p.controls[k] for p in parts]) for k in first.controls if k in shared},
             warnings=told_once(p.warnings for p in parts),
+            resolved=_all_resolved([p.resolved for p in parts]),
             rounding=max(p.rounding for p in parts),
             tensors={k: t for p in parts for k, t in p.tensors.items()},
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from apportion.core import tree
 from apportion.core.attribution import Groups
+from apportion.core.config import Json
 from apportion.core.errors import ConfigError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.game import Game
@@ -21,7 +22,7 @@ from apportion.core.question import Question
 from apportion.core.score import Probability, Score
 from apportion.core.tree import Tree
 from apportion.metrics.metric import Metric, Subject, key_of
-from apportion.metrics.ranking import by_player, order, players, ties
+from apportion.metrics.ranking import by_player, order, ties
 from apportion.metrics.scores import Curve
 from apportion.parts.baselines import NetworkZero
 from apportion.parts.masks.fills import Baselines, Fill
@@ -183,10 +184,6 @@ class Removing(Metric):
                 "write groups=ap.groups.Squares(8), or another partition",
             )
 
-    def players(self, q: Question) -> Groups:
-        """Choose the players."""
-        return players(q, self.groups)
-
     def removals(self, q: Question, subject: Subject) -> Removals:
         """Give the points of the curves."""
         return removals(q, subject, self.players(q), self.fill, self.score)
@@ -256,6 +253,9 @@ class Stepwise(Removing):
             return self.step
         rows = [x.shape[-2] for x in tree.leaves(q.x) if x.ndim > 3]
         return max(1, -(-int(sizes(q, self.players(q)).max()) // max(rows))) if rows else 1
+
+    def resolved(self, q: Question) -> dict[str, Json]:
+        return super().resolved(q) | ({"step": self.stride(q)} if self.step is None else {})
 
     def until(self, q: Question) -> Counts:
         """Count up by steps, both ends included; the last step may be shorter, and shorter examples stay at their end.

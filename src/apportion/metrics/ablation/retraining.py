@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.card import Paper
+from apportion.core.config import Json
 from apportion.core.errors import ConfigError, InputError
 from apportion.core.explainer import Explainer
 from apportion.core.progress import tick
@@ -68,6 +69,9 @@ class Retraining(Training):
         name = type(self).__name__
         if not self.fractions or not all(0 < f < 1 for f in self.fractions):
             raise ConfigError(f"{name}(fractions={self.fractions})", "shares between 0 and 1", "write (.1, .5, .9)")
+
+    def resolved(self, q: Question) -> dict[str, Json]:
+        return {k: v for k, v in super().resolved(q).items() if k != "groups"}  # which go by the map
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Explain both sets, change them, train and test."""
