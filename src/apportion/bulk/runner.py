@@ -35,7 +35,7 @@ from apportion.core.external import External, GivenMap, fitted
 from apportion.core.field import Field
 from apportion.core.progress import progress, tick
 from apportion.core.question import Question
-from apportion.core.together import answered, named
+from apportion.core.together import answered, asks, named
 from apportion.metrics.metric import Judges, Metric, Subject, as_asked, in_common
 from apportion.metrics.scores import Scores, told_once
 from apportion.parts.baselines import Baseline
@@ -211,7 +211,7 @@ class Runner:
             if not isinstance(judged, Attribution):
                 with suppress(ApportionError):  # it comes again when the method is asked
                     told[name] = _of_rows(judged, one.rows).passes(q)
-        keys = [set(_asked(self.judged[name], q)) for name in told]
+        keys = [set(asks(j, q)) if isinstance(j := self.judged[name], Explainer) else set() for name in told]
         rows = []
         for (name, p), mine in zip(told.items(), keys, strict=True):
             bound = "" if p.exact and sum(bool(mine & k) for k in keys) < 2 else "at most"  # others may ask the same
@@ -233,14 +233,14 @@ class Runner:
 
     def _of_metric(self, metric: Metric, own: Passes, q: Question) -> tuple[int, int, str]:
         """Count what a metric sends for all methods, and say what bound that is; several metrics may share passes."""
-        asks = metric.card.judges is Judges.EXPLAINER
-        times = 1 if asks else 0  # what serves every map is sent once
+        again = metric.card.judges is Judges.EXPLAINER
+        times = 1 if again else 0  # what serves every map is sent once
         each = Passes(own.forward + max(0, own.at_x - 1) + times * own.once, own.backward + times * own.once_backward)
-        there, back = (0, 0) if asks else (own.once, own.once_backward)
+        there, back = (0, 0) if again else (own.once, own.once_backward)
         exact, anew = own.exact and len(self.metrics) == 1, 0
         for judged in self.judged.values():
             there, back = there + each.forward, back + each.backward
-            if not asks:
+            if not again:
                 continue
             try:
                 p = Subject(judged).explainer.passes(q)
@@ -532,14 +532,6 @@ def _parts(made: Any) -> Iterator[Configurable]:
             if isinstance(part, Configurable) and is_dataclass(part):
                 yield part
                 yield from _parts(part)
-
-
-def _asked(judged: Judged, q: Question) -> list[Hashable]:
-    """List what a method shares with others of a call."""
-    try:
-        return list(judged.asks(q)) if isinstance(judged, Explainer) else []
-    except Exception:  # it comes again when the method is asked
-        return []
 
 
 def _config(judged: Judged, tensors: dict[str, Tensor]) -> Json:

@@ -64,7 +64,7 @@ def answered(root: Question, explainers: Sequence[Explainer]) -> Iterator[Answer
             i: root.fork(common, name if names.count(name) == 1 else f"{name} (method {i + 1})", account)
             for i, name in enumerate(names)
         }
-        asked = [_asks(e, forks[i]) for i, e in enumerate(explainers)]
+        asked = [asks(e, forks[i]) for i, e in enumerate(explainers)]
         for keys in asked:
             common.expect(keys)
         groups = [_group(e) for e in explainers]
@@ -90,7 +90,8 @@ def _answer(explainer: Explainer, q: Question) -> Answer:
         return error
 
 
-def _asks(explainer: Explainer, q: Question) -> list[Hashable]:
+def asks(explainer: Explainer, q: Question) -> list[Hashable]:
+    """List what an explainer shares with others of a call, each once; nothing where it cannot say."""
     try:
         return list(dict.fromkeys(filter(is_key, explainer.asks(q))))
     except Exception:  # it comes again when the method is asked; without its asks it shares nothing
