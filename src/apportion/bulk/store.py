@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -101,7 +102,7 @@ class Store:
         folder: where it is.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Json]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Json]) -> None:
         """Open the folder, or make it.
 
         Args:
