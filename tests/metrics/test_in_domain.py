@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import apportion as ap
 from apportion.core.errors import ApportionError, ConfigError, InputError, ModelError
-from apportion.metrics import InDomain, InDomainSingleDeletion, SingleDeletion, TrainingSet
+from apportion.metrics import FromScratch, InDomain, InDomainSingleDeletion, SingleDeletion, TrainingSet
+from apportion.metrics.randomization.layers import randomize, with_layers
+from apportion.parts.subsets.trainer import Trainer
 
 WEIGHT = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
 
@@ -293,3 +295,41 @@ def test_an_evaluation_trains_once_for_all_batches_and_explainers() -> None:
     one, two = (ap.evaluate(methods, field, HERE, {"m": metric}, batch=n, **options) for n in (12, 5))
     for name in methods:
         torch.testing.assert_close(one.scores[name]["m"].values, two.scores[name]["m"].values)
+
+
+def test_a_last_batch_of_one_is_no_batch_of_its_own() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    train, trainer = TrainingSet(x, (x[:, 0] > 0).to(torch.int32)), Trainer(epochs=1, batch=4)
+    seen = []
+    net[0].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])) if torch.is_grad_enabled() else None)
+    FromScratch(net, trainer)(x, train.y, 0)
+    assert seen == [4, 5]
+    assert InDomain(trainer=trainer)(ap.Field(net), train) is not net
+    assert [Trainer(batch=b)._sizes(n) for b, n in ((4, 1), (1, 3), (4, 5), (4, 6), (4, 8))] == [
+        [1],
+        [1, 1, 1],
+        [5],
+        [4, 2],
+        [4, 4],
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm).*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_stay_learned_are_not_from_scratch(norm: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with pytest.raises(ConfigError, match=r"0\.weight_\w+ of Linear, which its reset_parameters"):
+        FromScratch(net)(TRAIN.x, TRAIN.y, 0)
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    q = ap.Field(net).bind(x)
+    model, layers = with_layers(q)
+    learned = {n: p.detach().clone() for n, p in model.named_parameters()}
+    randomize(model, [p for _, own in layers for p in own], "initialized", 0, learned)
+    assert not any(torch.equal(p, learned[n]) for n, p in model.named_parameters())
+
+
+def test_classes_that_the_model_has_not_are_told_of_the_training_set() -> None:
+    train = TrainingSet(TRAIN.x, TRAIN.y + 5)
+    with pytest.raises(InputError, match="a TrainingSet of classes 5 to"):
+        InDomain()(ap.Field(nn.Linear(4, 2, dtype=torch.float64)), train)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apportion.core.attribution import Groups
 from apportion.core.config import Configurable, digest
-from apportion.core.errors import ApportionError, ConfigError, InputError, kind_of
+from apportion.core.errors import ApportionError, ConfigError, InputError, TargetError, kind_of
 from apportion.core.field import Field
 from apportion.core.game import Game, Weighted
 from apportion.core.question import Question
@@ -49,6 +49,8 @@ class TrainingSet(Configurable):
         for name in ("x", "y"):
             if not isinstance(given := getattr(self, name), Tensor):
                 raise ConfigError(f"{kind_of(given)} as {name} of a TrainingSet", "a tensor", "use torch.as_tensor")
+        if not self.y.is_floating_point() and not self.y.is_complex():
+            object.__setattr__(self, "y", self.y.long())
         if self.y.ndim != 1 or len(self.y) != len(self.x) or not len(self.y) or self.y.is_floating_point():
             raise ConfigError(
                 f"classes {tuple(self.y.shape)} of {self.y.dtype} for {len(self.x)} example(s)",
@@ -173,7 +175,16 @@ class FromScratch(Configurable):
         net = copied(self.network)
         for name, module in net.named_modules():
             if callable(again := getattr(module, "reset_parameters", None)):
+                for p in module.parameters(recurse=False):
+                    p.data.fill_(torch.nan)
                 again()
+                for own, p in module.named_parameters(recurse=False):
+                    if bool(p.isnan().any()):
+                        raise ConfigError(
+                            f"{name}.{own} of {type(module).__name__}, which its reset_parameters() does not draw",
+                            "modules that draw all their parameters anew, as under weight_norm they do not",
+                            "give a function that builds the network: FromScratch(lambda: MyNetwork())",
+                        )
             elif next(module.parameters(recurse=False), None) is not None:
                 raise ConfigError(
                     f"{name or 'the network'}, a {type(module).__name__} with parameters and no reset_parameters()",
@@ -334,7 +345,14 @@ class InDomain(Configurable):
         asked = Field(field.model, normalize=field.normalize, bounds=field.bounds)
         device = next((p.device for p in field.model.parameters()), train.x.device)
         ids = [f"training {i}" for i in range(len(train.x))]
-        q = asked.bind(train.x.to(device), target=train.y.to(device), ids=ids, seed=seed)
+        try:
+            q = asked.bind(train.x.to(device), target=train.y.to(device), ids=ids, seed=seed)
+        except TargetError as error:
+            raise InputError(
+                f"a TrainingSet of classes {int(train.y.min())} to {int(train.y.max())} ({error.given})",
+                "classes that the model has",
+                "give indices of its outputs",
+            ) from error
         game = Game(q, cells(q, self.groups), self.fill)
         if self.count >= 1 and int(game.sizes.min()) < self.count:
             raise InputError(

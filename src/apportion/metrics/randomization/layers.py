@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, Literal
 
@@ -101,7 +100,7 @@ def randomize(model: nn.Module, parameters: list[str], draw: Draw, seed: int, li
         draw: "redrawn" from a normal distribution with the spread of the learned ones, and for vectors their mean,
             which every kind of parameter has, also bare ones and those whose module knows no initialization;
             "shuffled" puts the learned numbers in another order; "initialized" draws as the module's own
-            `reset_parameters` does, and redraws where it has none, or is a normalization.
+            `reset_parameters` does, and redraws what that leaves as it was, where it has none, and normalizations.
         seed: of the numbers; each parameter has its own.
         like: the learned numbers.
     """
@@ -129,11 +128,14 @@ def _initialized(model: nn.Module, parameter: str, seed: int) -> Tensor | None:
     module = model.get_submodule(path)
     if _is_normalization(module) or not callable(getattr(module, "reset_parameters", None)):
         return None
-    fresh: Any = copy.deepcopy(module).cpu()
+    fresh: Any = copied(module).cpu()
+    for p in fresh.parameters(recurse=False):
+        p.fill_(math.nan)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_of(seed, "initialized", path) >> 1)
         fresh.reset_parameters()
-    return dict(fresh.named_parameters(recurse=False))[leaf].detach()
+    drawn = dict(fresh.named_parameters(recurse=False))[leaf].detach()
+    return None if bool(drawn.isnan().any()) else drawn  # as under `weight_norm`, whose own parameters stay
 
 
 @torch.no_grad()

@@ -64,7 +64,8 @@ class Trainer(Configurable):
 
     Attributes:
         epochs: times all of the data is gone through.
-        batch: examples a step, where data are given at once; batches that are given are taken as they are.
+        batch: examples a step, where data are given at once, and one more in the last where one would be left; batches
+            that are given are taken as they are.
         lr: the rate.
         weight_decay: of the parameters, decoupled.
         seed: of the weights to start from, the order, and what a loss draws.
@@ -152,7 +153,7 @@ class Trainer(Configurable):
         given = not isinstance(data, Tensor | dict | tuple)
         optimizer = torch.optim.AdamW(list(weights.values()), lr=self.lr, weight_decay=self.weight_decay)
         generator = torch.Generator().manual_seed(self.seed)
-        done, total = 0, 0 if given else self.epochs * -(-tree.rows(data) // self.batch)
+        done, total = 0, 0 if given else self.epochs * len(self._sizes(tree.rows(data)))
         for epoch in range(self.epochs):
             before = done
             for batch in data if given else self._batches(data, generator):
@@ -179,8 +180,13 @@ class Trainer(Configurable):
 
     def _batches(self, data: Tree, generator: torch.Generator) -> Iterator[Tree]:
         order = torch.randperm(tree.rows(data), generator=generator)
-        for rows in order.split(self.batch):
+        for rows in order.split(self._sizes(len(order))):
             yield tree.index(data, rows.to(tree.leaves(data)[0].device))
+
+    def _sizes(self, count: int) -> list[int]:
+        """Cut data into batches; a single last example goes with those before it, since batch norm needs two."""
+        sizes = [min(self.batch, count - at) for at in range(0, count, self.batch)]
+        return [*sizes[:-2], sizes[-2] + 1] if len(sizes) > 1 and sizes[-1] == 1 < self.batch else sizes
 
 
 def moments(x: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
