@@ -858,3 +858,29 @@ def test_values_on_groups_of_unequal_size_keep_their_sums() -> None:
     assert bool((noise(field, x, shapley).values < 1e-12).all())
     first = ap.metrics.Agreement(k=1, groups=groups)  # 5, 4 and -6: by sums, not by elements times values
     assert bool((first(field, x, shapley, truth=torch.tensor([[0.0] * 6 + [1.0, 1.0]] * 2)).values == 1).all())
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, by: Tensor) -> Tensor:
+        return torch.stack([(x * by).sum(1), x.sum(1)], 1)
+
+
+def test_what_each_example_has_of_its_own_is_not_what_the_next_batch_has() -> None:
+    x, rows = torch.rand(8, 6), torch.rand(4, 6)
+    one, plain = ap.Field(Scaled(), extra={"by": torch.ones(4, 6)}), ap.Field(nn.Linear(6, 3))
+    own = ap.IntegratedGradients(ap.baselines.Given(rows))
+    labels = ap.Occlusion(groups=ap.groups.Labels(torch.randint(0, 3, (4, 6))))
+    wrong: list[tuple[ap.Field, Any, str]] = [
+        (one, ap.Gradient(), "4 row.s. in the field"),
+        (plain, own, "Given of m with a row for each"),
+        (plain, ap.SmoothGrad(own, samples=2), "Given of m with a row for each"),
+        (plain, labels, "Labels of m with a row for each"),
+    ]
+    for field, method, told in wrong:
+        for data in (x, [x[:4], x[4:]]):
+            with pytest.raises(InputError, match=told):
+                ap.evaluate({"m": method}, field, data, ["sparseness"], batch=4, quiet=True)
+        assert len(ap.evaluate({"m": method}, field, x[:4], ["sparseness"], batch=4, quiet=True)) == 4
+    alike = ap.Field(Scaled(), extra={"by": ap.Shared(torch.ones(6))})
+    base = ap.IntegratedGradients(ap.baselines.Given(rows[:1]))
+    assert len(ap.evaluate({"m": base}, alike, x, ["sparseness"], batch=4, quiet=True)) == 8

@@ -38,7 +38,8 @@ from apportion.core.question import Question
 from apportion.core.together import answered, asks, named
 from apportion.metrics.metric import Judges, Metric, Subject, as_asked, in_common
 from apportion.metrics.scores import Scores, told_once
-from apportion.parts.baselines import Baseline
+from apportion.parts.baselines import Baseline, Given
+from apportion.parts.masks.groups import ByExample
 
 _OF_THE_MODEL = (ConfigError, ModelError, NoGradientPathError, RuleError, SiteError)
 """Errors that no other example would be spared."""
@@ -267,6 +268,8 @@ class Runner:
         done = number = seen = 0
         for number, batch in enumerate(data, 1):
             self._check_truth(batch)
+            if number > 1 or (examples is not None and len(batch) < examples):
+                self._check_alike(batch)
             mine = None if store is None else batch.fingerprint()
             have = {} if store is None else {n: store.get(number - 1, n, mine) for n in self.judged}
             kept: dict[str, dict[str, Any]] = {n: h for n, h in have.items() if h is not None}
@@ -397,6 +400,20 @@ class Runner:
                 raise ConfigError(
                     f"no truth for {name}", metric.card.truth, f"give truth=..., or truth={{{name!r}: ...}}"
                 )
+
+    def _check_alike(self, batch: Batch) -> None:
+        """Refuse what is given for each of the examples of one batch, which the next batch would have too."""
+        expected = "in batches what is the same for all examples"
+        do = f"judge all examples at once, by batch= their number (this batch has {len(batch)}); or give "
+        if (rows := self.field.rows_of_extra()) is not None:
+            raise InputError(
+                f"an extra tensor with {rows} row(s) in the field", expected, do + "it as ap.Shared(tensor)"
+            )
+        for name, made in {**self.judged, **self.metrics}.items():
+            for part in _parts(made) if is_dataclass(made) else ():
+                if isinstance(part, Given | ByExample) and part.of_each(batch.x):
+                    given = f"{type(part).__name__} of {name} with a row for each example"
+                    raise InputError(given, expected, do + "one row for all")
 
     def _truth(self, batch: Batch, metric: str) -> Any:
         if not self.metrics[metric].card.truth:

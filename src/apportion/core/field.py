@@ -511,6 +511,18 @@ class Field:
                     f"pass x.to({own}), or Field(..., precision={leaf.dtype})",
                 )
 
+    def rows_of_extra(self) -> int | None:
+        """Count the examples that extra arguments have rows for; None where they are the same for all."""
+        found: list[int] = []
+
+        def count(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim:
+                found.append(len(value))
+            return value
+
+        tree.apply(count, self.extra or {})
+        return found[0] if found else None
+
     def split_extra(self, batch: int) -> tuple[Any, dict[str, Any]]:
         """Give positional and named extra arguments, checked against the number of examples."""
 

@@ -283,6 +283,11 @@ class Given(Baseline):
 
     value: Tree
 
+    def of_each(self, x: Tree) -> bool:
+        """Tell whether there is a baseline for each of these examples, and not one for all."""
+        pairs = zip(tree.leaves(self.value), tree.leaves(x), strict=False)
+        return any(v.ndim == t.ndim and len(v) > 1 for v, t in pairs)
+
     def __call__(self, q: Question) -> Tree:
         def fit(x: Tensor, v: Tensor) -> Tensor:
             if not isinstance(v, Tensor):

@@ -117,10 +117,14 @@ class Cells(Configurable):
         return (down[:, None] * self.across + across)[None, None]
 
 
-class _Given:
+class ByExample:
     """What groups have in common that are given, and may be for each of the user's examples."""
 
     labels: Callable[[Tree], Tree]
+
+    def of_each(self, x: Tree) -> bool:
+        """Tell whether there is a row for each of these examples, and not one for all."""
+        return any(len(t) > 1 for t in tree.leaves(self.labels(x)))
 
     def labels_at(self, rows: Tree, examples: Tree, owner: Tensor) -> Tree:
         """Name the players of points made of examples: those of their owners."""
@@ -128,7 +132,7 @@ class _Given:
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class Labels(_Given, Configurable):
+class Labels(ByExample, Configurable):
     """Players named by the user: integers from 0, -1 for elements of no player.
 
     Attributes:
@@ -209,7 +213,7 @@ def _fitting(given: Tensor, like: Tensor, what: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class RealTokens(_Given, Configurable):
+class RealTokens(ByExample, Configurable):
     """Each token a player with all its features; padding is none.
 
     Attributes:
@@ -232,7 +236,7 @@ class RealTokens(_Given, Configurable):
 
 
 @dataclass(frozen=True, eq=False)
-class Words(_Given, Configurable):
+class Words(ByExample, Configurable):
     """The tokens of one word together.
 
     Attributes:
