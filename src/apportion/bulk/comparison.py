@@ -42,7 +42,7 @@ class Comparison:
         scores: of each method by each metric.
         dominated: for each method that is dominated, by which: in every group as good by each metric and better by one.
         surely: the same where the other is better beyond chance by one metric of every group, and nowhere worse
-            beyond chance.
+            beyond chance. Each pair stands alone at 95 %: with many methods and one group some pair will by luck.
         left_out: metrics of no group, without a better end, or undefined for every method.
     """
 

@@ -70,8 +70,9 @@ def levels(values: Float[Tensor, "*b N"], rounding: float = 0.0) -> Int[Tensor, 
     start = (torch.arange(v.shape[-1], device=v.device) * new).cummax(-1).values
     wide = (v > _reach(v.gather(-1, start), rounding)) & ~new  # a chain of neighbours may go farther than rounding does
     if bool(wide.any()):
-        for row, starts, cut in zip(*(t.reshape(-1, v.shape[-1]) for t in (v, new, wide)), strict=True):
-            _cut(row, starts, cut, rounding)
+        rows, starts, cuts = (t.reshape(-1, v.shape[-1]) for t in (v, new, wide))
+        for at in cuts.any(1).nonzero()[:, 0].tolist():
+            _cut(rows[at], starts[at], cuts[at], rounding)
     return torch.zeros_like(order).scatter_(-1, order, new.long().cumsum(-1) - 1)
 
 
