@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -884,3 +886,39 @@ def test_what_each_example_has_of_its_own_is_not_what_the_next_batch_has() -> No
     alike = ap.Field(Scaled(), extra={"by": ap.Shared(torch.ones(6))})
     base = ap.IntegratedGradients(ap.baselines.Given(rows[:1]))
     assert len(ap.evaluate({"m": base}, alike, x, ["sparseness"], batch=4, quiet=True)) == 8
+
+
+def test_mistakes_in_the_call_are_told_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    field, x = ap.Field(nn.Linear(6, 3)), torch.rand(4, 6)
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (x, {"ids": 3}, "ids=3"),
+        (x, {"ids": "abcd"}, "ids='abcd'"),
+        (x.numpy(), {}, "write torch.from_numpy"),
+        ([(x, torch.zeros(4, 1, dtype=torch.long))], {}, "give batches as (x, y.flatten())"),
+        ([{"x": x, "y": torch.zeros(4, dtype=torch.long)}], {}, "a dict of 'x', 'y', with 'y' among the inputs"),
+    ]
+    for data, more, told in wrong:
+        with pytest.raises((InputError, TypeError), match=re.escape(told)):  # tests also check annotations
+            ap.evaluate(["gradient"], field, data, ["sparseness"], quiet=True, **more)
+    monkeypatch.setitem(sys.modules, "ot", None)
+    masks = torch.ones(2, 8, 8, dtype=torch.bool)
+    pictures = ap.Field(lambda x: x.flatten(1)[:, :3])
+    with pytest.raises(ConfigError, match=r"^POT is not installed"):
+        ap.evaluate(["gradient"], pictures, torch.rand(2, 3, 8, 8), ["earth_mover_similarity"], truth=masks, quiet=True)
+
+
+def test_undefined_controls_are_told_once_and_groups_are_a_mapping() -> None:
+    found = ap.evaluate(
+        ["gradient", "gradient_times_input"],
+        ap.Field(nn.Linear(4, 2)),
+        torch.rand(7, 4),
+        ["sparseness"],
+        controls=[ap.controls.Laplace(), ap.controls.Random()],
+        quiet=True,
+    )
+    (name, metric, _, count), *others = found.failures
+    assert (name, metric, count, others) == ("Laplace", "sparseness", 7, [])
+    assert found.notes()[0].startswith("Laplace by sparseness: undefined for 7 of 7")
+    wrong: Any = "faithfulness"
+    with pytest.raises((ConfigError, TypeError), match=r"faithfulness|as groups"):
+        found.compare(wrong)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from apportion.core.config import Configurable
-from apportion.core.errors import ConfigError
+from apportion.core.errors import ConfigError, kind_of
 from apportion.metrics.scores import Direction, Scores, differences, resampled
 from apportion.metrics.statistics import levels, ranks
 
@@ -127,6 +127,10 @@ def compare(
             if (group := _group(s)) is not None:
                 found.setdefault(group, []).append(name)
         groups = {name: found[name] for name in _ORDER if name in found}
+    if not isinstance(groups, Mapping) or any(isinstance(m, str) for m in groups.values()):
+        raise ConfigError(
+            f"{kind_of(groups)} as groups", "names of metrics by group", "write {'mine': ['a metric', 'another']}"
+        )
     unknown = [m for metrics in groups.values() for m in metrics if m not in there]
     if unknown:
         raise ConfigError(f"metric {unknown[0]!r} in a group", f"one of {list(there)}", "name metrics of .metrics")

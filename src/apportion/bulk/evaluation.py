@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -243,21 +243,23 @@ class Evaluation:
 
     @property
     def failures(self) -> list[tuple[str, str, str, int]]:
-        """What is undefined: method, metric, why, and for how many examples."""
-        return [
-            (method, metric, why, int(where.sum()))
-            for method, held in self.scores.items()
-            for metric, s in held.items()
-            for why, where in s.undefined.items()
-        ]
+        """What is undefined: method or control, metric, why, and for how many examples."""
+        return [(name, metric, why, int(where.sum())) for name, metric, why, where in self._undefined()]
+
+    def _undefined(self) -> Iterator[tuple[str, str, str, Tensor]]:
+        told: set[tuple[str, str]] = set()
+        for name, held in self.scores.items():
+            for metric, s in held.items():
+                for who, scores in ((name, s), *s.controls.items()):
+                    if (who, metric) not in told:
+                        told.add((who, metric))
+                        yield from ((who, metric, why, where) for why, where in scores.undefined.items())
 
     def told_failures(self) -> list[str]:
         """Say what is undefined, a line for each reason."""
         by_reason: dict[str, list[tuple[str, str, Tensor]]] = {}
-        for method, held in self.scores.items():
-            for metric, s in held.items():
-                for why, where in s.undefined.items():
-                    by_reason.setdefault(why, []).append((method, metric, where.cpu()))
+        for name, metric, why, where in self._undefined():
+            by_reason.setdefault(why, []).append((name, metric, where.cpu()))
         lines = []
         for why, places in by_reason.items():
             methods, metrics = list(dict.fromkeys(p[0] for p in places)), list(dict.fromkeys(p[1] for p in places))
@@ -294,7 +296,9 @@ class Evaluation:
         return f"fewer than {LEAST} are too few to tell what beats controls beyond chance"
 
     def _who(self, methods: Sequence[str]) -> str:
-        return "all methods" if len(methods) == len(self.methods) > 1 else ", ".join(methods)
+        if len(self.methods) > 1 and set(self.methods) <= set(methods):
+            methods = ["all methods", *(m for m in methods if m not in self.methods)]
+        return ", ".join(methods)
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         rows = {(r["method"], r["metric"]): r for r in self.summary()}

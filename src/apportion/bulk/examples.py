@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -90,6 +90,8 @@ def examples(
     [2, 2, 1]
     """
     start, seen = 0, set()
+    if ids is not None and (isinstance(ids, str | bytes) or not isinstance(ids, Iterable)):
+        raise InputError(f"ids={ids!r}", "a list of one id an example", "or leave ids out")
     whole = {"target": target, "truth": truth, "ids": ids}
     for held in batches(data, "ap.evaluate(methods, field, x, metrics, target=labels)"):
         own = _parted(held)
@@ -102,7 +104,9 @@ def examples(
             raise InputError(
                 f"{kind_of(bad[0]) if bad else 'nothing'} as examples of a batch",
                 "tensors with the examples on the first axis",
-                "give batches as x, (x, labels) or {'x': x, 'target': labels, ...}",
+                "write torch.from_numpy(x)"
+                if bad and isinstance(bad[0], np.ndarray)
+                else "give batches as x, (x, labels) or {'x': x, 'target': labels, ...}",
             )
         count = len(flat[0])
         span = slice(start, start + count)
@@ -148,7 +152,9 @@ def _parted(held: Any) -> dict[str, Any]:
     nothing: dict[str, Any] = dict.fromkeys(_NAMES)
     if isinstance(held, Mapping) and "x" in held and set(held) <= set(_NAMES):
         return nothing | dict(held)
-    if isinstance(held, Mapping) and (told := sorted(_LABELS & {k for k in held if isinstance(k, str)})):
+    named = {k for k, v in held.items() if isinstance(k, str)} if isinstance(held, Mapping) else set()
+    labels = {k for k in named if k in _LABELS or (k == "y" and as_integers(held[k]) is not None)}
+    if told := sorted(labels):
         raise InputError(
             f"a dict of {', '.join(map(repr, held))}, with {told[0]!r} among the inputs",
             "x, and beside it target, truth or ids",
@@ -160,6 +166,12 @@ def _parted(held: Any) -> dict[str, Any]:
             return nothing | dict(zip(_NAMES, (held[0], labels, *held[2:]), strict=False))
         second = held[1]
         one_each = isinstance(second, Tensor) and second.ndim and second.numel() == len(second) == len(held[0])
+        if one_each and labels is None and as_integers(second.flatten()) is not None:
+            raise InputError(
+                f"{second.dtype} of shape {tuple(second.shape)} beside x",
+                f"labels of shape ({len(second)},)",
+                "give batches as (x, y.flatten())",
+            )
         if one_each and second.is_floating_point() and held[0].ndim > 1:
             raise InputError(
                 f"{second.dtype} of shape {tuple(second.shape)} beside x",

@@ -426,7 +426,7 @@ class Runner:
             if metric.card.truth:
                 try:
                     metric.check_truth(q, self._truth(batch, name))
-                except ApportionError as error:
+                except InputError as error:
                     raise error.about(f"truth of {name}") from error
         of_maps = all(m.card.judges is Judges.MAP for m in self.metrics.values())
         for name, one in judged.items():

@@ -45,7 +45,8 @@ class Region:
     def of_mask(cls, mask: Any, *, scale: tuple[float, float] = (1.0, 1.0), difficult: bool = False) -> Region:
         """Take a mask [H, W] or [1, H, W]."""
         if not isinstance(mask, Tensor | np.ndarray | list):
-            raise InputError(f"{kind_of(mask)} as mask", "an array [H, W]", "give 1 where the object is")
+            do = "give 1 where the object is, or ap.metrics.Region for boxes and polygons"
+            raise InputError(f"{kind_of(mask)} as mask", "an array [H, W]", do)
         m = torch.as_tensor(mask)
         m = m[0] if m.ndim == 3 and len(m) == 1 else m
         if m.ndim != 2 or not (m.dtype == torch.bool or bool(((m == 0) | (m == 1)).all())):
