@@ -877,12 +877,16 @@ def test_what_each_example_has_of_its_own_is_not_what_the_next_batch_has() -> No
         (plain, own, "Given of m with a row for each"),
         (plain, ap.SmoothGrad(own, samples=2), "Given of m with a row for each"),
         (plain, labels, "Labels of m with a row for each"),
+        (plain, replace(labels, groups=ap.groups.Labels(torch.zeros(8, 6).long())), "Labels of m with a row for each"),
     ]
     for field, method, told in wrong:
         for data in (x, [x[:4], x[4:]]):
             with pytest.raises(InputError, match=told):
                 ap.evaluate({"m": method}, field, data, ["sparseness"], batch=4, quiet=True)
+    for field, method, _ in wrong[:4]:
         assert len(ap.evaluate({"m": method}, field, x[:4], ["sparseness"], batch=4, quiet=True)) == 4
+    other = ap.Occlusion(groups=ap.groups.Labels(torch.zeros(1, 5).long()))  # which fits no example here
+    assert ap.evaluate({"m": other}, plain, x, ["sparseness"], batch=4, quiet=True).failures
     alike = ap.Field(Scaled(), extra={"by": ap.Shared(torch.ones(6))})
     base = ap.IntegratedGradients(ap.baselines.Given(rows[:1]))
     assert len(ap.evaluate({"m": base}, alike, x, ["sparseness"], batch=4, quiet=True)) == 8

@@ -435,7 +435,7 @@ def test_baselines_made_of_the_input_move_with_it() -> None:
     near = ap.baselines.NearestAdversarial((1.0, 4.0), steps=6)
     blur = ap.IntegratedGradients(ap.baselines.Blurred(1.0), ap.quadrature.Gauss(4))
     field, target = ap.Field(NET), [0, 2]
-    for method in (ap.BoundarySaliency(near), blur):
+    for method in (ap.BoundarySaliency(near), blur, ap.SmoothGrad(blur, samples=2, noise=Moved())):
         found = ap.metrics.AverageSensitivity(Moved(), 2, relative=False)(field, PICTURES, method, target=target)
         own = method(field, PICTURES, target=target).values
         want = [(method(field, PICTURES + s, target=target).values - own).flatten(1).norm(dim=1) for s in (0.1, 0.2)]

@@ -384,3 +384,14 @@ def test_models_that_keep_what_a_pass_computed_are_copied() -> None:
     found = ap.metrics.ParameterRandomization(stages=1)(ap.Field(net), x, ap.Gradient())
     assert bool((found.values < 0.99).all())
     assert bool(ap.metrics.EffectiveRandomization()(ap.Field(net), x, ap.Gradient()).values.isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_initialization_that_another_parameter_overwrites_is_redrawn() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3)).eval()
+    model, layers = with_layers(ap.Field(net).bind(torch.rand(2, 6)))
+    learned = {n: p.detach().clone() for n, p in model.named_parameters()}
+    randomize(model, [p for _, own in layers for p in own], "initialized", 0, learned)
+    assert all(bool(p.isfinite().all()) and not torch.equal(p, learned[n]) for n, p in model.named_parameters())

@@ -124,7 +124,11 @@ class ByExample:
 
     def of_each(self, x: Tree) -> bool:
         """Tell whether there is a row for each of these examples, and not one for all."""
-        return any(len(t) > 1 for t in tree.leaves(self.labels(x)))
+        return any(len(t) > 1 for t in self._rows(x))
+
+    def _rows(self, x: Tree) -> list[Tensor]:
+        """List what has an axis for examples."""
+        raise NotImplementedError
 
     def labels_at(self, rows: Tree, examples: Tree, owner: Tensor) -> Tree:
         """Name the players of points made of examples: those of their owners."""
@@ -144,6 +148,10 @@ class Labels(ByExample, Configurable):
     """
 
     value: Tree
+
+    def _rows(self, x: Tree) -> list[Tensor]:
+        pairs = zip(tree.leaves(self.value), tree.leaves(x), strict=False)
+        return [v for v, t in pairs if isinstance(v, Tensor) and v.ndim == t.ndim]
 
     def labels(self, like: Tree) -> Tree:
         """Check and align the labels."""
@@ -225,6 +233,9 @@ class RealTokens(ByExample, Configurable):
 
     mask: Bool[Tensor, "B T"] | None = None
 
+    def _rows(self, x: Tree) -> list[Tensor]:
+        return [] if self.mask is None else [self.mask]
+
     def labels(self, like: Tree) -> Tree:
         """Number the real tokens of each example."""
         x = _positions(like, "tokens")
@@ -264,6 +275,9 @@ class Words(ByExample, Configurable):
         if not rows or len({len(row) for row in rows}) > 1:
             raise InputError(f"numbers of words of {[len(row) for row in rows][:8]} tokens", "rows of one length", do)
         return cls(torch.tensor(rows))
+
+    def _rows(self, x: Tree) -> list[Tensor]:
+        return [self.word]
 
     def labels(self, like: Tree) -> Tree:
         """Number the words of each example, in order of their numbers."""
