@@ -490,7 +490,7 @@ def test_groups_given_for_each_example_are_those_of_its_copies() -> None:
 
 
 @dataclass(frozen=True)
-class Moved(ap.noise.NoiseModel):
+class Moved(ap.noise.Gaussian):
     """Adds .1 to the first copy, .2 to the second."""
 
     def __call__(self, q: Any, owner: Tensor, draw: Tensor, purpose: str = "noise") -> Tensor:
