@@ -156,7 +156,7 @@ def _subset(r: Room) -> dict[str, Explainer]:
         "MeaningfulPerturbation": ap.MeaningfulPerturbation(
             steps=n, cell=max(2, side // 28), sigma=max(1.0, side / 45), jitter=max(1, side // 56)
         ),
-        "InformationBottleneck": ap.InformationBottleneck(),
+        "InformationBottleneck": ap.Resized(ap.InformationBottleneck()),
     }
 
 

@@ -136,3 +136,8 @@ def test_what_the_page_says_of_stars_holds_in_the_record() -> None:
     assert stars("pictures", "mass on the object") == kept | rules
     assert stars("pictures", "infidelity, scaled") == {"Occlusion"}
     assert not stars("pictures", "points at the object") | stars("pictures", "box")
+    asked = {r["method"] for r in RECORD["pictures_again"]["rows"] if not r["control"] and r["n"]}
+    for metric in ("random parameters", "of magnitudes"):
+        assert stars("pictures_again", metric) == asked
+    assert asked - stars("pictures_again", "other class") == {"EigenCAM"}
+    assert not stars("pictures_again", "moved input")
