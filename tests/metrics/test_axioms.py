@@ -57,7 +57,28 @@ def test_completeness_is_a_relative_gap() -> None:
     warned = Completeness()(field, X, ap.Gradient())
     assert any("salience" in w for w in warned.warnings)
     own = Completeness(ap.baselines.Given(X))(field, X, torch.zeros(3, 6))
-    assert own.undefined["the score does not change"].all()
+    assert own.undefined["the score changes by no more than rounding"].all()
+
+
+@pytest.mark.parametrize("metric", [Completeness(), ap.metrics.LocalAccuracy(), ap.metrics.Infidelity()])
+def test_no_wrong_map_is_exact_by_rounding(metric: ap.metrics.Metric) -> None:
+    """Not zeros where the score hardly changes, nor what is wrong by 1e-4 or sums to 0 from large values."""
+    x, infidelity = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), type(metric).__name__ == "Infidelity"
+    coarse, zeros = ap.Field(lambda x: 1e6 + x.sum(1)), torch.zeros(4, 6)  # changes of 3, to a sixteenth
+    found = metric(coarse, x, zeros)
+    assert torch.equal(found.values, found.parts["of zeros"]) if infidelity else found.values.tolist() == [1] * 4
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Linear(6, 2)
+    net.bias.data = torch.tensor([12.0, 0.0])
+    flat = metric(ap.Field(net, ap.Probability()), x, zeros, target=0)
+    small = flat.undefined.get("the score changes by no more than rounding", torch.zeros(4, dtype=torch.bool))
+    assert bool(small.any()) is not infidelity
+    assert bool((flat.values[~small] > 0).all())
+    plain = ap.Field(lambda x: x.sum(1))
+    assert metric(plain, x, x).values.tolist() == [0] * 4
+    assert bool((metric(plain, x, x * (1 + 1e-4)).values > 0).all())
+    assert bool((metric(plain, x, 1e8 * torch.tensor([1.0, -1, 1, -1, 1, -1]).expand(4, 6)).values > 0.5).all())
 
 
 def test_sensitivity_finds_the_saturated_unit() -> None:

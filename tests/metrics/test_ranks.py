@@ -321,6 +321,24 @@ def test_every_place_sums_up_as_the_source_does() -> None:
         assert all(math.isnan(v) for v in (failed.center()[0], failed.difference(one)[0], failed.replicates()[1]))
 
 
+def test_infinite_scores_are_infinite_in_sums_and_nothing_else() -> None:
+    inf = math.inf
+    a, b = scores("a", [0.1, inf, 0.3, 0.2, 0.4, 0.1]), scores("b", [0.2, 0.1, 0.9, 0.3, 0.1, 0.2])
+    for s, sign in ((a, 1), (replace(a, values=-a.values), -1)):
+        low, high = (-inf, sorted(s.values.tolist())[-1]) if sign < 0 else (0.1, inf)
+        assert s.center()[0] == s.summary().mean == sign * inf
+        for told in (s.center()[1:], s.summary().interval):
+            assert told[sign > 0] == sign * inf
+            assert low <= told[0] <= told[1] <= high
+    assert b.difference(a)[:2] == (-inf, -inf)
+    assert -0.2 < b.difference(a)[2] < 0.5  # of replicates without the infinite one
+    assert math.isnan(a.difference(scores("c", [inf] * 6))[0])
+    assert (a.summary() + b.summary()).mean == inf
+    kept = scores("a", [0.1, inf, 0.3, 0.2, 0.4, 0.1]).replicates(a.values.isfinite())
+    assert float(kept[0]) == pytest.approx(0.22)
+    assert bool(kept[~kept.isnan()].isfinite().all())
+
+
 @pytest.mark.parametrize("name", ["completeness", "local_accuracy", "infidelity"])
 def test_exact_maps_of_a_linear_model_are_not_ranked_by_their_rounding(name: str) -> None:
     """Three sums of the same terms; what is wrong by a hundredth is not taken for rounding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from dataclasses import replace
@@ -197,6 +198,37 @@ def test_what_is_constant_alone_or_missing_is_undefined_and_said() -> None:
     assert tied.isnan().all()
     with pytest.raises(InputError, match="scores of methods"):
         m.inter_rater({})
+
+
+def test_examples_in_common_that_are_too_few_are_said() -> None:
+    """Each method has five of seven scores or more, but all three have only two in common."""
+    table = torch.rand(9, 3, generator=torch.Generator().manual_seed(0))
+    table[2:4, 0], table[4:6, 1], table[6:7, 2] = NAN, NAN, NAN
+    held = {k: {"M": s, "N": s} for k, s in of(table[:7]).items()}
+    (said,) = m.Reliability.of(held, "M", {k: {"M": replace(h["M"], seed=1)} for k, h in held.items()}).warnings
+    assert said.startswith("2 example(s) are too few")
+    for part in ("alpha (2)", "inter-method correlation (3)", "consistency with N (5)", "test-retest correlation (5)"):
+        assert part in said
+    table[:7] = torch.rand(7, 3, generator=torch.Generator().manual_seed(1))
+    assert not m.Reliability.of({k: {"M": s} for k, s in of(table).items()}, "M").warnings
+
+
+def test_mistakes_are_named() -> None:
+    held = {k: {"M": s} for k, s in of(torch.rand(6, 2)).items()}
+    more = {"m0": {**held["m0"], "N": scores(torch.rand(6), "N")}, "m1": held["m1"]}
+    for given, again, said in (
+        ((held, "Q"), None, "no scores of m0, m1 by 'Q'; there are some by M"),
+        ((more, "M"), None, "no scores of m1 by 'N'"),
+        ((held, "M"), {"m0": {}, "m1": {}}, "no scores of m0, m1 by 'M'; there are some by nothing"),
+    ):
+        with pytest.raises(InputError, match=said):
+            m.Reliability.of(*given, again)
+    unchecked = inspect.unwrap(m.krippendorff)  # tests check annotations, too
+    for wrong in ([[1, 2], [1, 2]], torch.ones(3)):
+        with pytest.raises(InputError, match="a row for each rater"):
+            unchecked(wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"scores\[method\]\[metric\]"):
+        inspect.unwrap(m.Reliability.of)(m.Reliability, of(torch.rand(6, 2)), "M")
 
 
 def test_an_evaluation_tells_its_reliability() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -58,16 +59,14 @@ class Reliability:
             again: the same with another seed.
 
         Raises:
-            InputError: as of the measures.
+            InputError: as of the measures, and where a method has no scores by one of the metrics.
         """
-        own = {name: held[metric] for name, held in scores.items()}
+        own = _by(scores, metric)
         alpha, between = inter_rater(own), inter_method(own)
-        others = {
-            other: internal_consistency(own, {name: held[other] for name, held in scores.items()})
-            for other in next(iter(scores.values()))
-            if other != metric
-        }
-        twice = None if again is None else test_retest(own, {name: held[metric] for name, held in again.items()})
+        beside = {other: _by(scores, other) for other in next(iter(scores.values())) if other != metric}
+        others = {other: internal_consistency(own, held) for other, held in beside.items()}
+        second = None if again is None else _by(again, metric)
+        twice = None if second is None else test_retest(own, second)
         said = []
         for name, s in own.items():
             known = s.values[~s.values.isnan()].detach().cpu().double()
@@ -75,9 +74,10 @@ class Reliability:
                 said.append(f"{name} has no score, and takes no part")
             elif int(levels(known, s.rounding).amax()) == 0:
                 said.append(f"all scores of {name} are equal: no correlation is defined")
-        most = max(int((~s.values.isnan()).sum()) for s in own.values())
-        if most < LEAST:
-            said.append(f"{most} example(s) are too few to tell reliability from chance")
+        few = {what: n for what, n in _examples(own, beside, second).items() if n < LEAST}
+        if few:
+            each = ", ".join(f"{what} ({n})" for what, n in few.items())
+            said.append(f"{min(few.values())} example(s) are too few to tell reliability from chance: {each}")
         if len(own) < 2:
             said.append("one method: agreement on an order needs two")
         rho, spread = twice or (None, None)
@@ -111,9 +111,15 @@ def krippendorff(ratings: Float[Tensor, "R U"]) -> float:
     Returns:
         NaN where all ratings that count are equal, or none do.
 
+    Raises:
+        InputError: anything but a table.
+
     >>> krippendorff(torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
     1.0
     """
+    if not isinstance(ratings, Tensor) or ratings.ndim != 2:
+        given = f"ratings of shape {tuple(ratings.shape)}" if isinstance(ratings, Tensor) else kind_of(ratings)
+        raise InputError(given, "a tensor with a row for each rater, a column for each unit", "use torch.tensor")
     once = torch.ones(len(ratings), 1, dtype=torch.float64)
     return float(_alpha(ratings.detach().cpu().double(), iter([(slice(None), once)]), 1)[0])
 
@@ -209,6 +215,39 @@ def test_retest(
 
 
 test_retest.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  # its name is no test's, for pytest
+
+
+def _by(scores: Any, metric: str) -> dict[str, Scores]:
+    if not isinstance(scores, Mapping) or not scores or not all(isinstance(s, Mapping) for s in scores.values()):
+        raise InputError(kind_of(scores), "scores[method][metric]", "give evaluation.scores")
+    without = [name for name, held in scores.items() if metric not in held]
+    if without:
+        known = ", ".join(dict.fromkeys(name for held in scores.values() for name in held)) or "nothing"
+        raise InputError(
+            f"no scores of {', '.join(without)} by {metric!r}; there are some by {known}",
+            "every method judged by every metric",
+            "judge those too, or leave them out",
+        )
+    return {name: held[metric] for name, held in scores.items()}
+
+
+def _examples(
+    own: Mapping[str, Scores], beside: Mapping[str, Mapping[str, Scores]], again: Mapping[str, Scores] | None
+) -> dict[str, int]:
+    """Count the examples that each measure is of: the fewest of any pair, without methods that have no score."""
+    known = {name: ~s.values.isnan().cpu() for name, s in own.items()}
+    known = {name: k for name, k in known.items() if bool(k.any())}
+    if not known:
+        return {}
+    found = {"inter-rater alpha": int(torch.stack(list(known.values())).all(0).sum())}
+    between = [int((a & b).sum()) for a, b in combinations(known.values(), 2)]
+    if between:
+        found["inter-method correlation"] = min(between)
+    runs = {f"internal consistency with {other}": held for other, held in beside.items()}
+    runs |= {} if again is None else {"test-retest correlation": again}
+    for what, held in runs.items():
+        found[what] = min(int((k & ~held[name].values.isnan().cpu()).sum()) for name, k in known.items())
+    return found
 
 
 def _held(scores: Mapping[str, Scores]) -> list[Scores]:

@@ -95,7 +95,7 @@ class Summary:
         named = [i for i, k in zip(ids, known.tolist(), strict=True) if k]
         sums = torch.zeros(2, 1 + REPLICATES, dtype=torch.float64)
         for part, times in blocks(named, seed):
-            sums += torch.stack([v[part], torch.ones_like(v[part])]) @ times
+            sums += _total(torch.stack([v[part], torch.ones_like(v[part])], 1), times).T
         return cls(sums[0], sums[1], int((~known).sum()), level)
 
     def __add__(self, other: Summary) -> Summary:
@@ -426,19 +426,29 @@ def resampled(asked: Sequence[tuple[Scores, Bool[Tensor, " B"]]]) -> tuple[Float
     return out, column
 
 
+def _total(values: Float[Tensor, "B A"], times: Float[Tensor, "B R"]) -> Float[Tensor, "R A"]:
+    """Sum values that count so many times: an infinite one that does not count adds nothing."""
+    total = times.T @ values.nan_to_num(0, 0, 0)
+    for end in (math.inf, -math.inf):
+        at = values == end
+        if bool(at.any()):
+            total += torch.where(times.T @ at.double() > 0, end, 0.0)
+    return total
+
+
 def _means(asked: Sequence[tuple[Scores, Bool[Tensor, " B"]]], ids: Sequence[Any], seed: int) -> Float[Tensor, "R A"]:
     held = {id(s): s for s, _ in asked}
     masks = {m.numpy().tobytes(): m for _, m in asked}
-    values = torch.stack([s.values.detach().cpu().double().nan_to_num(0) for s in held.values()], 1)
+    values = torch.stack([s.values.detach().cpu().double() for s in held.values()], 1)
     within = torch.stack(list(masks.values()), 1)
     v = torch.tensor([list(held).index(id(s)) for s, _ in asked])
     u = torch.tensor([list(masks).index(m.numpy().tobytes()) for _, m in asked])
     totals = torch.zeros(1 + REPLICATES, len(asked), dtype=torch.float64)
     numbers = torch.zeros(1 + REPLICATES, len(masks), dtype=torch.float64)
     for part, times in blocks(ids, seed):
-        inside = within[part].double()
-        totals += times.T @ (values[part][:, v] * inside[:, u])
-        numbers += times.T @ inside
+        inside = within[part]
+        totals += _total(values[part][:, v].masked_fill(~inside[:, u], 0), times)
+        numbers += times.T @ inside.double()
     return totals / numbers[:, u]
 
 
@@ -464,7 +474,8 @@ def ends(found: Float[Tensor, "R A"], n: Shaped[Tensor, " A"], level: float = 0.
 
 def _at(ordered: Float[Tensor, "A R"], place: Float[Tensor, " A"]) -> Float[Tensor, " A"]:
     below, above = (ordered.gather(1, p.long()[:, None])[:, 0] for p in (place.floor(), place.ceil()))
-    return torch.lerp(below, above, place - place.floor())
+    infinite = below.isinf() | above.isinf()
+    return torch.where(infinite, below + above, torch.lerp(below, above, place - place.floor()))
 
 
 Groups = Sequence[Bool[Tensor, " B"]]
@@ -513,13 +524,14 @@ def differences(
         share = torch.tensor([max(_ROUNDING, a.rounding, b.rounding) for a, b in some], dtype=torch.float64)
         by = one - other
         same = by.abs() <= share * torch.maximum(torch.maximum(one.abs(), other.abs()), size)
-        told.append(ends(by.masked_fill(same, 0.0), n[at], level))
+        told.append(ends(by.masked_fill(same & by.isfinite(), 0.0), n[at], level))
     return torch.cat(told, 1)
 
 
 def _scale(s: Scores) -> float:
     """Give the size of the numbers that a mean is of, which tells how much of it is rounding."""
-    return float(s.values.detach().double().abs().nanmean().nan_to_num(0)) if s.statistic == "mean" else 0.0
+    size = s.values.detach().double().abs()
+    return float(size[size.isfinite()].mean().nan_to_num(0)) if s.statistic == "mean" else 0.0
 
 
 def verdicts(pairs: Sequence[tuple[Scores, Scores]], groups: Groups = ()) -> list[bool | None]:

@@ -36,11 +36,12 @@ from apportion.parts.baselines import Zero
 class Completeness(Metric):
     """|Σφ - (f(x) - mean f(x'))| / |f(x) - mean f(x')|: local accuracy, as a relative gap, on any map.
 
-    0 for an exact attribution: a gap that rounding alone can make, by the size of what is summed, counts as none.
+    0 for an exact attribution: a gap that rounding alone can make, by the size of what is summed, counts as none if it
+    is a thousandth of the change at most.
     `Attribution.gap` says the same of what the method itself claims; this asks it of every method against one baseline.
     `parts["gap"]` is the difference in units of the score.
 
-    Undefined where the score does not change.
+    Undefined where the score changes by no more than rounding.
 
     Attributes:
         baseline: x'; zero as missing input unless given. Of several the mean score counts.
@@ -58,22 +59,32 @@ class Completeness(Metric):
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Sum, and compare."""
         start, phi = q.references(self.baseline).value.mean(1).double(), subject.map(q)
-        change = q.fx.double() - start
-        gap = tree.total(phi).double() - change
-        none = change == 0
-        size = tree.total(tree.apply(torch.abs, phi)).double() + q.fx.double().abs() + start.abs()
-        return Found(
-            torch.where(none, torch.nan, beyond_rounding(q, gap, size).abs() / change.abs()),
-            parts={"gap": gap},
-            undefined={"the score does not change": none},
-        )
+        size = tree.total(tree.apply(torch.abs, phi)).double()
+        return relative_gap(q, tree.total(phi).double(), size, start)
 
     def passes(self, q: Question) -> Passes:
         """Count the baselines and f(x)."""
         return Passes(0, 0, 1, once=q.references(self.baseline).value.shape[1])
 
 
-def beyond_rounding(q: Question, gap: Float[Tensor, " B"], size: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Take gaps between sums of numbers of some size as 0 where rounding can make them: methods are ranked by it."""
-    least = rounding(q) / 8 * size  # errors of terms cancel: 8 units in the last place
-    return gap.masked_fill(gap.abs() <= least, 0.0)
+def relative_gap(
+    q: Question, total: Float[Tensor, " B"], size: Float[Tensor, " B"], start: Float[Tensor, " B"]
+) -> Found:
+    """Hold a sum of values against the score's change from a start, but for what rounding makes of either.
+
+    Args:
+        q: asked of.
+        total: Σφ.
+        size: Σ|φ|, of whose rounding the sum has its share.
+        start: the score to which the values add up what it changes.
+    """
+    change, scores = q.fx.double() - start, q.fx.double().abs() + start.abs()
+    gap, share = total - change, rounding(q) / 8  # errors of terms cancel: 8 units in the last place
+    none = change.abs() <= share * scores
+    least = torch.minimum(share * (scores + size), change.abs() / 1000)  # no map that is further off is exact
+    found = gap.masked_fill(gap.abs() <= least, 0.0).abs() / change.abs()
+    return Found(
+        found.masked_fill(none, torch.nan),
+        parts={"gap": gap},
+        undefined={"the score changes by no more than rounding": none},
+    )

@@ -15,7 +15,7 @@ from apportion.core.errors import ConfigError, InputError, kind_of
 from apportion.core.explainer import Passes
 from apportion.core.game import Fill, Game
 from apportion.core.question import Question
-from apportion.metrics.axioms.completeness import beyond_rounding
+from apportion.metrics.axioms.completeness import relative_gap
 from apportion.metrics.axioms.effects import few, one_baseline
 from apportion.metrics.fidelity.copies import PURPOSE, explained
 from apportion.metrics.metric import Found, Judges, Metric, MetricCard, Subject, as_asked, register
@@ -50,7 +50,7 @@ class LocalAccuracy(Metric):
     `Completeness` is the same against a baseline's score; here absence is the fill's, as `Marginal` draws from data,
     and elements of no player take no part. parts["gap"] is the signed difference.
 
-    Undefined where v(∅) = f(x).
+    Undefined where v(∅) and f(x) differ by no more than rounding.
 
     Attributes:
         fill: absence; baselines of zero unless given.
@@ -72,15 +72,8 @@ class LocalAccuracy(Metric):
         groups = players(q, self.groups)
         game = Game(q, groups, self.fill)
         none = game.value(torch.zeros(1, game.players, dtype=torch.bool))[:, 0].double()
-        change = q.fx.double() - none
         phi = by_player(q, subject.map(q), groups).double()
-        gap, size = phi.sum(1) - change, phi.abs().sum(1) + q.fx.double().abs() + none.abs()
-        flat = change == 0
-        return Found(
-            torch.where(flat, torch.nan, beyond_rounding(q, gap, size).abs() / change.abs()),
-            parts={"gap": gap},
-            undefined={"the score does not change": flat},
-        )
+        return relative_gap(q, phi.sum(1), phi.abs().sum(1), none)
 
     def passes(self, q: Question) -> Passes:
         """Count what the fill draws, and f(x)."""

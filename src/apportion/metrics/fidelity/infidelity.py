@@ -102,7 +102,8 @@ class Infidelity(Metric):
         scale = torch.where(square > 0, (told * found).mean(1) / square, 0)
         plain, scaled = ((s[:, None] * told - found).square().mean(1) for s in (torch.ones_like(scale), scale))
         zeros = found.square().mean(1)
-        least = rounding(q) ** 2 * (square + zeros + tree.wide(fx).square())  # what methods would be ranked by
+        least = (rounding(q) / 8) ** 2 * (square + zeros + tree.wide(fx).square())  # what methods would be ranked by
+        least = torch.minimum(least, zeros / 1e6)  # where falls are little but rounding no map is exact by it
         plain, scaled = (each.masked_fill(each <= least, 0.0) for each in (plain, scaled))
         return Found(
             scaled if self.optimal_scale else plain, parts={"scale": scale, "scaled": scaled, "of zeros": zeros}
