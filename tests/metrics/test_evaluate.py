@@ -926,3 +926,17 @@ def test_undefined_controls_are_told_once_and_groups_are_a_mapping() -> None:
     wrong: Any = "faithfulness"
     with pytest.raises((ConfigError, TypeError), match=r"faithfulness|as groups"):
         found.compare(wrong)
+
+
+def test_bounds_and_what_ran_inside_a_metric_are_in_the_record() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    a, b = (ap.metrics.AOPC()(ap.Field(net, bounds=(low, high)), x, ap.Gradient()) for low, high in ((0, 1), (-5, 5)))
+    with pytest.raises(InputError, match=r"bounds \[-5, 5\]"):
+        a.against(b)
+    both = ap.metrics.InsertionDeletion()(ap.Field(net), x, ap.Gradient()).resolved
+    assert both["deletion groups"]["type"] == both["insertion groups"]["type"] == "Pixels"
+    assert {"insertion step", "deletion step"} <= set(both)
+    train = ap.metrics.TrainingSet(x, torch.tensor([0, 1]))
+    tuned = ap.metrics.InDomainSingleDeletion(train=train)(ap.Field(net), x, ap.Gradient())
+    assert tuned.resolved["groups"]["type"] == "Cells"

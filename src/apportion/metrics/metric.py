@@ -380,7 +380,9 @@ class Metric(Configurable):
 
     def resolved(self, q: Question) -> dict[str, Json]:
         """Name what runs where the settings leave it to the field or the examples, as results record it."""
-        found = {"normalize": to_config(q.field.normalize), "site": to_config(q.field.site)}
+        field = q.field
+        found: dict[str, Json] = {"normalize": to_config(field.normalize), "site": to_config(field.site)}
+        found["bounds"] = to_config(field.bounds)  # within which fills draw
         if getattr(self, "groups", self) is None:
             found["groups"] = to_config(self.players(q))
         return found

@@ -167,7 +167,7 @@ def counts(ids: Sequence[Any], seed: int = 0, replicates: int = REPLICATES) -> F
     return torch.searchsorted(steps, uniform.double()).double()
 
 
-_OF_EXAMPLES = ("step",)
+_OF_EXAMPLES = ("step", "insertion step", "deletion step")
 """What goes by the sizes of examples, and follows from the rest."""
 
 
@@ -209,7 +209,7 @@ class Scores:
         tensors: tensors that configurations name by digest.
         blind_is_best: whether maps that know nothing of the model are best by definition.
         resolved: what ran where the metric's settings leave it to the field or the examples: the normalization, the
-            site, groups and step; a list where the step differs with the examples.
+            site, the bounds, groups and step; a list where the step differs with the examples.
         rounding: the share of two scores' size by which they may differ and be equal on paper; nothing ranks or tests
             such a difference.
     """

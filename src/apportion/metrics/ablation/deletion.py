@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from apportion.core.card import Paper
+from apportion.core.config import Json
 from apportion.core.explainer import Passes
 from apportion.core.question import Question
 from apportion.metrics.ablation.curves import Counts, Removals, Stepwise, area, drawn, new, together
@@ -186,6 +187,13 @@ class InsertionDeletion(Metric):
     def passes(self, q: Question) -> Passes:
         """Add the two up; with one substrate their end points are the same."""
         return together(q, self._both())
+
+    def resolved(self, q: Question) -> dict[str, Json]:
+        """Name what runs in each half."""
+        found = super().resolved(q)
+        for name, half in (("insertion", self.insertion), ("deletion", self.deletion)):
+            found |= {f"{name} {k}": v for k, v in half.resolved(q).items() if k not in found}
+        return found
 
     def _both(self) -> Iterable[Stepwise]:
         return self.insertion, self.deletion

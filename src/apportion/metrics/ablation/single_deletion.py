@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from apportion.core import tree
 from apportion.core.attribution import Groups
 from apportion.core.card import Paper
+from apportion.core.config import Json
 from apportion.core.errors import InputError
 from apportion.core.explainer import Explainer, Passes
 from apportion.core.external import fitted
@@ -199,6 +200,10 @@ class InDomainSingleDeletion(Metric):
     def single(self) -> SingleDeletion:
         """What is measured on each network."""
         return SingleDeletion(self.tuning.groups, self.tuning.fill, self.score, self.correlation)
+
+    def resolved(self, q: Question) -> dict[str, Json]:
+        """Name the cells."""
+        return super().resolved(q) | self.single.resolved(q)
 
     def measure(self, q: Question, subject: Subject, truth: Any) -> Found:
         """Fine-tune, explain, delete."""
