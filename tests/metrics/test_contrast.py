@@ -198,3 +198,7 @@ def test_without_an_object_nothing_is_said() -> None:
     found = InputDependence()(SCENE, P.scene.x, ap.Gradient(), target=P.scene.target, truth=NONE)
     assert bool(found.undefined["no object"].all())
     assert bool(found.values.isnan().all())
+
+
+def test_defaults_are_the_sources() -> None:
+    assert ap.metrics.InputIndependence().tolerance == 0.1

@@ -249,3 +249,31 @@ def test_an_evaluation_tells_its_reliability() -> None:
     assert "test-retest correlation: 1" in repr(found)
     with pytest.raises(InputError, match="metric 'x'"):
         first.reliability("x")
+
+
+def test_examples_of_partly_missing_scores_take_no_part_in_alpha() -> None:
+    table = torch.rand(9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    holed = table.clone()
+    holed[2, 0] = holed[5, 2] = torch.nan
+    kept = [k for k in range(9) if k not in (2, 5)]
+    want = alpha(table[kept].argsort(1).argsort(1).double())
+    assert float(m.inter_rater(of(holed))[0]) == pytest.approx(want)
+    assert float(m.inter_rater(of(table))[0]) != pytest.approx(want)
+
+
+def test_rounding_makes_no_order() -> None:
+    base = torch.full((8, 3), 0.7, dtype=torch.float64)
+    noise = torch.tensor([0.0, 1e-7, 2e-7], dtype=torch.float64)
+    held = {n: replace(s, rounding=1e-6) for n, s in of(base + noise).items()}
+    assert m.inter_rater(held).isnan().all()
+    assert float(m.inter_rater(of(base + noise))[0]) == pytest.approx(1)
+
+
+def test_the_ends_of_a_turned_interval_change_places() -> None:
+    g = torch.Generator().manual_seed(3)
+    one = torch.rand(12, 2, generator=g, dtype=torch.float64)
+    other = one + torch.rand(12, 2, generator=g, dtype=torch.float64)
+    up, down = of(other, metric="N"), of(-other, metric="N", direction=Direction.LOWER)
+    torch.testing.assert_close(m.internal_consistency(of(one), down), m.internal_consistency(of(one), up))
+    number, low, high = m.internal_consistency(of(one), down)
+    assert bool(((low <= number) & (number <= high)).all())
