@@ -934,7 +934,10 @@ def test_bounds_and_what_ran_inside_a_metric_are_in_the_record() -> None:
     a, b = (ap.metrics.AOPC()(ap.Field(net, bounds=(low, high)), x, ap.Gradient()) for low, high in ((0, 1), (-5, 5)))
     with pytest.raises(InputError, match=r"bounds \[-5, 5\]"):
         a.against(b)
-    both = ap.metrics.InsertionDeletion()(ap.Field(net), x, ap.Gradient()).resolved
+    own = ap.metrics.InsertionDeletion()(ap.Field(net), x, ap.Gradient())
+    both = own.resolved
+    coarser = replace(own, resolved=both | {"insertion step": 98, "deletion step": 99})
+    assert [Scores.join([own, coarser]).resolved[f"{k} step"][1] for k in ("insertion", "deletion")] == [98, 99]
     assert both["deletion groups"]["type"] == both["insertion groups"]["type"] == "Pixels"
     assert {"insertion step", "deletion step"} <= set(both)
     train = ap.metrics.TrainingSet(x, torch.tensor([0, 1]))

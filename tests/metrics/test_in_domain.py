@@ -333,3 +333,8 @@ def test_classes_that_the_model_has_not_are_told_of_the_training_set() -> None:
     train = TrainingSet(TRAIN.x, TRAIN.y + 5)
     with pytest.raises(InputError, match="a TrainingSet of classes 5 to"):
         InDomain()(ap.Field(nn.Linear(4, 2, dtype=torch.float64)), train)
+
+
+def test_defaults_are_the_sources_but_for_what_is_said() -> None:
+    trainer = InDomain().trainer
+    assert (trainer.epochs, trainer.lr, trainer.weight_decay) == (30, 1e-4, 1e-4)

@@ -352,3 +352,10 @@ def test_exact_maps_of_a_linear_model_are_not_ranked_by_their_rounding(name: str
     assert [float(t[0, 1]) for t in (ranks.difference, ranks.low, ranks.high, ranks.p)] == [0, 0, 0, 1]
     assert float(ranks.cles[0, 2]) == 1
     assert bool((found.scores["wrong"][name].values > 0).all())
+
+
+def test_rounding_goes_by_the_size_of_scores_though_their_mean_is_near_zero() -> None:
+    values = torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0, -3.0], dtype=torch.float64)
+    base, near, apart = (replace(scores("a", (values + by).tolist()), rounding=1e-6) for by in (0.0, 1e-7, 1e-3))
+    assert near.difference(base) == (0, 0, 0)
+    assert apart.difference(base)[0] == pytest.approx(1e-3)
